@@ -1,0 +1,171 @@
+//! Addresses, prefixes and what they open.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Address, NEVER, Ticks};
+
+/// Key of map `ADDRESSES_4`: 8 bytes, the cheapest key a kernel hash map has.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AddressKey4 {
+    /// The address, in network order.
+    pub address: [u8; 4],
+    /// The generation that the entry belongs to.
+    pub generation: u32,
+}
+
+/// Key of map `ADDRESSES_6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AddressKey6 {
+    /// The address, in network order.
+    pub address: Address,
+    /// The generation that the entry belongs to.
+    pub generation: u32,
+}
+
+/// How many different sets of ports one address can have open through names at the same time.
+pub const SLOTS: usize = 8;
+
+/// Value of the address maps: the classes that an address has, each with its own expiry.
+///
+/// A slot is written by one atomic operation, so that two processors that learn at once lose nothing. Classes that open
+/// the same ports share a slot, the later expiry counts: [`SLOTS`] bounds *different* port sets, not names.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AddressEntry {
+    /// See [`Slot`].
+    pub slots: [u64; SLOTS],
+}
+
+/// One slot of an [`AddressEntry`], packed into a `u64`: the class below, the expiry above. Zero is a free slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Index into map `CLASSES`; 0 is no class.
+    pub class: u32,
+    /// The first tick at which the slot no longer counts, or [`NEVER`].
+    pub expiry: Ticks,
+}
+
+impl Slot {
+    /// The slot in its packed form.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        (self.expiry as u64) << 32 | self.class as u64
+    }
+
+    /// The slot of a packed form.
+    #[inline(always)]
+    pub const fn unpack(packed: u64) -> Self {
+        Self { class: packed as u32, expiry: (packed >> 32) as u32 }
+    }
+
+    /// Whether the slot counts at `now`.
+    #[inline(always)]
+    pub const fn lives(self, now: Ticks) -> bool {
+        self.class != 0 && (self.expiry == NEVER || self.expiry > now)
+    }
+}
+
+/// Data of the keys of `PREFIXES_4` and `DENIES_4` (longest-prefix tries): 32 bits of generation, then the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PrefixKey4 {
+    /// Significant bits: 32 for the generation and those of the prefix.
+    pub bits: u32,
+    /// The generation that the entry belongs to.
+    pub generation: u32,
+    /// The address, in network order.
+    pub address: [u8; 4],
+}
+
+/// Data of the keys of `PREFIXES_6` and `DENIES_6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PrefixKey6 {
+    /// Significant bits: 32 for the generation and those of the prefix.
+    pub bits: u32,
+    /// The generation that the entry belongs to.
+    pub generation: u32,
+    /// The address, in network order.
+    pub address: Address,
+}
+
+/// Port ranges in one [`ClassChunk`].
+pub const CHUNK_PORTS: usize = 8;
+/// Chunks that one class can chain: 256 port ranges.
+pub const CHUNKS: u32 = 32;
+
+/// Entry of map `CLASSES` (an array): the ports that a set of rules opens.
+///
+/// Index 0 is never used. A class belongs to every generation that writes its index down; indices that the live
+/// generation uses are never rewritten.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ClassChunk {
+    /// Equal for two classes that open the same ports; in the first chunk of a class only.
+    pub ports_id: u32,
+    /// The next chunk of this class, or 0.
+    pub next: u32,
+    /// Ranges in use, at most [`CHUNK_PORTS`].
+    pub count: u32,
+    /// Zero.
+    pub pad: u32,
+    /// The ranges.
+    pub ports: [PortRange; CHUNK_PORTS],
+}
+
+/// Ports that one grant opens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PortRange {
+    /// Index into map `GRANTS`.
+    pub grant: u32,
+    /// The first port.
+    pub from: u16,
+    /// The last port.
+    pub to: u16,
+    /// An IP protocol number, [`PROTO_ICMP`] for ICMP of both families, or [`PROTO_ANY`].
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// TCP's IP protocol number.
+pub const PROTO_TCP: u8 = 6;
+/// UDP's IP protocol number.
+pub const PROTO_UDP: u8 = 17;
+/// ICMP's IP protocol number; in a [`PortRange`] it covers ICMPv6 too.
+pub const PROTO_ICMP: u8 = 1;
+/// ICMPv6's IP protocol number (in packets; a [`PortRange`] says [`PROTO_ICMP`]).
+pub const PROTO_ICMPV6: u8 = 58;
+/// Every protocol, in a [`PortRange`]. No packet carries it: 255 is reserved (IANA protocol numbers).
+pub const PROTO_ANY: u8 = 255;
+
+/// Entry of map `GRANTS` (an array): for which generations a grant stands. A grant is one item of one rule's `to`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct GrantEntry {
+    /// The first generation that has it.
+    pub from: u32,
+    /// The last generation that has it; `u32::MAX` while it stands.
+    pub until: u32,
+}
+
+impl GrantEntry {
+    /// Whether the grant stands in `generation`.
+    #[inline(always)]
+    pub const fn stands(self, generation: u32) -> bool {
+        self.from != 0 && self.from <= generation && generation <= self.until
+    }
+}
+
+/// Value of the per-CPU map `GRANT_HITS`, by grant.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Hits {
+    /// Packets (a GSO packet counts once).
+    pub packets: u64,
+    /// Bytes, from the network header on.
+    pub bytes: u64,
+}

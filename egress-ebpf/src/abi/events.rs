@@ -1,0 +1,122 @@
+//! What the programs tell the daemon, through the ring buffer `EVENTS`.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Address, NAME_KEY, Process, Ticks};
+
+/// `kind` of a [`DropEvent`].
+pub const EVENT_DROP: u32 = 1;
+/// `kind` of a [`LearnedEvent`].
+pub const EVENT_LEARNED: u32 = 2;
+
+/// A packet or a system call was refused, or in audit mode would have been.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DropEvent {
+    /// [`EVENT_DROP`].
+    pub kind: u32,
+    /// A [`crate::reason::Reason`].
+    pub reason: u8,
+    /// One of the `HOOK_*` values.
+    pub hook: u8,
+    /// 1 where it was dropped, 0 where the policy only audits.
+    pub enforced: u8,
+    /// The IP protocol number.
+    pub proto: u8,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time: u64,
+    /// The governed socket's cgroup id, or 0.
+    pub cgroup: u64,
+    /// The socket's network namespace cookie, or 0.
+    pub netns: u64,
+    /// The source.
+    pub source: Address,
+    /// The destination.
+    pub destination: Address,
+    /// The source port; 0 where there is none.
+    pub source_port: u16,
+    /// The destination port; for ICMP its type and code.
+    pub destination_port: u16,
+    /// The interface index, or 0.
+    pub ifindex: u32,
+    /// Bytes, from the network header on.
+    pub len: u32,
+    /// The generation that judged.
+    pub generation: u32,
+    /// The process: of the system call, else the one that made the socket, else all 0.
+    pub process: Process,
+    /// Of a refused DNS query: the name, reversed as it was asked.
+    pub name: [u8; NAME_KEY],
+    /// Bytes of `name` in use.
+    pub name_len: u16,
+    /// For an unknown EtherType its value in the host's order, else 0.
+    pub ethertype: u16,
+    /// Zero.
+    pub pad: [u8; 6],
+}
+
+/// cgroup_skb/egress.
+pub const HOOK_CGROUP_EGRESS: u8 = 1;
+/// cgroup/connect4 and connect6.
+pub const HOOK_CONNECT: u8 = 2;
+/// cgroup/sendmsg4 and sendmsg6.
+pub const HOOK_SENDMSG: u8 = 3;
+/// The uplinks' egress.
+pub const HOOK_UPLINK_EGRESS: u8 = 4;
+/// cgroup_skb/ingress.
+pub const HOOK_CGROUP_INGRESS: u8 = 5;
+/// The uplinks' ingress.
+pub const HOOK_UPLINK_INGRESS: u8 = 6;
+/// The host side of a workload's veth.
+pub const HOOK_WORKLOAD_INGRESS: u8 = 7;
+/// The LSM's socket hooks.
+pub const HOOK_LSM: u8 = 8;
+
+/// Addresses that one [`LearnedEvent`] can hold, and records that the kernel reads of one answer.
+pub const ANSWER_MAX: usize = 64;
+/// CNAME targets that one [`LearnedEvent`] can hold.
+pub const CHAIN_MAX: usize = 8;
+
+/// A trusted resolver answered for an allowed name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LearnedEvent {
+    /// [`EVENT_LEARNED`].
+    pub kind: u32,
+    /// The generation that the classes are of.
+    pub generation: u32,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time: u64,
+    /// The resolver that answered.
+    pub resolver: Address,
+    /// The classes of the name, 0 where unused.
+    pub classes: [u32; super::NAME_CLASSES],
+    /// The name that was asked: reversed, lower case.
+    pub name: [u8; NAME_KEY],
+    /// Bytes of `name` in use.
+    pub name_len: u16,
+    /// The resolver's port.
+    pub resolver_port: u16,
+    /// The response code (RFC 1035, 4.1.1).
+    pub rcode: u8,
+    /// Addresses in use.
+    pub count: u8,
+    /// Answer records that were left out: off the chain, private, malformed or past [`ANSWER_MAX`].
+    pub refused: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// Addresses learned.
+    pub addresses: [LearnedAddress; ANSWER_MAX],
+}
+
+/// An address of a [`LearnedEvent`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LearnedAddress {
+    /// The address.
+    pub address: Address,
+    /// The answer's TTL in seconds, as received: the least of the CNAME chain's and its own.
+    pub ttl: u32,
+    /// When it stops counting.
+    pub expiry: Ticks,
+}

@@ -1,0 +1,69 @@
+//! ICMP for both families: echo, and the packets that errors quote.
+
+use super::{Headers, Packet, parse};
+
+const ECHO_REPLY_4: u8 = 0;
+const ECHO_REQUEST_4: u8 = 8;
+const ECHO_REQUEST_6: u8 = 128;
+const ECHO_REPLY_6: u8 = 129;
+
+/// Whether it is an echo request or reply, whose identifier tells flows apart.
+#[inline(always)]
+pub(super) const fn is_echo(packet: &Packet) -> bool {
+    packet.is_echo_request() || packet.is_echo_reply()
+}
+
+impl Packet {
+    /// Whether it is an ICMP echo request.
+    #[inline(always)]
+    pub const fn is_echo_request(&self) -> bool {
+        self.is_icmp() && self.icmp_type() == if self.version == 4 { ECHO_REQUEST_4 } else { ECHO_REQUEST_6 }
+    }
+
+    /// Whether it is an ICMP echo reply.
+    #[inline(always)]
+    pub const fn is_echo_reply(&self) -> bool {
+        self.is_icmp() && self.icmp_type() == if self.version == 4 { ECHO_REPLY_4 } else { ECHO_REPLY_6 }
+    }
+
+    /// Whether it is an ICMP error, which quotes the packet that it is about: destination unreachable, time exceeded,
+    /// parameter problem, and ICMPv6's packet too big. Redirects are not: they reroute.
+    #[inline(always)]
+    pub const fn is_icmp_error(&self) -> bool {
+        self.is_icmp()
+            && match self.version {
+                4 => matches!(self.icmp_type(), 3 | 11 | 12),
+                _ => matches!(self.icmp_type(), 1..=4),
+            }
+    }
+}
+
+/// The packet that an ICMP error at network offset `offset` quotes: `error` is that error, parsed.
+///
+/// The quoted transport header may be cut after 8 bytes (RFC 792), so that TCP's flags are not read.
+#[inline(always)]
+pub fn quoted<H: Headers + ?Sized>(headers: &H, offset: usize, error: &Packet) -> Option<Packet> {
+    let inner = offset + usize::from(error.transport) + 8;
+    parse(&Quoted(headers), inner).ok()
+}
+
+/// Reads past a quote's end as zeros, so that a TCP header of which only the ports were quoted parses.
+struct Quoted<'a, H: Headers + ?Sized>(&'a H);
+
+impl<H: Headers + ?Sized> Headers for Quoted<'_, H> {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if let Some(bytes) = self.0.read::<N>(offset) {
+            return Some(bytes);
+        }
+        if N != 20 {
+            return None;
+        }
+        let head = self.0.read::<8>(offset)?;
+        let mut bytes = [0; N];
+        bytes[..8].copy_from_slice(&head);
+        // A data offset of five words: the least that a TCP header has.
+        bytes[12] = 5 << 4;
+        Some(bytes)
+    }
+}

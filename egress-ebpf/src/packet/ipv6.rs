@@ -1,0 +1,133 @@
+//! IPv6 (RFC 8200) and its extension headers.
+
+use super::{Fragment, Headers, Packet, transport};
+use crate::{
+    reason::Reason,
+    repeat::{Step, repeat},
+};
+
+/// Extension headers that one packet may have. Real packets have two at most; a longer chain is dropped as malformed.
+const EXTENSIONS_MAX: u32 = 8;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+#[inline(always)]
+pub(super) fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<Packet, Reason> {
+    let header = headers.read::<8>(offset).ok_or(Reason::Malformed)?;
+    let source = headers.read::<16>(offset + 8).ok_or(Reason::Malformed)?;
+    let destination = headers.read::<16>(offset + 24).ok_or(Reason::Malformed)?;
+    let payload = u16::from_be_bytes([header[4], header[5]]);
+    let mut packet = Packet {
+        source,
+        destination,
+        source_port: 0,
+        destination_port: 0,
+        version: 6,
+        proto: header[6],
+        hops: header[7],
+        tcp_flags: 0,
+        fragment: Fragment::Whole,
+        fragment_id: 0,
+        transport: 40,
+        payload: 0,
+        // A payload length of 0 is a jumbogram's or GSO's; no end is known then.
+        end: if payload == 0 { 0 } else { payload.saturating_add(40) },
+    };
+    let mut fragment_offset = 0;
+    if is_extension(packet.proto) {
+        let mut walk = Extensions {
+            headers,
+            base: offset as u64,
+            at: 40,
+            next: packet.proto,
+            fragment: 0,
+            fragment_id: 0,
+            found: Found::Chain,
+        };
+        repeat(EXTENSIONS_MAX, &mut walk);
+        match walk.found {
+            Found::Transport => {}
+            Found::Chain if !is_extension(walk.next) => {}
+            Found::Chain | Found::Bad => return Err(Reason::Malformed),
+            Found::Route => return Err(Reason::SourceRoute),
+        }
+        packet.proto = walk.next;
+        packet.transport = walk.at as u16;
+        packet.fragment_id = walk.fragment_id;
+        if walk.fragment != 0 {
+            fragment_offset = walk.fragment >> 3;
+            packet.fragment = match (fragment_offset, walk.fragment & 1) {
+                // An atomic fragment (RFC 6946) is a whole datagram.
+                (0, 0) => Fragment::Whole,
+                (0, _) => Fragment::First,
+                _ => Fragment::Later,
+            };
+        }
+    }
+    transport::parse(headers, offset, &mut packet, fragment_offset)?;
+    Ok(packet)
+}
+
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
+}
+
+#[derive(Clone, Copy)]
+enum Found {
+    Chain,
+    Transport,
+    Bad,
+    Route,
+}
+
+struct Extensions<'a, H: Headers + ?Sized> {
+    headers: &'a H,
+    base: u64,
+    at: u64,
+    next: u8,
+    fragment: u16,
+    fragment_id: u32,
+    found: Found,
+}
+
+impl<H: Headers + ?Sized> Step for Extensions<'_, H> {
+    #[inline(always)]
+    fn step(&mut self, _index: u32) -> bool {
+        if !is_extension(self.next) {
+            self.found = Found::Transport;
+            return false;
+        }
+        if self.next == ROUTING {
+            self.found = Found::Route;
+            return false;
+        }
+        let Some(header) = self.headers.read::<8>((self.base + self.at) as usize) else {
+            self.found = Found::Bad;
+            return false;
+        };
+        if self.next == FRAGMENT {
+            if self.fragment != 0 || self.fragment_id != 0 {
+                // A fragment inside a fragment: no sender makes it, and reassembly would judge another header.
+                self.found = Found::Bad;
+                return false;
+            }
+            self.fragment = u16::from_be_bytes([header[2], header[3]]) & 0xfff9;
+            self.fragment_id = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
+            self.at += 8;
+            self.next = header[0];
+            if self.fragment >> 3 != 0 {
+                // What follows is the middle of a datagram, not a header.
+                self.found = Found::Transport;
+                return false;
+            }
+            return true;
+        }
+        self.next = header[0];
+        self.at += (u64::from(header[1]) + 1) * 8;
+        true
+    }
+}

@@ -1,0 +1,124 @@
+//! From bytes to a [`Packet`]: what the decision needs to know of a packet's headers.
+//!
+//! The parsers read through [`Headers`], which the programs implement by direct packet access (1 ns, against 35 for two
+//! calls of `bpf_skb_load_bytes`) and the host's tests by a slice.
+
+mod icmp;
+mod ipv4;
+mod ipv6;
+mod link;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+pub use icmp::quoted;
+pub use link::{EtherType, link};
+
+use crate::{
+    abi::{Address, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
+    reason::Reason,
+};
+
+/// Bytes of a packet's headers.
+pub trait Headers {
+    /// `N` bytes at `offset`; `None` where the packet is shorter.
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+}
+
+impl Headers for [u8] {
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.get(offset..offset.checked_add(N)?)?.try_into().ok()
+    }
+}
+
+/// A packet's headers, as far as the decision reads them. Ports and ids are in the host's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// The source, IPv4 as IPv4-mapped.
+    pub source: Address,
+    /// The destination, IPv4 as IPv4-mapped.
+    pub destination: Address,
+    /// TCP's or UDP's source port; of an ICMP echo its identifier; else 0.
+    pub source_port: u16,
+    /// TCP's or UDP's destination port; of ICMP the type in the upper and the code in the lower byte; else 0.
+    pub destination_port: u16,
+    /// 4 or 6.
+    pub version: u8,
+    /// The IP protocol number; of IPv6 the one after the extension headers.
+    pub proto: u8,
+    /// The TTL or hop limit.
+    pub hops: u8,
+    /// TCP's flags (RFC 9293, 3.1), else 0.
+    pub tcp_flags: u8,
+    /// Where in a fragmented datagram it stands.
+    pub fragment: Fragment,
+    /// The identification field of a fragment, in network order.
+    pub fragment_id: u32,
+    /// Where the transport header starts, from the network header on.
+    pub transport: u16,
+    /// Where the transport's payload starts (TCP, UDP), from the network header on; else 0.
+    pub payload: u16,
+    /// Where the packet ends by its own length field, from the network header on; 0 where that is larger than 65,535
+    /// or was left for the hardware to fill in (IPv4 GSO of more than 64 KiB).
+    pub end: u16,
+}
+
+/// A packet's place in a fragmented datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment {
+    /// Not a fragment.
+    Whole,
+    /// The first one: it has the transport header.
+    First,
+    /// A later one: no ports, no flags.
+    Later,
+}
+
+/// TCP's FIN flag.
+pub const TCP_FIN: u8 = 1 << 0;
+/// TCP's SYN flag.
+pub const TCP_SYN: u8 = 1 << 1;
+/// TCP's RST flag.
+pub const TCP_RST: u8 = 1 << 2;
+/// TCP's ACK flag.
+pub const TCP_ACK: u8 = 1 << 4;
+
+impl Packet {
+    /// Whether it opens a TCP connection: SYN without ACK.
+    #[inline(always)]
+    pub const fn opens_tcp(&self) -> bool {
+        self.proto == PROTO_TCP && self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// Whether it is ICMP of its own family.
+    #[inline(always)]
+    pub const fn is_icmp(&self) -> bool {
+        (self.version == 4 && self.proto == PROTO_ICMP) || (self.version == 6 && self.proto == PROTO_ICMPV6)
+    }
+
+    /// ICMP's type; 0 for what is not ICMP.
+    #[inline(always)]
+    pub const fn icmp_type(&self) -> u8 {
+        if self.is_icmp() { (self.destination_port >> 8) as u8 } else { 0 }
+    }
+
+    /// Whether it has ports.
+    #[inline(always)]
+    pub const fn has_ports(&self) -> bool {
+        self.proto == PROTO_TCP || self.proto == PROTO_UDP
+    }
+}
+
+/// Parses the IP packet whose network header is at `offset` of `headers`.
+///
+/// # Errors
+/// [`Reason::Malformed`] and [`Reason::SourceRoute`].
+#[inline(always)]
+pub fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<Packet, Reason> {
+    let [first] = headers.read::<1>(offset).ok_or(Reason::Malformed)?;
+    match first >> 4 {
+        4 => ipv4::parse(headers, offset),
+        6 => ipv6::parse(headers, offset),
+        _ => Err(Reason::Malformed),
+    }
+}

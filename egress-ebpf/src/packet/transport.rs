@@ -1,0 +1,54 @@
+//! TCP (RFC 9293), UDP (RFC 768) and ICMP (RFC 792, RFC 4443): ports, flags, type.
+
+use super::{Fragment, Headers, Packet, icmp};
+use crate::{
+    abi::{PROTO_TCP, PROTO_UDP},
+    reason::Reason,
+};
+
+/// Fills in what the transport header says. `fragment_offset` is in units of 8 bytes.
+#[inline(always)]
+pub(super) fn parse<H: Headers + ?Sized>(
+    headers: &H,
+    offset: usize,
+    packet: &mut Packet,
+    fragment_offset: u16,
+) -> Result<(), Reason> {
+    if matches!(packet.fragment, Fragment::Later) {
+        // RFC 1858: a second fragment at offset 1 overwrites the flags of the TCP header that was judged.
+        if packet.proto == PROTO_TCP && fragment_offset == 1 {
+            return Err(Reason::Malformed);
+        }
+        return Ok(());
+    }
+    let at = offset + usize::from(packet.transport);
+    match packet.proto {
+        PROTO_TCP => {
+            // The whole header must be in a first fragment, or a later one could change what was judged.
+            let header = headers.read::<20>(at).ok_or(Reason::Malformed)?;
+            let length = u16::from(header[12] >> 4) * 4;
+            if length < 20 {
+                return Err(Reason::Malformed);
+            }
+            packet.source_port = u16::from_be_bytes([header[0], header[1]]);
+            packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
+            packet.tcp_flags = header[13];
+            packet.payload = packet.transport.wrapping_add(length);
+        }
+        PROTO_UDP => {
+            let header = headers.read::<8>(at).ok_or(Reason::Malformed)?;
+            packet.source_port = u16::from_be_bytes([header[0], header[1]]);
+            packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
+            packet.payload = packet.transport.wrapping_add(8);
+        }
+        _ if packet.is_icmp() => {
+            let header = headers.read::<8>(at).ok_or(Reason::Malformed)?;
+            packet.destination_port = u16::from_be_bytes([header[0], header[1]]);
+            if icmp::is_echo(packet) {
+                packet.source_port = u16::from_be_bytes([header[4], header[5]]);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
