@@ -42,6 +42,9 @@ impl Config {
     /// There are allow prefixes for IPv6.
     pub const PREFIXES_6: u32 = 1 << 5;
 
+    /// A trusted resolver listens on a port other than 53.
+    pub const RESOLVER_PORTS: u32 = 1 << 6;
+
     /// Whether every bit of `flag` is set.
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
@@ -89,3 +92,5 @@ pub type ResolverTrust = u32;
 pub const LEARN_AT_CGROUP: ResolverTrust = 1 << 0;
 /// Answers are believed where they arrive on an uplink, which no workload on the node can forge.
 pub const LEARN_AT_UPLINK: ResolverTrust = 1 << 1;
+/// The resolver runs on this node (a stub such as 127.0.0.53), so that its answers arrive by loopback.
+pub const LEARN_BY_LOOPBACK: ResolverTrust = 1 << 2;

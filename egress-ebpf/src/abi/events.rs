@@ -49,10 +49,40 @@ pub struct DropEvent {
     pub name: [u8; NAME_KEY],
     /// Bytes of `name` in use.
     pub name_len: u16,
+    /// How many like it there were since the last one that was told, this one included.
+    pub count: u32,
     /// For an unknown EtherType its value in the host's order, else 0.
     pub ethertype: u16,
     /// Zero.
-    pub pad: [u8; 6],
+    pub pad: [u8; 2],
+}
+
+/// Key of map `DROP_FOLDS`: drops that differ in nothing that a person would act on are told as one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DropKey {
+    /// The governed socket's cgroup id, or 0.
+    pub cgroup: u64,
+    /// The destination.
+    pub destination: Address,
+    /// The destination port; for ICMP its type and code.
+    pub destination_port: u16,
+    /// The IP protocol number.
+    pub proto: u8,
+    /// A [`crate::reason::Reason`].
+    pub reason: u8,
+    /// A hash of the refused name, or 0.
+    pub name: u32,
+}
+
+/// Value of map `DROP_FOLDS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DropFold {
+    /// When one was told last.
+    pub told: Ticks,
+    /// How many were not told since.
+    pub untold: u32,
 }
 
 /// cgroup_skb/egress.

@@ -84,6 +84,23 @@ pub const TCP_RST: u8 = 1 << 2;
 pub const TCP_ACK: u8 = 1 << 4;
 
 impl Packet {
+    /// What is known of a packet that does not parse.
+    pub const UNKNOWN: Self = Self {
+        source: [0; 16],
+        destination: [0; 16],
+        source_port: 0,
+        destination_port: 0,
+        version: 0,
+        proto: 0,
+        hops: 0,
+        tcp_flags: 0,
+        fragment: Fragment::Whole,
+        fragment_id: 0,
+        transport: 0,
+        payload: 0,
+        end: 0,
+    };
+
     /// Whether it opens a TCP connection: SYN without ACK.
     #[inline(always)]
     pub const fn opens_tcp(&self) -> bool {

@@ -1,0 +1,137 @@
+//! The decision: one pure function per way out, the same code in the kernel and in the host's tests.
+//!
+//! Nothing here changes anything. What a verdict asks to be remembered, the program that asked for it writes down.
+
+mod builtin;
+mod policy;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod uplink;
+
+pub use builtin::{builtin, ethertype};
+pub use policy::{Destination, opens, policy};
+pub use socket::{Sender, SocketKind, accepted_key, arrives_at_socket, leaves_socket};
+pub use uplink::{arrives_at_uplink, leaves_uplink};
+
+use crate::{
+    abi::{
+        Address, AddressEntry, ClassChunk, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, ORIGIN_IN, PROTO_TCP, PeerKey,
+        ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
+    },
+    packet::{Headers, Packet, quoted},
+    reason::Reason,
+};
+
+/// The tables that a decision reads: the kernel's maps, or a test's.
+pub trait Tables {
+    /// The entry of a learned or written address.
+    fn address(&self, address: &Address, generation: u32) -> Option<&AddressEntry>;
+    /// The class of the longest allowed prefix that covers an address.
+    fn prefix(&self, address: &Address, generation: u32) -> Option<u32>;
+    /// The class of the longest denied prefix that covers an address.
+    fn deny(&self, address: &Address, generation: u32) -> Option<u32>;
+    /// A chunk of a class's ports.
+    fn class(&self, index: u32) -> Option<&ClassChunk>;
+    /// For which generations a grant stands.
+    fn grant(&self, index: u32) -> Option<GrantEntry>;
+    /// Whether a resolver is trusted, and where its answers are believed.
+    fn resolver(&self, key: &ResolverKey) -> Option<ResolverTrust>;
+    /// A flow by addresses and ports.
+    fn flow(&self, key: &FlowKey) -> Option<Flow>;
+    /// A datagram flow by socket and far end.
+    fn peer(&self, key: &PeerKey) -> Option<Flow>;
+    /// When the first fragment of a datagram passed.
+    fn fragment(&self, key: &FragmentKey) -> Option<Ticks>;
+}
+
+/// What was decided, and what is to be remembered of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Why, and by [`Reason::passes`] whether.
+    pub reason: Reason,
+    /// The grant that it passes by, or 0.
+    pub grant: u32,
+    /// The flow's origin to remember (`ORIGIN_*`), or `ORIGIN_NONE` for nothing.
+    pub remember: u32,
+}
+
+impl Verdict {
+    /// A verdict that leaves nothing to remember.
+    #[inline(always)]
+    pub const fn plain(reason: Reason) -> Self {
+        Self { reason, grant: 0, remember: 0 }
+    }
+}
+
+/// How long after its first fragment a datagram's later ones pass: 32 s, over `net.ipv4.ipfrag_time`'s 30.
+pub const FRAGMENT_LIFE: Ticks = 30;
+
+/// Whether a flow's last packet is recent enough to count. A TCP flow does not age: its socket or peer ends it.
+#[inline(always)]
+const fn fresh(flow: &Flow, proto: u8, now: Ticks) -> bool {
+    proto == PROTO_TCP || now.wrapping_sub(flow.seen) <= IDLE
+}
+
+/// The verdict for a later fragment.
+#[inline(never)]
+fn later_fragment<T: Tables>(tables: &T, packet: &Packet, zone: u8, now: Ticks) -> Verdict {
+    let passed = tables.fragment(&fragment_key(packet, zone));
+    let lives = passed.is_some_and(|seen| now.wrapping_sub(seen) <= FRAGMENT_LIFE);
+    Verdict::plain(if lives { Reason::Fragment } else { Reason::OrphanFragment })
+}
+
+/// The key under which a datagram's first fragment is remembered.
+#[inline(always)]
+pub fn fragment_key(packet: &Packet, zone: u8) -> FragmentKey {
+    FragmentKey {
+        source: packet.source,
+        destination: packet.destination,
+        id: packet.fragment_id,
+        proto: packet.proto,
+        zone,
+        pad: 0,
+    }
+}
+
+/// The flow of a packet that leaves.
+#[inline(always)]
+pub fn outward_key(packet: &Packet, zone: u8) -> FlowKey {
+    FlowKey {
+        local: packet.source,
+        remote: packet.destination,
+        local_port: packet.source_port,
+        remote_port: if packet.has_ports() { packet.destination_port } else { 0 },
+        proto: packet.proto,
+        zone,
+        pad: 0,
+    }
+}
+
+/// The flow of a packet that arrives.
+#[inline(always)]
+pub fn inward_key(packet: &Packet, zone: u8) -> FlowKey {
+    let (local_port, remote_port) = if packet.has_ports() {
+        (packet.destination_port, packet.source_port)
+    } else {
+        (packet.source_port, 0)
+    };
+    FlowKey {
+        local: packet.destination,
+        remote: packet.source,
+        local_port,
+        remote_port,
+        proto: packet.proto,
+        zone,
+        pad: 0,
+    }
+}
+
+/// Whether `error`, an ICMP error that leaves, is about a packet that came in on an uplink and goes back to its sender.
+// Not inlined: rare, and a second packet would crowd the stack.
+#[inline(never)]
+fn is_about_arrival<T: Tables, H: Headers + ?Sized>(tables: &T, headers: &H, offset: usize, error: &Packet) -> bool {
+    let Some(quoted) = quoted(headers, offset, error) else { return false };
+    quoted.source == error.destination
+        && tables.flow(&inward_key(&quoted, ZONE_UPLINK)).is_some_and(|flow| flow.origin == ORIGIN_IN)
+}

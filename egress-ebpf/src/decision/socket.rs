@@ -1,0 +1,191 @@
+//! The governed cgroup: packets that have a socket.
+
+use super::{
+    Destination, Tables, Verdict, builtin, fresh, inward_key, is_about_arrival, later_fragment, outward_key, policy,
+};
+use crate::{
+    abi::{
+        BUILTIN_LOOPBACK, Config, Flow, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey, SocketState,
+        Ticks, ZONE_SOCKET, ZONE_UPLINK,
+    },
+    packet::{Fragment, Headers, Packet},
+    reason::Reason,
+};
+
+/// What a socket can be trusted to say of its packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// TCP: the kernel writes its headers, and a segment other than the first SYN belongs to a connection.
+    Stream,
+    /// UDP and the like: the kernel writes its headers.
+    Datagram,
+    /// Raw IP, the kernel's own control sockets among them: headers are as the sender likes.
+    Raw,
+}
+
+/// The socket that a packet leaves by.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender {
+    /// Its kind.
+    pub kind: SocketKind,
+    /// Its cookie.
+    pub cookie: u64,
+    /// Whether the packet leaves by a loopback interface.
+    pub loopback: bool,
+}
+
+/// The verdict for a packet that leaves a governed socket. `state` is what is remembered of the socket.
+#[inline(always)]
+pub fn leaves_socket<T: Tables, H: Headers + ?Sized>(
+    tables: &T,
+    config: &Config,
+    headers: &H,
+    packet: &Packet,
+    sender: &Sender,
+    state: Option<&SocketState>,
+    now: Ticks,
+) -> Verdict {
+    if sender.loopback && config.builtins & BUILTIN_LOOPBACK != 0 {
+        return Verdict::plain(Reason::Loopback);
+    }
+    if let Fragment::Later = packet.fragment {
+        return later_fragment(tables, packet, ZONE_SOCKET, now);
+    }
+    let known = known_flow(tables, packet, sender, state);
+    if let Some(flow) = &known
+        && !packet.opens_tcp()
+        && fresh(flow, packet.proto, now)
+    {
+        if flow.origin == ORIGIN_IN {
+            return Verdict { reason: Reason::Reply, grant: 0, remember: ORIGIN_IN };
+        }
+        if flow.generation == config.generation {
+            return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
+        }
+    }
+    if builtin(config, packet) {
+        return Verdict::plain(Reason::Builtin);
+    }
+    let verdict = policy(tables, config, &Destination::of(packet), now);
+    if verdict.reason.passes() {
+        return verdict;
+    }
+    if let Some(flow) = &known
+        && !packet.opens_tcp()
+        && fresh(flow, packet.proto, now)
+        && !matches!(verdict.reason, Reason::Denied)
+        && tables.grant(flow.grant).is_some_and(|grant| grant.stands(config.generation))
+    {
+        return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
+    }
+    if replies_without_state(tables, headers, packet, sender) {
+        // A raw socket writes its own headers: what one packet answers says nothing of the next.
+        let remember = if matches!(sender.kind, SocketKind::Raw) { ORIGIN_NONE } else { ORIGIN_IN };
+        return Verdict { reason: Reason::Reply, grant: 0, remember };
+    }
+    verdict
+}
+
+/// The flow that a socket's packet belongs to, from the socket's own storage or, for datagram sockets with several far
+/// ends, from the table of peers.
+#[inline(always)]
+fn known_flow<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    sender: &Sender,
+    state: Option<&SocketState>,
+) -> Option<Flow> {
+    if let Some(state) = state
+        && state.flow.origin != ORIGIN_NONE
+        && state.remote_port == packet.destination_port
+        && state.proto == packet.proto
+        && state.remote == packet.destination
+    {
+        return Some(state.flow);
+    }
+    match sender.kind {
+        SocketKind::Datagram if packet.proto == PROTO_UDP => tables.peer(&PeerKey {
+            cookie: sender.cookie,
+            remote: packet.destination,
+            remote_port: packet.destination_port,
+            proto: packet.proto,
+            pad: [0; 5],
+        }),
+        _ => None,
+    }
+}
+
+/// Whether the packet answers what came in, by tables that outlive the socket's own storage.
+// Not inlined: rare, and its keys would crowd the stack.
+#[inline(never)]
+fn replies_without_state<T: Tables, H: Headers + ?Sized>(
+    tables: &T,
+    headers: &H,
+    packet: &Packet,
+    sender: &Sender,
+) -> bool {
+    let arrived = |zone| tables.flow(&outward_key(packet, zone)).is_some_and(|flow| flow.origin == ORIGIN_IN);
+    match sender.kind {
+        // A connection that was accepted: its SYN was seen, or it was there before Egress was.
+        SocketKind::Stream => packet.proto == PROTO_TCP && !packet.opens_tcp() && arrived(ZONE_SOCKET),
+        SocketKind::Datagram => false,
+        // The kernel's own answers (RST, echo replies, errors) leave by raw control sockets. A workload's raw socket
+        // looks the same, so only what an uplink saw come in counts, which no workload can forge.
+        SocketKind::Raw => {
+            if packet.is_icmp_error() {
+                is_about_arrival(tables, headers, 0, packet)
+            } else {
+                ((packet.proto == PROTO_TCP && !packet.opens_tcp()) || packet.is_echo_reply())
+                    && arrived(ZONE_UPLINK)
+            }
+        }
+    }
+}
+
+/// What to remember of a packet that arrives at a governed socket: the origin to write, or [`ORIGIN_NONE`].
+///
+/// What arrives by a loopback interface is never remembered: its answer leaves by loopback too, and whoever may write
+/// raw packets to a loopback can forge any source.
+#[inline(always)]
+pub fn arrives_at_socket<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    cookie: u64,
+    loopback: bool,
+    state: Option<&SocketState>,
+) -> u32 {
+    if loopback || matches!(packet.fragment, Fragment::Later) {
+        return ORIGIN_NONE;
+    }
+    if packet.proto == PROTO_TCP {
+        return if packet.opens_tcp() { ORIGIN_IN } else { ORIGIN_NONE };
+    }
+    if packet.proto != PROTO_UDP {
+        return ORIGIN_NONE;
+    }
+    // The answer to what the socket sent is no new arrival: else a removed rule's flow would turn into a reply.
+    if let Some(state) = state
+        && state.flow.origin == ORIGIN_OUT
+        && state.remote_port == packet.source_port
+        && state.remote == packet.source
+    {
+        return ORIGIN_NONE;
+    }
+    let known = tables.peer(&PeerKey {
+        cookie,
+        remote: packet.source,
+        remote_port: packet.source_port,
+        proto: packet.proto,
+        pad: [0; 5],
+    });
+    match known {
+        Some(flow) if flow.origin == ORIGIN_OUT => ORIGIN_NONE,
+        _ => ORIGIN_IN,
+    }
+}
+
+/// The flow key of a connection whose SYN arrives at a governed socket.
+#[inline(always)]
+pub fn accepted_key(packet: &Packet) -> crate::abi::FlowKey {
+    inward_key(packet, ZONE_SOCKET)
+}

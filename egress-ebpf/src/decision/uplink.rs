@@ -1,0 +1,75 @@
+//! The uplinks: packets without a governed socket. Forwarded ones, AF_PACKET's, tunnels', the kernel's own.
+
+use super::{
+    Destination, Tables, Verdict, builtin, fresh, inward_key, is_about_arrival, later_fragment, outward_key, policy,
+};
+use crate::{
+    abi::{Config, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
+    packet::{Fragment, Headers, Packet},
+    reason::Reason,
+};
+
+/// The verdict for an IP packet that leaves by an uplink. Its network header is at `offset`.
+#[inline(always)]
+pub fn leaves_uplink<T: Tables, H: Headers + ?Sized>(
+    tables: &T,
+    config: &Config,
+    headers: &H,
+    offset: usize,
+    packet: &Packet,
+    now: Ticks,
+) -> Verdict {
+    if let Fragment::Later = packet.fragment {
+        return later_fragment(tables, packet, ZONE_UPLINK, now);
+    }
+    let known = tables.flow(&outward_key(packet, ZONE_UPLINK));
+    if let Some(flow) = &known
+        && !packet.opens_tcp()
+        && fresh(flow, packet.proto, now)
+    {
+        // Of ICMP only replies answer: an echo request in the same flow is the node's own question.
+        if flow.origin == ORIGIN_IN && (packet.has_ports() || packet.is_echo_reply()) {
+            return Verdict { reason: Reason::Reply, grant: 0, remember: ORIGIN_IN };
+        }
+        if flow.origin == ORIGIN_OUT && flow.generation == config.generation {
+            return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
+        }
+    }
+    if builtin(config, packet) {
+        return Verdict::plain(Reason::Builtin);
+    }
+    let verdict = policy(tables, config, &Destination::of(packet), now);
+    if verdict.reason.passes() {
+        return verdict;
+    }
+    if let Some(flow) = &known
+        && flow.origin == ORIGIN_OUT
+        && !packet.opens_tcp()
+        && fresh(flow, packet.proto, now)
+        && !matches!(verdict.reason, Reason::Denied)
+        && tables.grant(flow.grant).is_some_and(|grant| grant.stands(config.generation))
+    {
+        return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
+    }
+    if packet.is_icmp_error() && is_about_arrival(tables, headers, offset, packet) {
+        return Verdict::plain(Reason::Reply);
+    }
+    verdict
+}
+
+/// What to remember of a packet that arrives on an uplink: the origin to write, or [`ORIGIN_NONE`].
+#[inline(always)]
+pub fn arrives_at_uplink<T: Tables>(tables: &T, packet: &Packet) -> u32 {
+    if matches!(packet.fragment, Fragment::Later) {
+        return ORIGIN_NONE;
+    }
+    match packet.proto {
+        PROTO_TCP if packet.opens_tcp() => ORIGIN_IN,
+        PROTO_UDP => match tables.flow(&inward_key(packet, ZONE_UPLINK)) {
+            Some(flow) if flow.origin == ORIGIN_OUT => ORIGIN_NONE,
+            _ => ORIGIN_IN,
+        },
+        _ if packet.is_echo_request() => ORIGIN_IN,
+        _ => ORIGIN_NONE,
+    }
+}

@@ -1,0 +1,83 @@
+//! The maps of the packet path. The loader sizes those whose size depends on the policy.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    macros::btf_map,
+};
+use egress_ebpf::{
+    abi::{
+        AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, DropFold, DropKey, Flow, FlowKey, FragmentKey,
+        GrantEntry, Hits, PeerKey, ResolverKey, ResolverTrust, SocketState, Ticks,
+    },
+    reason::REASONS,
+};
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Data of an IPv4 prefix key: the generation, then the address.
+pub type PrefixData4 = [u8; 8];
+/// Data of an IPv6 prefix key.
+pub type PrefixData6 = [u8; 20];
+
+/// The live generation; 0 is none yet, and everything is dropped.
+#[btf_map]
+pub static LIVE: Array<u32, 1> = Array::new();
+
+#[btf_map]
+pub static CONFIG: Array<Config, 2> = Array::new();
+
+#[btf_map]
+pub static ADDRESSES_4: HashMap<AddressKey4, AddressEntry, 65536, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static ADDRESSES_6: HashMap<AddressKey6, AddressEntry, 65536, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static PREFIXES_4: LpmTrie<PrefixData4, u32, 65536> = LpmTrie::new();
+
+#[btf_map]
+pub static PREFIXES_6: LpmTrie<PrefixData6, u32, 65536> = LpmTrie::new();
+
+#[btf_map]
+pub static DENIES_4: LpmTrie<PrefixData4, u32, 65536> = LpmTrie::new();
+
+#[btf_map]
+pub static DENIES_6: LpmTrie<PrefixData6, u32, 65536> = LpmTrie::new();
+
+#[btf_map]
+pub static CLASSES: Array<ClassChunk, 16384> = Array::new();
+
+#[btf_map]
+pub static GRANTS: Array<GrantEntry, 16384> = Array::new();
+
+#[btf_map]
+pub static GRANT_HITS: PerCpuArray<Hits, 16384> = PerCpuArray::new();
+
+#[btf_map]
+pub static RESOLVERS: HashMap<ResolverKey, ResolverTrust, 256, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static FLOWS: LruHashMap<FlowKey, Flow, 131072> = LruHashMap::new();
+
+#[btf_map]
+pub static PEERS: LruHashMap<PeerKey, Flow, 65536> = LruHashMap::new();
+
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Ticks, 8192> = LruHashMap::new();
+
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<Hits, { REASONS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static DROP_FOLDS: LruHashMap<DropKey, DropFold, 16384> = LruHashMap::new();
+
+/// Events that did not fit the ring buffer, by kind: 0 drops, 1 answers.
+#[btf_map]
+pub static EVENTS_LOST: PerCpuArray<u64, 2> = PerCpuArray::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<[u8; 8], 1048576> = RingBuf::new();

@@ -1,0 +1,12 @@
+//! The attach points: thin shells that read the packet, ask the library, and write down what it says to remember.
+
+mod cgroup_skb;
+mod dns;
+mod maps;
+mod report;
+mod skb;
+mod sock_addr;
+mod sock_create;
+mod sockets;
+mod tables;
+mod uplink;

@@ -1,0 +1,133 @@
+//! Counters and events.
+
+use core::ptr;
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
+};
+use egress_ebpf::{
+    abi::{Config, DropEvent, DropFold, DropKey, EVENT_DROP, Hits, NAME_KEY, Process},
+    decision::Verdict,
+    packet::Packet,
+    reason::Reason,
+};
+
+use super::{maps, tables::now};
+
+/// Where something was refused, and by whom it was sent.
+pub struct Sender {
+    /// One of the `HOOK_*` values.
+    pub hook: u8,
+    /// The interface, or 0.
+    pub ifindex: u32,
+    /// The cgroup's id, or 0.
+    pub cgroup: u64,
+    /// The network namespace's cookie, or 0.
+    pub netns: u64,
+    /// The process, or all 0.
+    pub process: Process,
+}
+
+/// Counts a packet that was decided.
+#[inline(always)]
+pub fn count(verdict: &Verdict, bytes: u32) {
+    add(maps::COUNTERS.get_ptr_mut(verdict.reason as u32), bytes);
+    if verdict.grant != 0 {
+        add(maps::GRANT_HITS.get_ptr_mut(verdict.grant), bytes);
+    }
+}
+
+#[inline(always)]
+fn add(hits: Option<*mut Hits>, bytes: u32) {
+    if let Some(hits) = hits {
+        // SAFETY: a per-CPU entry. A preemption between the read and the write can lose a count, nothing else.
+        unsafe {
+            (*hits).packets += 1;
+            (*hits).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// The process that is running: the one whose system call this is.
+#[inline(always)]
+pub fn current_process() -> Process {
+    Process {
+        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        uid: bpf_get_current_uid_gid() as u32,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+    }
+}
+
+/// Tells the daemon of a refusal: the first one like it at once, then one per tick with how many there were.
+#[inline(never)]
+pub fn refused(config: &Config, packet: &Packet, reason: Reason, sender: &Sender, bytes: u32, name: Option<&Name>) {
+    let key = DropKey {
+        cgroup: sender.cgroup,
+        destination: packet.destination,
+        destination_port: packet.destination_port,
+        proto: packet.proto,
+        reason: reason as u8,
+        name: name.map_or(0, |name| name.hash),
+    };
+    let tick = now();
+    let mut count = 1;
+    if let Some(fold) = maps::DROP_FOLDS.get_ptr_mut(&key) {
+        // SAFETY: an entry of an LRU map is not freed while the program runs; the counts may lose one under a race.
+        unsafe {
+            if (*fold).told == tick {
+                (*fold).untold += 1;
+                return;
+            }
+            count += (*fold).untold;
+            (*fold).told = tick;
+            (*fold).untold = 0;
+        }
+    } else {
+        let _ = maps::DROP_FOLDS.insert(&key, &DropFold { told: tick, untold: 0 }, 0);
+    }
+    let Some(mut entry) = maps::EVENTS.reserve_untyped::<DropEvent>(0) else {
+        if let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(0) {
+            // SAFETY: a per-CPU entry, as in `add`.
+            unsafe { *lost += 1 };
+        }
+        return;
+    };
+    // SAFETY: the reservation is as large as the event, and every byte of it is written: the ring buffer hands out what
+    // it held before, which must not leak to its readers.
+    unsafe {
+        let event = entry.as_mut_ptr();
+        ptr::write_bytes(event, 0, 1);
+        (*event).kind = EVENT_DROP;
+        (*event).reason = reason as u8;
+        (*event).hook = sender.hook;
+        (*event).enforced = u8::from(config.has(Config::ENFORCE));
+        (*event).proto = packet.proto;
+        (*event).time = bpf_ktime_get_ns();
+        (*event).cgroup = sender.cgroup;
+        (*event).netns = sender.netns;
+        (*event).source = packet.source;
+        (*event).destination = packet.destination;
+        (*event).source_port = packet.source_port;
+        (*event).destination_port = packet.destination_port;
+        (*event).ifindex = sender.ifindex;
+        (*event).len = bytes;
+        (*event).generation = config.generation;
+        (*event).process = sender.process;
+        (*event).count = count;
+        if let Some(name) = name {
+            (*event).name = name.bytes;
+            (*event).name_len = name.len;
+        }
+    }
+    entry.submit(0);
+}
+
+/// A refused DNS question.
+pub struct Name {
+    /// The name, reversed.
+    pub bytes: [u8; NAME_KEY],
+    /// Bytes in use.
+    pub len: u16,
+    /// A hash of the name.
+    pub hash: u32,
+}

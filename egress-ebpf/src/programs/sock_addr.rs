@@ -1,0 +1,174 @@
+//! cgroup/connect and cgroup/sendmsg: what is not allowed fails at once with EPERM, where the process is known.
+//!
+//! These hooks only spare a sender the wait: whatever they let pass, cgroup_skb judges. So where they cannot know, they
+//! let pass.
+
+use core::mem;
+
+use aya_ebpf::{
+    bindings::{bpf_sock_addr, bpf_sock_tuple},
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+        bpf_sk_release,
+    },
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use egress_ebpf::{
+    abi::{
+        Address, BUILTIN_LOOPBACK, Config, HOOK_CONNECT, HOOK_SENDMSG, ORIGIN_NONE, PROTO_TCP, PROTO_UDP, PeerKey,
+        mapped,
+    },
+    decision::{Destination, Tables, policy},
+    packet::Packet,
+    reason::Reason,
+};
+
+use super::{
+    report,
+    tables::{Kernel, live, now},
+};
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+
+/// BPF_F_CURRENT_NETNS, as the 64-bit argument that the helper takes.
+const CURRENT_NETNS: u64 = -1_i32 as i64 as u64;
+
+/// connect(2) on an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    enter(ctx.sock_addr, HOOK_CONNECT, 4)
+}
+
+/// connect(2) on an IPv6 socket, IPv4-mapped addresses among its destinations.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    enter(ctx.sock_addr, HOOK_CONNECT, 6)
+}
+
+/// sendmsg(2) with an address on an IPv4 UDP socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    enter(ctx.sock_addr, HOOK_SENDMSG, 4)
+}
+
+/// sendmsg(2) with an address on an IPv6 UDP socket.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    enter(ctx.sock_addr, HOOK_SENDMSG, 6)
+}
+
+#[inline(always)]
+fn enter(ctx: *mut bpf_sock_addr, hook: u8, family: u8) -> i32 {
+    let Some(config) = live() else { return DENY };
+    // SAFETY: the context is valid for the program's life.
+    let (address, port, protocol) = unsafe {
+        let address = if family == 4 {
+            mapped((*ctx).user_ip4.to_ne_bytes())
+        } else {
+            let [a, b, c, d] = [
+                (*ctx).user_ip6[0],
+                (*ctx).user_ip6[1],
+                (*ctx).user_ip6[2],
+                (*ctx).user_ip6[3],
+            ];
+            mem::transmute::<[u32; 4], Address>([a, b, c, d])
+        };
+        (address, u16::from_be((*ctx).user_port as u16), (*ctx).protocol)
+    };
+    let proto = match (hook, protocol) {
+        (HOOK_CONNECT, 6) => PROTO_TCP,
+        (HOOK_SENDMSG, 17) => PROTO_UDP,
+        // A connect of a datagram socket sends nothing (programs ask for their own address that way).
+        _ => return ALLOW,
+    };
+    let destination = Destination { address, port, proto, version: if is_mapped(&address) { 4 } else { 6 } };
+    if stays_here(&address) && config.builtins & BUILTIN_LOOPBACK != 0 {
+        return ALLOW;
+    }
+    let verdict = policy(&Kernel, config, &destination, now());
+    if verdict.reason.passes() || may_pass(ctx, hook, &destination) {
+        return ALLOW;
+    }
+    refuse(ctx, config, hook, &destination, verdict.reason)
+}
+
+/// Loopback and the unspecified address, which means loopback to connect(2).
+#[inline(always)]
+fn stays_here(address: &Address) -> bool {
+    if is_mapped(address) {
+        return address[12] == 127 || address[12..16] == [0; 4];
+    }
+    address[..15] == [0; 15] && address[15] <= 1
+}
+
+#[inline(always)]
+fn is_mapped(address: &Address) -> bool {
+    address[..10] == [0; 10] && address[10] == 0xff && address[11] == 0xff
+}
+
+/// Whether the destination may be this node itself (someone here listens on it), or whoever sent a datagram first.
+#[inline(always)]
+fn may_pass(ctx: *mut bpf_sock_addr, hook: u8, destination: &Destination) -> bool {
+    if hook == HOOK_SENDMSG {
+        let key = PeerKey {
+            // SAFETY: the context is valid, and helper 46 takes it.
+            cookie: unsafe { bpf_get_socket_cookie(ctx.cast()) },
+            remote: destination.address,
+            remote_port: destination.port,
+            proto: destination.proto,
+            pad: [0; 5],
+        };
+        if Kernel.peer(&key).is_some_and(|flow| flow.origin != ORIGIN_NONE) {
+            return true;
+        }
+    }
+    // SAFETY: all-zero is a valid tuple.
+    let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
+    let port = destination.port.to_be();
+    let size = if destination.version == 4 {
+        let [.., a, b, c, d] = destination.address;
+        tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes([a, b, c, d]);
+        tuple.__bindgen_anon_1.ipv4.dport = port;
+        12
+    } else {
+        // SAFETY: 16 bytes are 16 bytes.
+        tuple.__bindgen_anon_1.ipv6.daddr = unsafe { mem::transmute::<Address, [u32; 4]>(destination.address) };
+        tuple.__bindgen_anon_1.ipv6.dport = port;
+        36
+    };
+    // SAFETY: helpers 84 and 85 read `size` bytes of the tuple; what they find is released.
+    unsafe {
+        let found = if hook == HOOK_CONNECT {
+            bpf_sk_lookup_tcp(ctx.cast(), &raw mut tuple, size, CURRENT_NETNS, 0)
+        } else {
+            bpf_sk_lookup_udp(ctx.cast(), &raw mut tuple, size, CURRENT_NETNS, 0)
+        };
+        if found.is_null() {
+            return false;
+        }
+        bpf_sk_release(found.cast());
+    }
+    true
+}
+
+#[inline(never)]
+fn refuse(ctx: *mut bpf_sock_addr, config: &Config, hook: u8, destination: &Destination, reason: Reason) -> i32 {
+    let mut packet = Packet::UNKNOWN;
+    packet.destination = destination.address;
+    packet.destination_port = destination.port;
+    packet.proto = destination.proto;
+    packet.version = destination.version;
+    let sender = report::Sender {
+        hook,
+        ifindex: 0,
+        // SAFETY: helper 80 takes nothing.
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        // SAFETY: the context is valid, and helper 122 takes it.
+        netns: unsafe { bpf_get_netns_cookie(ctx.cast()) },
+        process: report::current_process(),
+    };
+    report::refused(config, &packet, reason, &sender, 0, None);
+    if config.has(Config::ENFORCE) { DENY } else { ALLOW }
+}

@@ -1,0 +1,229 @@
+//! The uplinks: the net below the sockets. Forwarded packets, AF_PACKET's, tunnels', the kernel's own.
+
+use aya_ebpf::{
+    bindings::__sk_buff, helpers::generated::bpf_skb_ancestor_cgroup_id, macros::classifier, programs::TcContext,
+};
+use egress_ebpf::{
+    abi::{
+        Config, Flow, HOOK_UPLINK_EGRESS, LEARN_AT_UPLINK, ORIGIN_IN, ORIGIN_NONE, PROTO_TCP, Process, ResolverKey,
+        ZONE_UPLINK,
+    },
+    decision::{self, Tables, Verdict},
+    packet::{EtherType, Fragment, Headers, Packet, link, parse},
+    reason::Reason,
+};
+
+use super::{
+    dns, maps, report,
+    skb::{Copied, Direct, socket},
+    tables::{Kernel, live, now},
+};
+
+/// TC_ACT_UNSPEC: the next program or filter decides, so that others at the same interface go on working.
+const NEXT: i32 = -1;
+/// TC_ACT_SHOT.
+const SHOT: i32 = 2;
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+/// Egress of an uplink with an Ethernet header.
+#[classifier]
+pub fn uplink_egress(ctx: TcContext) -> i32 {
+    egress(ctx.skb.skb, true)
+}
+
+/// Egress of an uplink without a link header: a TUN or WireGuard interface.
+#[classifier]
+pub fn uplink_egress_l3(ctx: TcContext) -> i32 {
+    egress(ctx.skb.skb, false)
+}
+
+/// Ingress of an uplink with an Ethernet header. It never drops.
+#[classifier]
+pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    ingress(ctx.skb.skb, true)
+}
+
+/// Ingress of an uplink without a link header.
+#[classifier]
+pub fn uplink_ingress_l3(ctx: TcContext) -> i32 {
+    ingress(ctx.skb.skb, false)
+}
+
+#[inline(always)]
+fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
+    let Some(config) = live() else { return SHOT };
+    let headers = Direct(skb);
+    let ethertype = if ethernet { link(&headers) } else { EtherType::Ip(0) };
+    let EtherType::Ip(offset) = ethertype else {
+        return not_ip(skb, config, ethertype);
+    };
+    match parse(&headers, offset) {
+        Ok(packet) => judge(skb, config, &headers, offset, &packet),
+        Err(_) => egress_copied(skb, config, offset as u32),
+    }
+}
+
+#[inline(never)]
+fn egress_copied(skb: *mut __sk_buff, config: &'static Config, offset: u32) -> i32 {
+    let offset = offset as usize;
+    match parse(&Copied(skb), offset) {
+        Ok(packet) => judge(skb, config, &Copied(skb), offset, &packet),
+        Err(reason) => refuse(skb, config, &Packet::UNKNOWN, Verdict::plain(reason), None),
+    }
+}
+
+#[inline(never)]
+fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
+    let verdict = Verdict::plain(decision::ethertype(config, ethertype));
+    if verdict.reason.passes() {
+        // SAFETY: the context is valid.
+        report::count(&verdict, unsafe { (*skb).len });
+        return NEXT;
+    }
+    let mut packet = Packet::UNKNOWN;
+    if let EtherType::Other(number) = ethertype {
+        // Where there is no port the number tells a person what it was.
+        packet.destination_port = number;
+    }
+    refuse(skb, config, &packet, verdict, None)
+}
+
+#[inline(always)]
+fn judge<H: Headers>(
+    skb: *mut __sk_buff,
+    config: &'static Config,
+    headers: &H,
+    offset: usize,
+    packet: &Packet,
+) -> i32 {
+    let now = now();
+    let judged = judged_by_cgroup(skb, config, packet);
+    let learns = trusts(config, &packet.destination, packet.destination_port, packet);
+    let mut verdict = if judged {
+        Verdict::plain(Reason::Judged)
+    } else {
+        decision::leaves_uplink(&Kernel, config, headers, offset, packet, now)
+    };
+    let mut name = None;
+    if matches!(verdict.reason, Reason::Dns) || (judged && learns) {
+        // A query that the cgroup's hook let pass is asked again, to remember it here, where its answer arrives.
+        if let Err(refused) = dns::query(skb, config, packet, offset as u32, 0, learns) {
+            verdict = Verdict::plain(refused.reason);
+            name = refused.name;
+        }
+    }
+    if !verdict.reason.passes() {
+        return refuse(skb, config, packet, verdict, name);
+    }
+    // SAFETY: the context is valid.
+    report::count(&verdict, unsafe { (*skb).len });
+    if let Fragment::First = packet.fragment {
+        let _ = maps::FRAGMENTS.insert(&decision::fragment_key(packet, ZONE_UPLINK), &now, 0);
+    }
+    if verdict.remember != ORIGIN_NONE {
+        remember(packet, &verdict, config.generation, now);
+    }
+    NEXT
+}
+
+#[inline(never)]
+fn remember(packet: &Packet, verdict: &Verdict, generation: u32, now: u32) {
+    let key = decision::outward_key(packet, ZONE_UPLINK);
+    let flow = Flow { seen: now, generation, grant: verdict.grant, origin: verdict.remember };
+    if let Some(known) = maps::FLOWS.get_ptr_mut(&key) {
+        // SAFETY: an entry of a map; concurrent packets of one flow write the same verdict.
+        unsafe {
+            if *known != flow {
+                *known = flow;
+            }
+        }
+    } else {
+        let _ = maps::FLOWS.insert(&key, &flow, 0);
+    }
+}
+
+/// Whether the governed cgroup's hook has let this very packet pass.
+///
+/// A tunnel's outer packet still carries the inner one's socket, so the headers must be the socket's own. Raw and packet
+/// sockets write what they like and are judged here again.
+#[inline(never)]
+fn judged_by_cgroup(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> bool {
+    if config.cgroup_id == 0 || !packet.has_ports() || matches!(packet.fragment, Fragment::Later) {
+        return false;
+    }
+    let Some(sk) = socket(skb) else { return false };
+    // SAFETY: `sk` is a full socket, the context is valid, and helper 83 takes it.
+    unsafe {
+        let family = (*sk).family;
+        let far = u16::from_be((*sk).dst_port);
+        (family == AF_INET || family == AF_INET6)
+            && (*sk).protocol == u32::from(packet.proto)
+            && (*sk).src_port == u32::from(packet.source_port)
+            && (far == 0 || far == packet.destination_port)
+            && bpf_skb_ancestor_cgroup_id(skb, config.cgroup_level as i32) == config.cgroup_id
+    }
+}
+
+/// Whether this far end is a resolver whose answers are believed at the uplinks.
+#[inline(never)]
+fn trusts(config: &Config, address: &egress_ebpf::abi::Address, port: u16, packet: &Packet) -> bool {
+    if !packet.has_ports() || (port != 53 && !config.has(Config::RESOLVER_PORTS)) {
+        return false;
+    }
+    let key = ResolverKey { generation: config.generation, address: *address, port, pad: 0 };
+    Kernel.resolver(&key).is_some_and(|trust| trust & LEARN_AT_UPLINK != 0)
+}
+
+#[inline(never)]
+fn refuse(
+    skb: *mut __sk_buff,
+    config: &Config,
+    packet: &Packet,
+    verdict: Verdict,
+    name: Option<&'static report::Name>,
+) -> i32 {
+    // SAFETY: the context is valid.
+    let (bytes, ifindex) = unsafe { ((*skb).len, (*skb).ifindex) };
+    report::count(&verdict, bytes);
+    let process = Process { pid: 0, uid: 0, comm: [0; 16] };
+    let sender = report::Sender { hook: HOOK_UPLINK_EGRESS, ifindex, cgroup: 0, netns: 0, process };
+    report::refused(config, packet, verdict.reason, &sender, bytes, name);
+    if config.has(Config::ENFORCE) { SHOT } else { NEXT }
+}
+
+#[inline(always)]
+fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
+    if let Some(config) = live() {
+        let headers = Direct(skb);
+        let ethertype = if ethernet { link(&headers) } else { EtherType::Ip(0) };
+        if let EtherType::Ip(offset) = ethertype {
+            match parse(&headers, offset) {
+                Ok(packet) => arrive(skb, config, offset as u32, &packet),
+                Err(_) => ingress_copied(skb, config, offset as u32),
+            }
+        }
+    }
+    NEXT
+}
+
+#[inline(never)]
+fn ingress_copied(skb: *mut __sk_buff, config: &'static Config, offset: u32) {
+    if let Ok(packet) = parse(&Copied(skb), offset as usize) {
+        arrive(skb, config, offset, &packet);
+    }
+}
+
+#[inline(always)]
+fn arrive(skb: *mut __sk_buff, config: &'static Config, offset: u32, packet: &Packet) {
+    if trusts(config, &packet.source, packet.source_port, packet) {
+        dns::answer(skb, config, packet, offset, 0);
+    }
+    if decision::arrives_at_uplink(&Kernel, packet) == ORIGIN_IN {
+        let key = decision::inward_key(packet, ZONE_UPLINK);
+        let seen = if packet.proto == PROTO_TCP { 0 } else { now() };
+        let flow = Flow { seen, generation: config.generation, grant: 0, origin: ORIGIN_IN };
+        let _ = maps::FLOWS.insert(&key, &flow, 0);
+    }
+}
