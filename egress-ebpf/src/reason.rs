@@ -70,6 +70,8 @@ reasons! {
     Bypass = 28, "bypass-socket";
     /// A workload sends with a resolver's address as its source.
     ForgedResolver = 29, "forged-resolver";
+    /// An IP protocol other than TCP, UDP and ICMP, which no rule can open.
+    Protocol = 30, "protocol";
 }
 
 /// Entries of the per-CPU map `COUNTERS`: one per reason number.

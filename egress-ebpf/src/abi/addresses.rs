@@ -22,6 +22,8 @@ pub struct AddressKey6 {
     pub address: Address,
     /// The generation that the entry belongs to.
     pub generation: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// How many different sets of ports one address can have open through names at the same time.
@@ -88,7 +90,7 @@ pub struct PrefixKey6 {
     /// The generation that the entry belongs to.
     pub generation: u32,
     /// The address, in network order.
-    pub address: Address,
+    pub address: [u8; 16],
 }
 
 /// Port ranges in one [`ClassChunk`].
@@ -115,20 +117,45 @@ pub struct ClassChunk {
     pub ports: [PortRange; CHUNK_PORTS],
 }
 
-/// Ports that one grant opens.
+/// Ports that one grant opens, as a range of port keys (see [`port_key`]), so that one comparison decides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PortRange {
-    /// Index into map `GRANTS`.
+    /// Index into map `GRANTS`; 0 where the range is unused.
     pub grant: u32,
-    /// The first port.
-    pub from: u16,
-    /// The last port.
-    pub to: u16,
-    /// An IP protocol number, [`PROTO_ICMP`] for ICMP of both families, or [`PROTO_ANY`].
-    pub proto: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    /// The first port key.
+    pub first: u32,
+    /// How many port keys follow the first.
+    pub span: u32,
+}
+
+impl PortRange {
+    /// The range of `proto` (an IP protocol number, [`PROTO_ICMP`] for both families' ICMP) from port to port, both
+    /// included; of [`PROTO_ANY`] everything.
+    pub const fn new(proto: u8, from: u16, to: u16, grant: u32) -> Self {
+        if proto == PROTO_ANY {
+            return Self { grant, first: 0, span: u32::MAX };
+        }
+        Self { grant, first: (proto as u32) << 16 | from as u32, span: to.saturating_sub(from) as u32 }
+    }
+
+    /// Whether a port key is in the range.
+    #[inline(always)]
+    pub const fn holds(&self, key: u32) -> bool {
+        key.wrapping_sub(self.first) <= self.span
+    }
+}
+
+/// A protocol and port as one number: the IP protocol above, the port in the lower 16 bits (of ICMP type and code; of
+/// other protocols 0). ICMPv6 has ICMP's number, and ICMP in IPv6 or ICMPv6 in IPv4, which nobody sends, has none.
+#[inline(always)]
+pub const fn port_key(version: u8, proto: u8, port: u16) -> u32 {
+    let proto = match (proto, version) {
+        (PROTO_ICMPV6, 6) => PROTO_ICMP,
+        (PROTO_ICMP, 6) | (PROTO_ICMPV6, 4) => PROTO_ANY,
+        _ => proto,
+    };
+    (proto as u32) << 16 | port as u32
 }
 
 /// TCP's IP protocol number.
@@ -146,17 +173,21 @@ pub const PROTO_ANY: u8 = 255;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct GrantEntry {
-    /// The first generation that has it.
+    /// A hash of what the grant is (rule, item, ports), by which the next generation finds it again.
+    pub key: u64,
+    /// The first generation that has it; 0 for a free entry.
     pub from: u32,
     /// The last generation that has it; `u32::MAX` while it stands.
     pub until: u32,
 }
 
 impl GrantEntry {
-    /// Whether the grant stands in `generation`.
+    /// Whether the grant by which a flow was judged in generation `judged` stands in `generation` too.
+    ///
+    /// An entry that was given to another grant since then begins later than the flow's verdict.
     #[inline(always)]
-    pub const fn stands(self, generation: u32) -> bool {
-        self.from != 0 && self.from <= generation && generation <= self.until
+    pub const fn stands(&self, judged: u32, generation: u32) -> bool {
+        self.from != 0 && self.from <= judged && generation <= self.until
     }
 }
 

@@ -75,10 +75,10 @@ pub const BUILTIN_DHCPV6: u32 = 1 << 8;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct ResolverKey {
-    /// The generation that trusts it.
-    pub generation: u32,
     /// The resolver's address.
     pub address: Address,
+    /// The generation that trusts it.
+    pub generation: u32,
     /// The resolver's port.
     pub port: u16,
     /// Zero.

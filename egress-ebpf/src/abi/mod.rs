@@ -6,12 +6,14 @@
 //!
 //! [`VERSION`] is compared with what is pinned: a map of another version is never reused blindly.
 
+mod address;
 mod addresses;
 mod config;
 mod events;
 mod flows;
 mod names;
 
+pub use address::Address;
 pub use addresses::*;
 pub use config::*;
 pub use events::*;
@@ -32,13 +34,3 @@ pub const TICK_SHIFT: u32 = 30;
 
 /// An expiry that never comes: addresses that the policy itself writes down.
 pub const NEVER: Ticks = u32::MAX;
-
-/// An IPv6 address, or an IPv4 address as IPv4-mapped IPv6, in network order.
-pub type Address = [u8; 16];
-
-/// The IPv4-mapped form of an IPv4 address (RFC 4291, 2.5.5.2).
-#[inline(always)]
-pub const fn mapped(address: [u8; 4]) -> Address {
-    let [a, b, c, d] = address;
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-}

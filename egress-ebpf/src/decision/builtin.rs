@@ -54,5 +54,6 @@ pub fn ethertype(config: &Config, ethertype: EtherType) -> Reason {
 /// fe80::/10, or multicast of link scope (ff02::/16): where a DHCPv6 client sends (RFC 8415, 7.1).
 #[inline(always)]
 const fn is_link_scoped(address: &Address) -> bool {
+    let address = address.high.to_ne_bytes();
     (address[0] == 0xfe && address[1] & 0xc0 == 0x80) || (address[0] == 0xff && address[1] == 0x02)
 }

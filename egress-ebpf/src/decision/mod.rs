@@ -16,8 +16,8 @@ pub use uplink::{arrives_at_uplink, leaves_uplink};
 
 use crate::{
     abi::{
-        Address, AddressEntry, ClassChunk, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, ORIGIN_IN, PROTO_TCP, PeerKey,
-        ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
+        Address, AddressEntry, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, ORIGIN_IN, PROTO_TCP,
+        PeerKey, ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
     },
     packet::{Headers, Packet, quoted},
     reason::Reason,
@@ -38,11 +38,32 @@ pub trait Tables {
     /// Whether a resolver is trusted, and where its answers are believed.
     fn resolver(&self, key: &ResolverKey) -> Option<ResolverTrust>;
     /// A flow by addresses and ports.
-    fn flow(&self, key: &FlowKey) -> Option<Flow>;
+    fn flow(&self, key: &FlowKey) -> Option<&Flow>;
     /// A datagram flow by socket and far end.
-    fn peer(&self, key: &PeerKey) -> Option<Flow>;
+    fn peer(&self, key: &PeerKey) -> Option<&Flow>;
     /// When the first fragment of a datagram passed.
     fn fragment(&self, key: &FragmentKey) -> Option<Ticks>;
+
+    // The kernel's tables put a function of their own round each of these, which the verifier looks at once instead of
+    // at every call.
+
+    /// The grant by which `class` opens a port key, or 0.
+    #[inline(always)]
+    fn opens(&self, class: u32, key: u32) -> u32
+    where
+        Self: Sized,
+    {
+        opens(self, class, key)
+    }
+
+    /// See [`policy`].
+    #[inline(always)]
+    fn policy(&self, config: &Config, destination: &Destination, now: Ticks) -> Verdict
+    where
+        Self: Sized,
+    {
+        policy(self, config, destination, now)
+    }
 }
 
 /// What was decided, and what is to be remembered of it.
@@ -61,6 +82,22 @@ impl Verdict {
     #[inline(always)]
     pub const fn plain(reason: Reason) -> Self {
         Self { reason, grant: 0, remember: 0 }
+    }
+
+    /// The verdict as one word, as a BPF function returns it.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        (self.grant as u64) << 32 | (self.remember as u64) << 8 | self.reason as u64
+    }
+
+    /// The verdict of a packed form. A reason that is none is [`Reason::NoPolicy`].
+    #[inline(always)]
+    pub const fn unpack(packed: u64) -> Self {
+        let reason = match Reason::from_number(packed as u8) {
+            Some(reason) => reason,
+            None => Reason::NoPolicy,
+        };
+        Self { reason, grant: (packed >> 32) as u32, remember: (packed >> 8) as u8 as u32 }
     }
 }
 
@@ -111,11 +148,8 @@ pub fn outward_key(packet: &Packet, zone: u8) -> FlowKey {
 /// The flow of a packet that arrives.
 #[inline(always)]
 pub fn inward_key(packet: &Packet, zone: u8) -> FlowKey {
-    let (local_port, remote_port) = if packet.has_ports() {
-        (packet.destination_port, packet.source_port)
-    } else {
-        (packet.source_port, 0)
-    };
+    let (local_port, remote_port) =
+        if packet.has_ports() { (packet.destination_port, packet.source_port) } else { (packet.source_port, 0) };
     FlowKey {
         local: packet.destination,
         remote: packet.source,
@@ -128,9 +162,10 @@ pub fn inward_key(packet: &Packet, zone: u8) -> FlowKey {
 }
 
 /// Whether `error`, an ICMP error that leaves, is about a packet that came in on an uplink and goes back to its sender.
-// Not inlined: rare, and a second packet would crowd the stack.
-#[inline(never)]
-fn is_about_arrival<T: Tables, H: Headers + ?Sized>(tables: &T, headers: &H, offset: usize, error: &Packet) -> bool {
+///
+/// `offset` is that of the error's network header in `headers`.
+#[inline(always)]
+pub fn is_about_arrival<T: Tables, H: Headers>(tables: &T, headers: H, offset: usize, error: &Packet) -> bool {
     let Some(quoted) = quoted(headers, offset, error) else { return false };
     quoted.source == error.destination
         && tables.flow(&inward_key(&quoted, ZONE_UPLINK)).is_some_and(|flow| flow.origin == ORIGIN_IN)

@@ -3,11 +3,12 @@
 use super::{Tables, Verdict};
 use crate::{
     abi::{
-        Address, CHUNK_PORTS, CHUNKS, Config, ORIGIN_OUT, PROTO_ANY, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
-        ResolverKey, SLOTS, Slot, Ticks,
+        Address, AddressEntry, CHUNKS, Config, ORIGIN_OUT, PROTO_ICMP, PROTO_TCP, PROTO_UDP, ResolverKey, SLOTS, Slot,
+        Ticks, port_key,
     },
     packet::Packet,
     reason::Reason,
+    repeat::{Step, repeat},
 };
 
 /// DNS (RFC 1035, 4.2).
@@ -24,26 +25,28 @@ pub struct Destination {
     pub proto: u8,
     /// 4 or 6.
     pub version: u8,
+    /// The same protocol and port as one number: [`port_key`].
+    pub key: u32,
 }
 
 impl Destination {
+    /// A destination; `port` is 0 where the protocol has none, of ICMP type and code.
+    #[inline(always)]
+    pub const fn new(address: Address, version: u8, proto: u8, port: u16) -> Self {
+        Self { address, port, proto, version, key: port_key(version, proto, port) }
+    }
+
     /// Where a packet is headed.
     #[inline(always)]
     pub const fn of(packet: &Packet) -> Self {
-        Self {
-            address: packet.destination,
-            port: packet.destination_port,
-            proto: packet.proto,
-            version: packet.version,
-        }
+        Self::new(packet.destination, packet.version, packet.proto, packet.destination_port)
     }
 }
 
 /// The verdict of deny rules, trusted resolvers, addresses and prefixes, in this order.
 ///
 /// [`Reason::Dns`] is provisional: whoever asks has the DNS message judged too.
-// Not inlined: an established flow never comes here, and the stack of a program has 512 bytes.
-#[inline(never)]
+#[inline(always)]
 pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination, now: Ticks) -> Verdict {
     let generation = config.generation;
     let (denies, prefixes) = if destination.version == 4 {
@@ -53,43 +56,38 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     };
     if config.has(denies)
         && let Some(class) = tables.deny(&destination.address, generation)
-        && opens(tables, class, destination) != 0
+        && tables.opens(class, destination.key) != 0
     {
         return Verdict::plain(Reason::Denied);
     }
-    let is_dns = destination.proto == PROTO_UDP || destination.proto == PROTO_TCP;
-    if is_dns && (destination.port == PORT_DNS || config.has(Config::RESOLVER_PORTS)) {
-        let key =
-            ResolverKey { generation, address: destination.address, port: destination.port, pad: 0 };
+    let has_ports = destination.proto == PROTO_UDP || destination.proto == PROTO_TCP;
+    if !has_ports && destination.key >> 16 != PROTO_ICMP as u32 {
+        return Verdict::plain(Reason::Protocol);
+    }
+    let is_dns = has_ports && destination.port == PORT_DNS;
+    if is_dns || (has_ports && config.has(Config::RESOLVER_PORTS)) {
+        let key = ResolverKey { generation, address: destination.address, port: destination.port, pad: 0 };
         if tables.resolver(&key).is_some() {
             return Verdict::plain(Reason::Dns);
+        }
+        if is_dns {
+            // Whatever the rules say: an address that a rule allows on every port is still no resolver to trust.
+            return Verdict::plain(Reason::UntrustedResolver);
         }
     }
     let mut refused = Reason::NoRule;
     if let Some(entry) = tables.address(&destination.address, generation) {
-        // By index: a copy of the entry would not fit the stack.
-        let mut index = 0;
-        while index < SLOTS {
-            let slot = Slot::unpack(entry.slots[index]);
-            index += 1;
-            if slot.class == 0 {
-                continue;
-            }
-            let grant = opens(tables, slot.class, destination);
-            if grant != 0 && slot.lives(now) {
-                return Verdict { reason: Reason::Rule, grant, remember: ORIGIN_OUT };
-            }
-            if grant != 0 {
-                refused = Reason::Expired;
-            } else if matches!(refused, Reason::NoRule) && slot.lives(now) {
-                refused = Reason::NoPort;
-            }
+        let mut walk = Slots { tables, entry, key: destination.key, now, grant: 0, refused };
+        repeat(SLOTS as u32, &mut walk);
+        if walk.grant != 0 {
+            return Verdict { reason: Reason::Rule, grant: walk.grant, remember: ORIGIN_OUT };
         }
+        refused = walk.refused;
     }
     if config.has(prefixes)
         && let Some(class) = tables.prefix(&destination.address, generation)
     {
-        let grant = opens(tables, class, destination);
+        let grant = tables.opens(class, destination.key);
         if grant != 0 {
             return Verdict { reason: Reason::Rule, grant, remember: ORIGIN_OUT };
         }
@@ -97,66 +95,66 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
             refused = Reason::NoPort;
         }
     }
-    if is_dns && destination.port == PORT_DNS && !matches!(refused, Reason::Expired) {
-        refused = Reason::UntrustedResolver;
-    }
     Verdict::plain(refused)
 }
 
-/// The grant by which `class` opens the destination's protocol and port, or 0.
-#[inline(always)]
-pub fn opens<T: Tables>(tables: &T, class: u32, destination: &Destination) -> u32 {
-    let Some(chunk) = tables.class(class) else { return 0 };
-    let mut index = 0;
-    // Nearly every class fits one chunk; the walk along the chain is apart, so that it costs the others nothing.
-    while index < CHUNK_PORTS {
-        let grant = range_grant(&chunk.ports[index], destination);
-        if grant != 0 {
-            return grant;
+/// The walk over an address's slots: a loop that the verifier sees once.
+struct Slots<'a, T> {
+    tables: &'a T,
+    entry: &'a AddressEntry,
+    key: u32,
+    now: Ticks,
+    grant: u32,
+    refused: Reason,
+}
+
+impl<T: Tables> Step for Slots<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, index: u32) -> bool {
+        let Some(packed) = self.entry.slots.get(index as usize) else { return false };
+        let slot = Slot::unpack(*packed);
+        if slot.class == 0 {
+            // Slots are filled from the first on, and never freed in a generation that is live.
+            return false;
         }
-        index += 1;
+        let grant = self.tables.opens(slot.class, self.key);
+        if slot.lives(self.now) {
+            self.grant = grant;
+            if matches!(self.refused, Reason::NoRule) {
+                self.refused = Reason::NoPort;
+            }
+            return grant == 0;
+        }
+        if grant != 0 {
+            self.refused = Reason::Expired;
+        }
+        true
     }
-    if chunk.next == 0 { 0 } else { opens_chain(tables, chunk.next, destination) }
 }
 
+/// The grant by which `class` opens a port key, or 0.
 #[inline(always)]
-fn range_grant(range: &crate::abi::PortRange, destination: &Destination) -> u32 {
-    let matches = range.grant != 0
-        && match range.proto {
-            PROTO_ANY => true,
-            PROTO_ICMP => {
-                (destination.proto == PROTO_ICMP && destination.version == 4)
-                    || (destination.proto == PROTO_ICMPV6 && destination.version == 6)
-            }
-            proto => {
-                proto == destination.proto && range.from <= destination.port && destination.port <= range.to
-            }
-        };
-    if matches { range.grant } else { 0 }
-}
-
-#[inline(always)]
-fn opens_chain<T: Tables>(tables: &T, first: u32, destination: &Destination) -> u32 {
-    let mut walk = Chain { tables, destination, next: first, grant: 0 };
-    crate::repeat::repeat(CHUNKS, &mut walk);
+pub fn opens<T: Tables>(tables: &T, class: u32, key: u32) -> u32 {
+    let mut walk = Chain { tables, key, next: class, grant: 0 };
+    // Nearly every class fits one chunk: then this is one turn.
+    repeat(CHUNKS, &mut walk);
     walk.grant
 }
 
 struct Chain<'a, T> {
     tables: &'a T,
-    destination: &'a Destination,
+    key: u32,
     next: u32,
     grant: u32,
 }
 
-impl<T: Tables> crate::repeat::Step for Chain<'_, T> {
+impl<T: Tables> Step for Chain<'_, T> {
     #[inline(always)]
     fn step(&mut self, _index: u32) -> bool {
         let Some(chunk) = self.tables.class(self.next) else { return false };
         for range in &chunk.ports {
-            let grant = range_grant(range, self.destination);
-            if grant != 0 {
-                self.grant = grant;
+            if range.grant != 0 && range.holds(self.key) {
+                self.grant = range.grant;
                 return false;
             }
         }

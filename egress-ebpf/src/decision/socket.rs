@@ -1,14 +1,12 @@
 //! The governed cgroup: packets that have a socket.
 
-use super::{
-    Destination, Tables, Verdict, builtin, fresh, inward_key, is_about_arrival, later_fragment, outward_key, policy,
-};
+use super::{Destination, Tables, Verdict, builtin, fresh, inward_key, later_fragment, outward_key};
 use crate::{
     abi::{
-        BUILTIN_LOOPBACK, Config, Flow, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey, SocketState,
-        Ticks, ZONE_SOCKET, ZONE_UPLINK,
+        Address, BUILTIN_LOOPBACK, Config, Flow, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey,
+        SocketState, Ticks, ZONE_SOCKET, ZONE_UPLINK,
     },
-    packet::{Fragment, Headers, Packet},
+    packet::{Fragment, Packet},
     reason::Reason,
 };
 
@@ -34,12 +32,13 @@ pub struct Sender {
     pub loopback: bool,
 }
 
-/// The verdict for a packet that leaves a governed socket. `state` is what is remembered of the socket.
+/// The verdict for a packet that leaves a governed socket. `state` is what is remembered of the socket, and
+/// `about_arrival` answers for an ICMP error whether it is about a packet that came in ([`super::is_about_arrival`]).
 #[inline(always)]
-pub fn leaves_socket<T: Tables, H: Headers + ?Sized>(
+pub fn leaves_socket<T: Tables>(
     tables: &T,
     config: &Config,
-    headers: &H,
+    about_arrival: impl FnOnce(&Packet) -> bool,
     packet: &Packet,
     sender: &Sender,
     state: Option<&SocketState>,
@@ -52,7 +51,7 @@ pub fn leaves_socket<T: Tables, H: Headers + ?Sized>(
         return later_fragment(tables, packet, ZONE_SOCKET, now);
     }
     let known = known_flow(tables, packet, sender, state);
-    if let Some(flow) = &known
+    if let Some(flow) = known
         && !packet.opens_tcp()
         && fresh(flow, packet.proto, now)
     {
@@ -66,19 +65,19 @@ pub fn leaves_socket<T: Tables, H: Headers + ?Sized>(
     if builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
     }
-    let verdict = policy(tables, config, &Destination::of(packet), now);
+    let verdict = tables.policy(config, &Destination::of(packet), now);
     if verdict.reason.passes() {
         return verdict;
     }
-    if let Some(flow) = &known
+    if let Some(flow) = known
         && !packet.opens_tcp()
         && fresh(flow, packet.proto, now)
         && !matches!(verdict.reason, Reason::Denied)
-        && tables.grant(flow.grant).is_some_and(|grant| grant.stands(config.generation))
+        && tables.grant(flow.grant).is_some_and(|grant| grant.stands(flow.generation, config.generation))
     {
         return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
     }
-    if replies_without_state(tables, headers, packet, sender) {
+    if replies_without_state(tables, about_arrival, packet, sender) {
         // A raw socket writes its own headers: what one packet answers says nothing of the next.
         let remember = if matches!(sender.kind, SocketKind::Raw) { ORIGIN_NONE } else { ORIGIN_IN };
         return Verdict { reason: Reason::Reply, grant: 0, remember };
@@ -89,38 +88,41 @@ pub fn leaves_socket<T: Tables, H: Headers + ?Sized>(
 /// The flow that a socket's packet belongs to, from the socket's own storage or, for datagram sockets with several far
 /// ends, from the table of peers.
 #[inline(always)]
-fn known_flow<T: Tables>(
-    tables: &T,
+fn known_flow<'a, T: Tables>(
+    tables: &'a T,
     packet: &Packet,
     sender: &Sender,
-    state: Option<&SocketState>,
-) -> Option<Flow> {
+    state: Option<&'a SocketState>,
+) -> Option<&'a Flow> {
     if let Some(state) = state
         && state.flow.origin != ORIGIN_NONE
         && state.remote_port == packet.destination_port
         && state.proto == packet.proto
         && state.remote == packet.destination
     {
-        return Some(state.flow);
+        return Some(&state.flow);
     }
     match sender.kind {
-        SocketKind::Datagram if packet.proto == PROTO_UDP => tables.peer(&PeerKey {
-            cookie: sender.cookie,
-            remote: packet.destination,
-            remote_port: packet.destination_port,
-            proto: packet.proto,
-            pad: [0; 5],
-        }),
+        SocketKind::Datagram if packet.proto == PROTO_UDP => {
+            peer(tables, sender.cookie, &packet.destination, packet.destination_port)
+        }
         _ => None,
     }
 }
 
+/// A datagram flow of a socket.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn peer<'a, T: Tables>(tables: &'a T, cookie: u64, remote: &Address, remote_port: u16) -> Option<&'a Flow> {
+    tables.peer(&PeerKey { cookie, remote: *remote, remote_port, proto: PROTO_UDP, pad: [0; 5] })
+}
+
 /// Whether the packet answers what came in, by tables that outlive the socket's own storage.
 // Not inlined: rare, and its keys would crowd the stack.
-#[inline(never)]
-fn replies_without_state<T: Tables, H: Headers + ?Sized>(
+#[inline(always)]
+fn replies_without_state<T: Tables>(
     tables: &T,
-    headers: &H,
+    about_arrival: impl FnOnce(&Packet) -> bool,
     packet: &Packet,
     sender: &Sender,
 ) -> bool {
@@ -133,10 +135,9 @@ fn replies_without_state<T: Tables, H: Headers + ?Sized>(
         // looks the same, so only what an uplink saw come in counts, which no workload can forge.
         SocketKind::Raw => {
             if packet.is_icmp_error() {
-                is_about_arrival(tables, headers, 0, packet)
+                about_arrival(packet)
             } else {
-                ((packet.proto == PROTO_TCP && !packet.opens_tcp()) || packet.is_echo_reply())
-                    && arrived(ZONE_UPLINK)
+                ((packet.proto == PROTO_TCP && !packet.opens_tcp()) || packet.is_echo_reply()) && arrived(ZONE_UPLINK)
             }
         }
     }
@@ -171,14 +172,7 @@ pub fn arrives_at_socket<T: Tables>(
     {
         return ORIGIN_NONE;
     }
-    let known = tables.peer(&PeerKey {
-        cookie,
-        remote: packet.source,
-        remote_port: packet.source_port,
-        proto: packet.proto,
-        pad: [0; 5],
-    });
-    match known {
+    match peer(tables, cookie, &packet.source, packet.source_port) {
         Some(flow) if flow.origin == ORIGIN_OUT => ORIGIN_NONE,
         _ => ORIGIN_IN,
     }

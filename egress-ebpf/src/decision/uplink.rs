@@ -1,21 +1,19 @@
 //! The uplinks: packets without a governed socket. Forwarded ones, AF_PACKET's, tunnels', the kernel's own.
 
-use super::{
-    Destination, Tables, Verdict, builtin, fresh, inward_key, is_about_arrival, later_fragment, outward_key, policy,
-};
+use super::{Destination, Tables, Verdict, builtin, fresh, inward_key, later_fragment, outward_key};
 use crate::{
     abi::{Config, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
-    packet::{Fragment, Headers, Packet},
+    packet::{Fragment, Packet},
     reason::Reason,
 };
 
-/// The verdict for an IP packet that leaves by an uplink. Its network header is at `offset`.
+/// The verdict for an IP packet that leaves by an uplink. `about_arrival` answers for an ICMP error whether it is about a
+/// packet that came in ([`super::is_about_arrival`]).
 #[inline(always)]
-pub fn leaves_uplink<T: Tables, H: Headers + ?Sized>(
+pub fn leaves_uplink<T: Tables>(
     tables: &T,
     config: &Config,
-    headers: &H,
-    offset: usize,
+    about_arrival: impl FnOnce(&Packet) -> bool,
     packet: &Packet,
     now: Ticks,
 ) -> Verdict {
@@ -23,7 +21,7 @@ pub fn leaves_uplink<T: Tables, H: Headers + ?Sized>(
         return later_fragment(tables, packet, ZONE_UPLINK, now);
     }
     let known = tables.flow(&outward_key(packet, ZONE_UPLINK));
-    if let Some(flow) = &known
+    if let Some(flow) = known
         && !packet.opens_tcp()
         && fresh(flow, packet.proto, now)
     {
@@ -38,20 +36,20 @@ pub fn leaves_uplink<T: Tables, H: Headers + ?Sized>(
     if builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
     }
-    let verdict = policy(tables, config, &Destination::of(packet), now);
+    let verdict = tables.policy(config, &Destination::of(packet), now);
     if verdict.reason.passes() {
         return verdict;
     }
-    if let Some(flow) = &known
+    if let Some(flow) = known
         && flow.origin == ORIGIN_OUT
         && !packet.opens_tcp()
         && fresh(flow, packet.proto, now)
         && !matches!(verdict.reason, Reason::Denied)
-        && tables.grant(flow.grant).is_some_and(|grant| grant.stands(config.generation))
+        && tables.grant(flow.grant).is_some_and(|grant| grant.stands(flow.generation, config.generation))
     {
         return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
     }
-    if packet.is_icmp_error() && is_about_arrival(tables, headers, offset, packet) {
+    if packet.is_icmp_error() && about_arrival(packet) {
         return Verdict::plain(Reason::Reply);
     }
     verdict

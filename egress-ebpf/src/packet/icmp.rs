@@ -42,15 +42,16 @@ impl Packet {
 ///
 /// The quoted transport header may be cut after 8 bytes (RFC 792), so that TCP's flags are not read.
 #[inline(always)]
-pub fn quoted<H: Headers + ?Sized>(headers: &H, offset: usize, error: &Packet) -> Option<Packet> {
+pub fn quoted<H: Headers>(headers: H, offset: usize, error: &Packet) -> Option<Packet> {
     let inner = offset + usize::from(error.transport) + 8;
-    parse(&Quoted(headers), inner).ok()
+    parse(Quoted(headers), inner).ok()
 }
 
 /// Reads past a quote's end as zeros, so that a TCP header of which only the ports were quoted parses.
-struct Quoted<'a, H: Headers + ?Sized>(&'a H);
+#[derive(Clone, Copy)]
+struct Quoted<H>(H);
 
-impl<H: Headers + ?Sized> Headers for Quoted<'_, H> {
+impl<H: Headers> Headers for Quoted<H> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if let Some(bytes) = self.0.read::<N>(offset) {

@@ -1,9 +1,8 @@
 //! IPv4 (RFC 791).
 
-use super::{Fragment, Headers, Packet, transport};
+use super::{Fragment, Headers, Packet, Parsed, transport};
 use crate::{
-    abi::mapped,
-    reason::Reason,
+    abi::Address,
     repeat::{Step, repeat},
 };
 
@@ -16,14 +15,17 @@ const OPTION_LSRR: u8 = 131;
 const OPTION_SSRR: u8 = 137;
 
 #[inline(always)]
-pub(super) fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<Packet, Reason> {
-    let header = headers.read::<20>(offset).ok_or(Reason::Malformed)?;
+pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) -> Parsed {
+    let Some(header) = headers.read::<20>(offset) else { return Parsed::Malformed };
     let length = usize::from(header[0] & 0xf) * 4;
     if length < 20 {
-        return Err(Reason::Malformed);
+        return Parsed::Malformed;
     }
     if length > 20 {
-        check_options(headers, offset, length)?;
+        match check_options(headers, offset, length) {
+            Parsed::Good => {}
+            bad => return bad,
+        }
     }
     let flags = u16::from_be_bytes([header[6], header[7]]);
     let fragment = match (flags & 0x1fff, flags & 0x2000) {
@@ -31,9 +33,9 @@ pub(super) fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<P
         (0, _) => Fragment::First,
         _ => Fragment::Later,
     };
-    let mut packet = Packet {
-        source: mapped([header[12], header[13], header[14], header[15]]),
-        destination: mapped([header[16], header[17], header[18], header[19]]),
+    *packet = Packet {
+        source: Address::v4([header[12], header[13], header[14], header[15]]),
+        destination: Address::v4([header[16], header[17], header[18], header[19]]),
         source_port: 0,
         destination_port: 0,
         version: 4,
@@ -46,37 +48,26 @@ pub(super) fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<P
         payload: 0,
         end: u16::from_be_bytes([header[2], header[3]]),
     };
-    transport::parse(headers, offset, &mut packet, flags & 0x1fff)?;
-    Ok(packet)
+    transport::parse(headers, offset, packet, flags & 0x1fff)
 }
 
 /// Walks the options and refuses those that reroute: what they say overrides the destination that was judged.
 #[inline(always)]
-fn check_options<H: Headers + ?Sized>(headers: &H, offset: usize, length: usize) -> Result<(), Reason> {
-    let mut walk = Options { headers, at: offset as u64 + 20, end: (offset + length) as u64, found: Found::Good };
+fn check_options<H: Headers>(headers: H, offset: usize, length: usize) -> Parsed {
+    let mut walk = Options { headers, at: (offset + 20) as u16, end: (offset + length) as u16, found: Parsed::Good };
     repeat(OPTIONS_MAX, &mut walk);
-    match walk.found {
-        Found::Good => Ok(()),
-        Found::Bad => Err(Reason::Malformed),
-        Found::Route => Err(Reason::SourceRoute),
-    }
+    walk.found
 }
 
-#[derive(Clone, Copy)]
-enum Found {
-    Good,
-    Bad,
-    Route,
+struct Options<H: Headers> {
+    headers: H,
+    // 16 bits wide on purpose: the verifier forgets what it knows of a narrow store, and so sees every turn alike.
+    at: u16,
+    end: u16,
+    found: Parsed,
 }
 
-struct Options<'a, H: Headers + ?Sized> {
-    headers: &'a H,
-    at: u64,
-    end: u64,
-    found: Found,
-}
-
-impl<H: Headers + ?Sized> Step for Options<'_, H> {
+impl<H: Headers> Step for Options<H> {
     #[inline(always)]
     fn step(&mut self, _index: u32) -> bool {
         if self.at >= self.end {
@@ -88,15 +79,15 @@ impl<H: Headers + ?Sized> Step for Options<'_, H> {
                 self.at += 1;
                 return true;
             }
-            Some([OPTION_LSRR | OPTION_SSRR]) => Found::Route,
+            Some([OPTION_LSRR | OPTION_SSRR]) => Parsed::SourceRoute,
             Some(_) => match self.headers.read::<2>(self.at as usize) {
-                Some([_, length]) if length >= 2 && self.at + u64::from(length) <= self.end => {
-                    self.at += u64::from(length);
+                Some([_, length]) if length >= 2 && u32::from(self.at) + u32::from(length) <= u32::from(self.end) => {
+                    self.at += u16::from(length);
                     return true;
                 }
-                _ => Found::Bad,
+                _ => Parsed::Malformed,
             },
-            None => Found::Bad,
+            None => Parsed::Malformed,
         };
         self.found = kind;
         false

@@ -1,8 +1,8 @@
 //! IPv6 (RFC 8200) and its extension headers.
 
-use super::{Fragment, Headers, Packet, transport};
+use super::{Fragment, Headers, Packet, Parsed, transport};
 use crate::{
-    reason::Reason,
+    abi::Address,
     repeat::{Step, repeat},
 };
 
@@ -15,14 +15,21 @@ const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
 #[inline(always)]
-pub(super) fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<Packet, Reason> {
-    let header = headers.read::<8>(offset).ok_or(Reason::Malformed)?;
-    let source = headers.read::<16>(offset + 8).ok_or(Reason::Malformed)?;
-    let destination = headers.read::<16>(offset + 24).ok_or(Reason::Malformed)?;
+pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) -> Parsed {
+    let Some(header) = headers.read::<8>(offset) else { return Parsed::Malformed };
+    let (Some(source_high), Some(source_low)) = (headers.read::<8>(offset + 8), headers.read::<8>(offset + 8 + 8))
+    else {
+        return Parsed::Malformed;
+    };
+    let (Some(destination_high), Some(destination_low)) =
+        (headers.read::<8>(offset + 24), headers.read::<8>(offset + 24 + 8))
+    else {
+        return Parsed::Malformed;
+    };
     let payload = u16::from_be_bytes([header[4], header[5]]);
-    let mut packet = Packet {
-        source,
-        destination,
+    *packet = Packet {
+        source: address(source_high, source_low),
+        destination: address(destination_high, destination_low),
         source_port: 0,
         destination_port: 0,
         version: 6,
@@ -40,7 +47,7 @@ pub(super) fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<P
     if is_extension(packet.proto) {
         let mut walk = Extensions {
             headers,
-            base: offset as u64,
+            base: offset as u16,
             at: 40,
             next: packet.proto,
             fragment: 0,
@@ -51,11 +58,11 @@ pub(super) fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<P
         match walk.found {
             Found::Transport => {}
             Found::Chain if !is_extension(walk.next) => {}
-            Found::Chain | Found::Bad => return Err(Reason::Malformed),
-            Found::Route => return Err(Reason::SourceRoute),
+            Found::Chain | Found::Bad => return Parsed::Malformed,
+            Found::Route => return Parsed::SourceRoute,
         }
         packet.proto = walk.next;
-        packet.transport = walk.at as u16;
+        packet.transport = walk.at;
         packet.fragment_id = walk.fragment_id;
         if walk.fragment != 0 {
             fragment_offset = walk.fragment >> 3;
@@ -67,8 +74,12 @@ pub(super) fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<P
             };
         }
     }
-    transport::parse(headers, offset, &mut packet, fragment_offset)?;
-    Ok(packet)
+    transport::parse(headers, offset, packet, fragment_offset)
+}
+
+#[inline(always)]
+const fn address(high: [u8; 8], low: [u8; 8]) -> Address {
+    Address { high: u64::from_ne_bytes(high), low: u64::from_ne_bytes(low) }
 }
 
 #[inline(always)]
@@ -84,17 +95,18 @@ enum Found {
     Route,
 }
 
-struct Extensions<'a, H: Headers + ?Sized> {
-    headers: &'a H,
-    base: u64,
-    at: u64,
+struct Extensions<H: Headers> {
+    headers: H,
+    // 16 bits wide on purpose: the verifier forgets what it knows of a narrow store, and so sees every turn alike.
+    base: u16,
+    at: u16,
     next: u8,
     fragment: u16,
     fragment_id: u32,
     found: Found,
 }
 
-impl<H: Headers + ?Sized> Step for Extensions<'_, H> {
+impl<H: Headers> Step for Extensions<H> {
     #[inline(always)]
     fn step(&mut self, _index: u32) -> bool {
         if !is_extension(self.next) {
@@ -105,7 +117,7 @@ impl<H: Headers + ?Sized> Step for Extensions<'_, H> {
             self.found = Found::Route;
             return false;
         }
-        let Some(header) = self.headers.read::<8>((self.base + self.at) as usize) else {
+        let Some(header) = self.headers.read::<8>(usize::from(self.base) + usize::from(self.at)) else {
             self.found = Found::Bad;
             return false;
         };
@@ -127,7 +139,7 @@ impl<H: Headers + ?Sized> Step for Extensions<'_, H> {
             return true;
         }
         self.next = header[0];
-        self.at += (u64::from(header[1]) + 1) * 8;
+        self.at += (u16::from(header[1]) + 1) * 8;
         true
     }
 }

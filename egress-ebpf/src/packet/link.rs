@@ -19,7 +19,7 @@ pub enum EtherType {
 
 /// Reads an Ethernet header and up to two VLAN tags.
 #[inline(always)]
-pub fn link<H: Headers + ?Sized>(headers: &H) -> EtherType {
+pub fn link<H: Headers>(headers: H) -> EtherType {
     let Some(first) = headers.read::<2>(12) else { return EtherType::Other(0) };
     let mut number = u16::from_be_bytes(first);
     let mut at = 14;

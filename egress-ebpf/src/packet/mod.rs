@@ -20,12 +20,12 @@ use crate::{
 };
 
 /// Bytes of a packet's headers.
-pub trait Headers {
+pub trait Headers: Copy {
     /// `N` bytes at `offset`; `None` where the packet is shorter.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 }
 
-impl Headers for [u8] {
+impl Headers for &[u8] {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..offset.checked_add(N)?)?.try_into().ok()
     }
@@ -86,8 +86,8 @@ pub const TCP_ACK: u8 = 1 << 4;
 impl Packet {
     /// What is known of a packet that does not parse.
     pub const UNKNOWN: Self = Self {
-        source: [0; 16],
-        destination: [0; 16],
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
         source_port: 0,
         destination_port: 0,
         version: 0,
@@ -130,12 +130,42 @@ impl Packet {
 ///
 /// # Errors
 /// [`Reason::Malformed`] and [`Reason::SourceRoute`].
+pub fn parse<H: Headers>(headers: H, offset: usize) -> Result<Packet, Reason> {
+    let mut packet = Packet::UNKNOWN;
+    parse_into(headers, offset, &mut packet).reason().map_or(Ok(packet), Err)
+}
+
+/// How a parse ended: a plain number, which a BPF function can return in a register.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// The packet is filled in.
+    Good = 0,
+    /// A header is cut short or contradicts itself.
+    Malformed = 1,
+    /// An IPv4 option or IPv6 routing header that reroutes.
+    SourceRoute = 2,
+}
+
+impl Parsed {
+    /// Why the packet is to be dropped, if it is.
+    #[inline(always)]
+    pub const fn reason(self) -> Option<Reason> {
+        match self {
+            Self::Good => None,
+            Self::Malformed => Some(Reason::Malformed),
+            Self::SourceRoute => Some(Reason::SourceRoute),
+        }
+    }
+}
+
+/// [`parse`] into a place of the caller's: a program's stack has 512 bytes for all its frames.
 #[inline(always)]
-pub fn parse<H: Headers + ?Sized>(headers: &H, offset: usize) -> Result<Packet, Reason> {
-    let [first] = headers.read::<1>(offset).ok_or(Reason::Malformed)?;
+pub fn parse_into<H: Headers>(headers: H, offset: usize, packet: &mut Packet) -> Parsed {
+    let Some([first]) = headers.read::<1>(offset) else { return Parsed::Malformed };
     match first >> 4 {
-        4 => ipv4::parse(headers, offset),
-        6 => ipv6::parse(headers, offset),
-        _ => Err(Reason::Malformed),
+        4 => ipv4::parse(headers, offset, packet),
+        6 => ipv6::parse(headers, offset, packet),
+        _ => Parsed::Malformed,
     }
 }

@@ -1,34 +1,26 @@
 //! TCP (RFC 9293), UDP (RFC 768) and ICMP (RFC 792, RFC 4443): ports, flags, type.
 
-use super::{Fragment, Headers, Packet, icmp};
-use crate::{
-    abi::{PROTO_TCP, PROTO_UDP},
-    reason::Reason,
-};
+use super::{Fragment, Headers, Packet, Parsed, icmp};
+use crate::abi::{PROTO_TCP, PROTO_UDP};
 
 /// Fills in what the transport header says. `fragment_offset` is in units of 8 bytes.
 #[inline(always)]
-pub(super) fn parse<H: Headers + ?Sized>(
-    headers: &H,
-    offset: usize,
-    packet: &mut Packet,
-    fragment_offset: u16,
-) -> Result<(), Reason> {
+pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet, fragment_offset: u16) -> Parsed {
     if matches!(packet.fragment, Fragment::Later) {
         // RFC 1858: a second fragment at offset 1 overwrites the flags of the TCP header that was judged.
         if packet.proto == PROTO_TCP && fragment_offset == 1 {
-            return Err(Reason::Malformed);
+            return Parsed::Malformed;
         }
-        return Ok(());
+        return Parsed::Good;
     }
     let at = offset + usize::from(packet.transport);
     match packet.proto {
         PROTO_TCP => {
             // The whole header must be in a first fragment, or a later one could change what was judged.
-            let header = headers.read::<20>(at).ok_or(Reason::Malformed)?;
+            let Some(header) = headers.read::<20>(at) else { return Parsed::Malformed };
             let length = u16::from(header[12] >> 4) * 4;
             if length < 20 {
-                return Err(Reason::Malformed);
+                return Parsed::Malformed;
             }
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
@@ -36,13 +28,13 @@ pub(super) fn parse<H: Headers + ?Sized>(
             packet.payload = packet.transport.wrapping_add(length);
         }
         PROTO_UDP => {
-            let header = headers.read::<8>(at).ok_or(Reason::Malformed)?;
+            let Some(header) = headers.read::<8>(at) else { return Parsed::Malformed };
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
             packet.payload = packet.transport.wrapping_add(8);
         }
         _ if packet.is_icmp() => {
-            let header = headers.read::<8>(at).ok_or(Reason::Malformed)?;
+            let Some(header) = headers.read::<8>(at) else { return Parsed::Malformed };
             packet.destination_port = u16::from_be_bytes([header[0], header[1]]);
             if icmp::is_echo(packet) {
                 packet.source_port = u16::from_be_bytes([header[4], header[5]]);
@@ -50,5 +42,5 @@ pub(super) fn parse<H: Headers + ?Sized>(
         }
         _ => {}
     }
-    Ok(())
+    Parsed::Good
 }

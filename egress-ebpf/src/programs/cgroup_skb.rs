@@ -12,13 +12,13 @@ use egress_ebpf::{
         PROTO_UDP, Process, ResolverKey, SocketState, ZONE_SOCKET,
     },
     decision::{self, Sender, SocketKind, Tables, Verdict},
-    packet::{Fragment, Headers, Packet, parse},
+    packet::{Fragment, Packet},
     reason::Reason,
 };
 
 use super::{
-    dns, maps, report,
-    skb::{Copied, Direct, socket},
+    dns, global, maps, report,
+    skb::socket,
     sockets,
     tables::{Kernel, live, now},
 };
@@ -37,23 +37,14 @@ const SOCK_DGRAM: u32 = 2;
 pub fn socket_egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(config) = live() else { return DROP };
-    match parse(&Direct(skb), 0) {
-        Ok(packet) => judge(skb, config, &Direct(skb), &packet),
-        Err(_) => egress_copied(skb, config),
-    }
-}
-
-/// The packets whose headers are not in the buffer's linear part, and the malformed ones.
-#[inline(never)]
-fn egress_copied(skb: *mut __sk_buff, config: &'static Config) -> i32 {
-    match parse(&Copied(skb), 0) {
-        Ok(packet) => judge(skb, config, &Copied(skb), &packet),
+    match global::parse(skb, 0) {
+        Ok(packet) => judge(skb, config, &packet),
         Err(reason) => refuse(skb, config, &Packet::UNKNOWN, Verdict::plain(reason), None, None),
     }
 }
 
 #[inline(always)]
-fn judge<H: Headers>(skb: *mut __sk_buff, config: &'static Config, headers: &H, packet: &Packet) -> i32 {
+fn judge(skb: *mut __sk_buff, config: &'static Config, packet: &Packet) -> i32 {
     let Some(sk) = socket(skb) else {
         // The hook runs for full sockets only.
         return refuse(skb, config, packet, Verdict::plain(Reason::Malformed), None, None);
@@ -65,7 +56,8 @@ fn judge<H: Headers>(skb: *mut __sk_buff, config: &'static Config, headers: &H, 
     let sender = Sender { kind, cookie, loopback };
     let state = sockets::state(sk);
     let now = now();
-    let mut verdict = decision::leaves_socket(&Kernel, config, headers, packet, &sender, state.as_deref(), now);
+    let about_arrival = |error: &Packet| global::is_about_arrival(skb, 0, error);
+    let mut verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
     let mut name = None;
     if matches!(verdict.reason, Reason::Dns) {
         let trusted = believes(config, &packet.destination, packet.destination_port, state.as_deref(), loopback);
@@ -147,19 +139,11 @@ fn refuse(
 pub fn socket_ingress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     if let Some(config) = live() {
-        match parse(&Direct(skb), 0) {
-            Ok(packet) => arrive(skb, config, &packet),
-            Err(_) => ingress_copied(skb, config),
+        if let Ok(packet) = global::parse(skb, 0) {
+            arrive(skb, config, &packet);
         }
     }
     PASS
-}
-
-#[inline(never)]
-fn ingress_copied(skb: *mut __sk_buff, config: &'static Config) {
-    if let Ok(packet) = parse(&Copied(skb), 0) {
-        arrive(skb, config, &packet);
-    }
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 mod cgroup_skb;
 mod dns;
+mod global;
 mod maps;
 mod report;
 mod skb;

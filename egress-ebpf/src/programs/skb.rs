@@ -12,6 +12,7 @@ use egress_ebpf::packet::Headers;
 const OFFSET_MASK: usize = 0x3fff;
 
 /// Reads headers by direct packet access: the linear part of the buffer alone.
+#[derive(Clone, Copy)]
 pub struct Direct(pub *mut __sk_buff);
 
 impl Headers for Direct {
@@ -31,6 +32,7 @@ impl Headers for Direct {
 }
 
 /// Reads headers by copy, wherever in the buffer they are: for the rare packet whose headers are not in the linear part.
+#[derive(Clone, Copy)]
 pub struct Copied(pub *mut __sk_buff);
 
 impl Headers for Copied {

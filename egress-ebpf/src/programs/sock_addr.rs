@@ -15,10 +15,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use egress_ebpf::{
-    abi::{
-        Address, BUILTIN_LOOPBACK, Config, HOOK_CONNECT, HOOK_SENDMSG, ORIGIN_NONE, PROTO_TCP, PROTO_UDP, PeerKey,
-        mapped,
-    },
+    abi::{Address, BUILTIN_LOOPBACK, Config, HOOK_CONNECT, HOOK_SENDMSG, ORIGIN_NONE, PROTO_TCP, PROTO_UDP, PeerKey},
     decision::{Destination, Tables, policy},
     packet::Packet,
     reason::Reason,
@@ -65,15 +62,16 @@ fn enter(ctx: *mut bpf_sock_addr, hook: u8, family: u8) -> i32 {
     // SAFETY: the context is valid for the program's life.
     let (address, port, protocol) = unsafe {
         let address = if family == 4 {
-            mapped((*ctx).user_ip4.to_ne_bytes())
+            Address::v4((*ctx).user_ip4.to_ne_bytes())
         } else {
+            // Context fields are read 32 bits at a time.
             let [a, b, c, d] = [
-                (*ctx).user_ip6[0],
-                (*ctx).user_ip6[1],
-                (*ctx).user_ip6[2],
-                (*ctx).user_ip6[3],
+                u64::from((*ctx).user_ip6[0]),
+                u64::from((*ctx).user_ip6[1]),
+                u64::from((*ctx).user_ip6[2]),
+                u64::from((*ctx).user_ip6[3]),
             ];
-            mem::transmute::<[u32; 4], Address>([a, b, c, d])
+            Address { high: b << 32 | a, low: d << 32 | c }
         };
         (address, u16::from_be((*ctx).user_port as u16), (*ctx).protocol)
     };
@@ -83,7 +81,7 @@ fn enter(ctx: *mut bpf_sock_addr, hook: u8, family: u8) -> i32 {
         // A connect of a datagram socket sends nothing (programs ask for their own address that way).
         _ => return ALLOW,
     };
-    let destination = Destination { address, port, proto, version: if is_mapped(&address) { 4 } else { 6 } };
+    let destination = Destination::new(address, if address.is_v4() { 4 } else { 6 }, proto, port);
     if stays_here(&address) && config.builtins & BUILTIN_LOOPBACK != 0 {
         return ALLOW;
     }
@@ -97,15 +95,11 @@ fn enter(ctx: *mut bpf_sock_addr, hook: u8, family: u8) -> i32 {
 /// Loopback and the unspecified address, which means loopback to connect(2).
 #[inline(always)]
 fn stays_here(address: &Address) -> bool {
-    if is_mapped(address) {
-        return address[12] == 127 || address[12..16] == [0; 4];
+    if address.is_v4() {
+        let bytes = address.v4_bytes();
+        return bytes[0] == 127 || u32::from_ne_bytes(bytes) == 0;
     }
-    address[..15] == [0; 15] && address[15] <= 1
-}
-
-#[inline(always)]
-fn is_mapped(address: &Address) -> bool {
-    address[..10] == [0; 10] && address[10] == 0xff && address[11] == 0xff
+    address.high == 0 && (address.low == 0 || address.low == 1_u64.to_be())
 }
 
 /// Whether the destination may be this node itself (someone here listens on it), or whoever sent a datagram first.
@@ -128,13 +122,12 @@ fn may_pass(ctx: *mut bpf_sock_addr, hook: u8, destination: &Destination) -> boo
     let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
     let port = destination.port.to_be();
     let size = if destination.version == 4 {
-        let [.., a, b, c, d] = destination.address;
-        tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes([a, b, c, d]);
+        tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes(destination.address.v4_bytes());
         tuple.__bindgen_anon_1.ipv4.dport = port;
         12
     } else {
-        // SAFETY: 16 bytes are 16 bytes.
-        tuple.__bindgen_anon_1.ipv6.daddr = unsafe { mem::transmute::<Address, [u32; 4]>(destination.address) };
+        let Address { high, low } = destination.address;
+        tuple.__bindgen_anon_1.ipv6.daddr = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
         tuple.__bindgen_anon_1.ipv6.dport = port;
         36
     };

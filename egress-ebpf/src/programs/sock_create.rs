@@ -16,14 +16,9 @@ pub fn socket_create(ctx: SockContext) -> i32 {
     // SAFETY: helper 107 takes this hook's context for the socket, and gives null or the socket's storage.
     let state = unsafe {
         let map = core::ptr::from_ref(&maps::SOCKETS).cast_mut().cast();
-        bpf_sk_storage_get(
-            map,
-            ctx.sock.cast(),
-            core::ptr::null_mut(),
-            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-        )
-        .cast::<SocketState>()
-        .as_mut()
+        bpf_sk_storage_get(map, ctx.sock.cast(), core::ptr::null_mut(), u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+            .cast::<SocketState>()
+            .as_mut()
     };
     if let Some(state) = state {
         state.creator = report::current_process();

@@ -83,7 +83,8 @@ pub fn remember(
 }
 
 /// Writes down a datagram flow of a socket that may have several.
-#[inline(always)]
+// Not inlined, for the stack's sake.
+#[inline(never)]
 pub fn remember_peer(cookie: u64, remote: &Address, remote_port: u16, flow: &Flow) {
     let key = PeerKey { cookie, remote: *remote, remote_port, proto: PROTO_UDP, pad: [0; 5] };
     // A full table evicts its oldest entry; without this one the next datagram is judged by the policy.

@@ -6,10 +6,10 @@ use egress_ebpf::{
         Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry,
         PeerKey, ResolverKey, ResolverTrust, TICK_SHIFT, Ticks,
     },
-    decision::Tables,
+    decision::{Destination, Tables, Verdict},
 };
 
-use super::maps;
+use super::{global, maps};
 
 /// The kernel's maps.
 pub struct Kernel;
@@ -30,31 +30,18 @@ pub fn now() -> Ticks {
 }
 
 #[inline(always)]
-fn is_v4(address: &Address) -> bool {
-    u64::from_ne_bytes([
-        address[0], address[1], address[2], address[3], address[4], address[5], address[6], address[7],
-    ]) == 0
-        && u32::from_ne_bytes([address[8], address[9], address[10], address[11]]) == u32::from_be(0xffff)
-}
-
-#[inline(always)]
-fn v4(address: &Address) -> [u8; 4] {
-    [address[12], address[13], address[14], address[15]]
-}
-
-#[inline(always)]
 fn data4(address: &Address, generation: u32) -> Key<maps::PrefixData4> {
     let [a, b, c, d] = generation.to_ne_bytes();
-    let [e, f, g, h] = v4(address);
+    let [e, f, g, h] = address.v4_bytes();
     Key::new(64, [a, b, c, d, e, f, g, h])
 }
 
 #[inline(always)]
 fn data6(address: &Address, generation: u32) -> Key<maps::PrefixData6> {
-    let mut data = [0; 20];
-    data[..4].copy_from_slice(&generation.to_ne_bytes());
-    data[4..].copy_from_slice(address);
-    Key::new(160, data)
+    let [a, b, c, d] = generation.to_ne_bytes();
+    let [e, f, g, h, i, j, k, l] = address.high.to_ne_bytes();
+    let [m, n, o, p, q, r, s, t] = address.low.to_ne_bytes();
+    Key::new(160, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t])
 }
 
 impl Tables for Kernel {
@@ -62,17 +49,17 @@ impl Tables for Kernel {
     fn address(&self, address: &Address, generation: u32) -> Option<&AddressEntry> {
         // SAFETY: an entry is never deleted in the generation that is live, and its slots are read one word at a time.
         unsafe {
-            if is_v4(address) {
-                maps::ADDRESSES_4.get(&AddressKey4 { address: v4(address), generation })
+            if address.is_v4() {
+                maps::ADDRESSES_4.get(&AddressKey4 { address: address.v4_bytes(), generation })
             } else {
-                maps::ADDRESSES_6.get(&AddressKey6 { address: *address, generation })
+                maps::ADDRESSES_6.get(&AddressKey6 { address: *address, generation, pad: 0 })
             }
         }
     }
 
     #[inline(always)]
     fn prefix(&self, address: &Address, generation: u32) -> Option<u32> {
-        if is_v4(address) {
+        if address.is_v4() {
             maps::PREFIXES_4.get(&data4(address, generation)).copied()
         } else {
             maps::PREFIXES_6.get(&data6(address, generation)).copied()
@@ -81,7 +68,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn deny(&self, address: &Address, generation: u32) -> Option<u32> {
-        if is_v4(address) {
+        if address.is_v4() {
             maps::DENIES_4.get(&data4(address, generation)).copied()
         } else {
             maps::DENIES_6.get(&data6(address, generation)).copied()
@@ -105,20 +92,30 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<Flow> {
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         // SAFETY: a torn read can only mix two states of the same flow, each of which was a verdict for it.
-        unsafe { maps::FLOWS.get(key) }.copied()
+        unsafe { maps::FLOWS.get(key) }
     }
 
     #[inline(always)]
-    fn peer(&self, key: &PeerKey) -> Option<Flow> {
+    fn peer(&self, key: &PeerKey) -> Option<&Flow> {
         // SAFETY: as for `flow`.
-        unsafe { maps::PEERS.get(key) }.copied()
+        unsafe { maps::PEERS.get(key) }
     }
 
     #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Ticks> {
         // SAFETY: the value is a plain word, copied at once.
         unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn opens(&self, class: u32, key: u32) -> u32 {
+        global::egress_opens(class, key)
+    }
+
+    #[inline(always)]
+    fn policy(&self, config: &Config, destination: &Destination, now: Ticks) -> Verdict {
+        Verdict::unpack(global::egress_policy(config, destination, now))
     }
 }

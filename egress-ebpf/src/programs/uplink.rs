@@ -9,13 +9,13 @@ use egress_ebpf::{
         ZONE_UPLINK,
     },
     decision::{self, Tables, Verdict},
-    packet::{EtherType, Fragment, Headers, Packet, link, parse},
+    packet::{EtherType, Fragment, Packet, link},
     reason::Reason,
 };
 
 use super::{
-    dns, maps, report,
-    skb::{Copied, Direct, socket},
+    dns, global, maps, report,
+    skb::{Direct, socket},
     tables::{Kernel, live, now},
 };
 
@@ -55,21 +55,12 @@ pub fn uplink_ingress_l3(ctx: TcContext) -> i32 {
 fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let Some(config) = live() else { return SHOT };
     let headers = Direct(skb);
-    let ethertype = if ethernet { link(&headers) } else { EtherType::Ip(0) };
+    let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };
     let EtherType::Ip(offset) = ethertype else {
         return not_ip(skb, config, ethertype);
     };
-    match parse(&headers, offset) {
-        Ok(packet) => judge(skb, config, &headers, offset, &packet),
-        Err(_) => egress_copied(skb, config, offset as u32),
-    }
-}
-
-#[inline(never)]
-fn egress_copied(skb: *mut __sk_buff, config: &'static Config, offset: u32) -> i32 {
-    let offset = offset as usize;
-    match parse(&Copied(skb), offset) {
-        Ok(packet) => judge(skb, config, &Copied(skb), offset, &packet),
+    match global::parse(skb, offset as u32) {
+        Ok(packet) => judge(skb, config, offset as u32, &packet),
         Err(reason) => refuse(skb, config, &Packet::UNKNOWN, Verdict::plain(reason), None),
     }
 }
@@ -91,25 +82,20 @@ fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
 }
 
 #[inline(always)]
-fn judge<H: Headers>(
-    skb: *mut __sk_buff,
-    config: &'static Config,
-    headers: &H,
-    offset: usize,
-    packet: &Packet,
-) -> i32 {
+fn judge(skb: *mut __sk_buff, config: &'static Config, offset: u32, packet: &Packet) -> i32 {
     let now = now();
     let judged = judged_by_cgroup(skb, config, packet);
     let learns = trusts(config, &packet.destination, packet.destination_port, packet);
     let mut verdict = if judged {
         Verdict::plain(Reason::Judged)
     } else {
-        decision::leaves_uplink(&Kernel, config, headers, offset, packet, now)
+        let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
+        decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
     };
     let mut name = None;
     if matches!(verdict.reason, Reason::Dns) || (judged && learns) {
         // A query that the cgroup's hook let pass is asked again, to remember it here, where its answer arrives.
-        if let Err(refused) = dns::query(skb, config, packet, offset as u32, 0, learns) {
+        if let Err(refused) = dns::query(skb, config, packet, offset, 0, learns) {
             verdict = Verdict::plain(refused.reason);
             name = refused.name;
         }
@@ -197,22 +183,14 @@ fn refuse(
 fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     if let Some(config) = live() {
         let headers = Direct(skb);
-        let ethertype = if ethernet { link(&headers) } else { EtherType::Ip(0) };
+        let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };
         if let EtherType::Ip(offset) = ethertype {
-            match parse(&headers, offset) {
-                Ok(packet) => arrive(skb, config, offset as u32, &packet),
-                Err(_) => ingress_copied(skb, config, offset as u32),
+            if let Ok(packet) = global::parse(skb, offset as u32) {
+                arrive(skb, config, offset as u32, &packet);
             }
         }
     }
     NEXT
-}
-
-#[inline(never)]
-fn ingress_copied(skb: *mut __sk_buff, config: &'static Config, offset: u32) {
-    if let Ok(packet) = parse(&Copied(skb), offset as usize) {
-        arrive(skb, config, offset, &packet);
-    }
 }
 
 #[inline(always)]
