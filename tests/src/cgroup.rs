@@ -45,7 +45,11 @@ impl Cgroup {
     fn make(path: PathBuf, owned: bool) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("create cgroup {}: kernel tests need root", path.display()))?;
         let procs = OpenOptions::new().write(true).open(path.join("cgroup.procs"))?.into();
-        Ok(Self { path, procs: Arc::new(procs), owned })
+        Ok(Self {
+            path,
+            procs: Arc::new(procs),
+            owned,
+        })
     }
 
     /// Its absolute path, as `egress run --cgroup` takes it.
@@ -97,7 +101,9 @@ fn remove_tree(path: &Path) -> bool {
 }
 
 pub(crate) fn sweep_dead() {
-    let Ok(entries) = mount_point().and_then(|root| Ok(fs::read_dir(root)?)) else { return };
+    let Ok(entries) = mount_point().and_then(|root| Ok(fs::read_dir(root)?)) else {
+        return;
+    };
     for entry in entries.flatten() {
         if is_leftover(&entry.file_name().to_string_lossy()) {
             kill_and_remove(&entry.path());

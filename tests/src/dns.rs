@@ -118,7 +118,8 @@ impl Dns {
         runtime.spawn(async move {
             let mut buffer = vec![0; 65_535];
             while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
-                let (dns, query, udp, other) = (dns.clone(), buffer[..length].to_vec(), udp.clone(), other_port.clone());
+                let (dns, query, udp, other) =
+                    (dns.clone(), buffer[..length].to_vec(), udp.clone(), other_port.clone());
                 tokio::spawn(async move {
                     if let Some((bytes, wrong_port)) = dns.answer(&query, from, at, false).await {
                         if wrong_port {
@@ -147,8 +148,11 @@ impl Dns {
     pub fn set(&self, name: &str, ttl: u32, addresses: &[IpAddr]) {
         let mut state = self.lock();
         for kind in [RecordType::A, RecordType::AAAA] {
-            let records: Vec<_> =
-                addresses.iter().map(|&a| (ttl, rdata(a))).filter(|(_, data)| data.record_type() == kind).collect();
+            let records: Vec<_> = addresses
+                .iter()
+                .map(|&a| (ttl, rdata(a)))
+                .filter(|(_, data)| data.record_type() == kind)
+                .collect();
             state.records.insert((key(name), kind), records);
         }
     }
@@ -169,7 +173,9 @@ impl Dns {
     pub fn cname(&self, name: &str, ttl: u32, target: &str) {
         let target = CNAME(fqdn(target).expect("a domain name"));
         self.remove(name);
-        self.lock().records.insert((key(name), RecordType::CNAME), vec![(ttl, RData::CNAME(target))]);
+        self.lock()
+            .records
+            .insert((key(name), RecordType::CNAME), vec![(ttl, RData::CNAME(target))]);
     }
 
     /// Takes all records of `name` away: NXDOMAIN from now on.
@@ -222,8 +228,12 @@ impl Dns {
             let length = stream.read_u16().await?;
             let mut query = vec![0; usize::from(length)];
             stream.read_exact(&mut query).await?;
-            let Some((bytes, _)) = self.answer(&query, from, at, true).await else { return Ok(()) };
-            stream.write_u16(u16::try_from(bytes.len()).map_err(io::Error::other)?).await?;
+            let Some((bytes, _)) = self.answer(&query, from, at, true).await else {
+                return Ok(());
+            };
+            stream
+                .write_u16(u16::try_from(bytes.len()).map_err(io::Error::other)?)
+                .await?;
             stream.write_all(&bytes).await?;
         }
     }
@@ -236,10 +246,24 @@ impl Dns {
         let kind = question.query_type();
         let (fault, delay, answers) = {
             let mut state = self.lock();
-            state.asked.push(Asked { name: name.clone(), kind, from, at, tcp, when: Instant::now() });
-            let fault = state.fault_everywhere.clone().or_else(|| state.faults.get(&name).cloned());
+            state.asked.push(Asked {
+                name: name.clone(),
+                kind,
+                from,
+                at,
+                tcp,
+                when: Instant::now(),
+            });
+            let fault = state
+                .fault_everywhere
+                .clone()
+                .or_else(|| state.faults.get(&name).cloned());
             let chase = fault != Some(Fault::NoChase);
-            (fault, state.delays.get(&name).copied(), state.lookup(question.name(), kind, chase))
+            (
+                fault,
+                state.delays.get(&name).copied(),
+                state.lookup(question.name(), kind, chase),
+            )
         };
         if let Some(delay) = delay {
             tokio::time::sleep(delay).await;
@@ -305,10 +329,19 @@ impl State {
                 answer.push(Record::from_rdata(owner.clone(), *ttl, data.clone()));
                 self.rotation += 1;
             } else {
-                answer.extend(own.into_iter().map(|(ttl, data)| Record::from_rdata(owner.clone(), ttl, data)));
+                answer.extend(
+                    own.into_iter()
+                        .map(|(ttl, data)| Record::from_rdata(owner.clone(), ttl, data)),
+                );
             }
-            let alias = self.records.get(&(source, RecordType::CNAME)).and_then(|records| records.first()).cloned();
-            let Some((ttl, RData::CNAME(target))) = alias.filter(|_| kind != RecordType::CNAME) else { break };
+            let alias = self
+                .records
+                .get(&(source, RecordType::CNAME))
+                .and_then(|records| records.first())
+                .cloned();
+            let Some((ttl, RData::CNAME(target))) = alias.filter(|_| kind != RecordType::CNAME) else {
+                break;
+            };
             answer.push(Record::from_rdata(owner.clone(), ttl, RData::CNAME(target.clone())));
             owner = target.0;
             if !chase {

@@ -27,12 +27,19 @@ pub(crate) fn unique_name(role: &str) -> String {
         sweep_dead();
         crate::cgroup::sweep_dead();
     });
-    format!("{PREFIX}{}-{}-{role}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{PREFIX}{}-{}-{role}",
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// Whether `name` is one of ours and the process that made it is gone.
 pub(crate) fn is_leftover(name: &str) -> bool {
-    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse::<i32>().ok());
+    let pid = name
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.split('-').next())
+        .and_then(|pid| pid.parse::<i32>().ok());
     pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
@@ -86,7 +93,11 @@ impl NetNs {
             Ok(File::open(own)?.into())
         });
         let fd = made.inspect_err(|_| remove(&path))?;
-        let ns = Self { name, path, fd: Arc::new(fd) };
+        let ns = Self {
+            name,
+            path,
+            fd: Arc::new(fd),
+        };
         ns.ip("link set lo up")?;
         Ok(ns)
     }
@@ -126,10 +137,18 @@ impl NetNs {
             .stderr(Stdio::piped())
             .spawn()
             .context("start `ip` (Debian package iproute2)")?;
-        child.stdin.take().expect("stdin is piped").write_all(format!("{lines}\n").as_bytes())?;
+        child
+            .stdin
+            .take()
+            .expect("stdin is piped")
+            .write_all(format!("{lines}\n").as_bytes())?;
         let out = child.wait_with_output()?;
         if !out.status.success() {
-            bail!("ip -n {}: {}\nin:\n{lines}", self.name, String::from_utf8_lossy(&out.stderr).trim());
+            bail!(
+                "ip -n {}: {}\nin:\n{lines}",
+                self.name,
+                String::from_utf8_lossy(&out.stderr).trim()
+            );
         }
         Ok(())
     }
@@ -156,7 +175,8 @@ impl NetNs {
 
     /// Interface index of `name` in this namespace.
     pub fn ifindex(&self, name: &str) -> Result<u32> {
-        self.run(|| nix::net::if_::if_nametoindex(name)).with_context(|| format!("no interface {name} in {}", self.name))
+        self.run(|| nix::net::if_::if_nametoindex(name))
+            .with_context(|| format!("no interface {name} in {}", self.name))
     }
 }
 
@@ -182,7 +202,11 @@ fn write_sysctl(key: &str, value: &str) -> Result<()> {
 /// Enters the namespace behind `fd` from a forked child: async-signal-safe.
 pub(crate) fn setns_raw(fd: RawFd, kind: CloneFlags) -> std::io::Result<()> {
     // SAFETY: setns takes two integers and touches no memory of ours.
-    if unsafe { libc::setns(fd, kind.bits()) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if unsafe { libc::setns(fd, kind.bits()) } == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 pub(crate) fn raw(fd: &Option<Arc<OwnedFd>>) -> Option<RawFd> {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::sys::wait::waitpid;
-use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,7 +53,10 @@ impl Run {
 impl Place {
     #[must_use]
     pub fn new(net: &NetNs) -> Self {
-        Self { net: Some(net.fd()), ..Self::default() }
+        Self {
+            net: Some(net.fd()),
+            ..Self::default()
+        }
     }
 
     #[must_use]
@@ -83,7 +86,11 @@ impl Place {
     /// Runs a command to its end, or kills it at `limit`.
     pub fn run(&self, program: &str, args: &[&str], limit: Duration) -> Result<Run> {
         let mut command = self.command(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let child = command.spawn().with_context(|| format!("start `{program}`"))?;
         wait_limited(child, limit)
     }
@@ -168,8 +175,14 @@ pub fn wait_limited(mut child: Child, limit: Duration) -> Result<Run> {
             pause = (pause * 2).min(Duration::from_millis(20));
         };
         let took = start.elapsed();
-        let text = |thread: std::thread::ScopedJoinHandle<'_, String>| thread.join().map_err(|_| anyhow!("reader died"));
-        Ok(Run { status, stdout: text(out)?, stderr: text(err)?, took })
+        let text =
+            |thread: std::thread::ScopedJoinHandle<'_, String>| thread.join().map_err(|_| anyhow!("reader died"));
+        Ok(Run {
+            status,
+            stdout: text(out)?,
+            stderr: text(err)?,
+            took,
+        })
     })
 }
 
@@ -203,5 +216,6 @@ fn read_outcome<T: DeserializeOwned>(child: Pid, reader: OwnedFd, limit: Duratio
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "of another type".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "of another type".into())
 }
