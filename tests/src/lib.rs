@@ -18,6 +18,7 @@
 
 pub mod cgroup;
 pub mod daemon;
+pub mod demo;
 pub mod dns;
 pub mod mntns;
 pub mod model;

@@ -178,6 +178,26 @@ impl NetNs {
         self.run(|| nix::net::if_::if_nametoindex(name))
             .with_context(|| format!("no interface {name} in {}", self.name))
     }
+
+    /// Ethernet address of `name` in this namespace.
+    pub fn mac(&self, name: &str) -> Result<[u8; 6]> {
+        let out = Command::new("ip")
+            .args(["-n", &self.name, "-o", "link", "show", "dev", name])
+            .output()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let hex = text
+            .split_whitespace()
+            .skip_while(|word| *word != "link/ether")
+            .nth(1)
+            .context("no link/ether")?;
+        let bytes: Vec<u8> = hex
+            .split(':')
+            .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
+            .collect();
+        bytes
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("{hex} is not an Ethernet address"))
+    }
 }
 
 impl Drop for NetNs {

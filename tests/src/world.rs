@@ -34,10 +34,13 @@ pub const POD_V6: &str = "fd00:244::2";
 pub const POD_VETH: &str = "vpod0";
 
 /// What the world answers for: documentation prefixes, and public ones as the real services have them.
-pub const LOCAL_PREFIXES: [&str; 12] = [
+pub const LOCAL_PREFIXES: [&str; 16] = [
     "203.0.113.0/24",
     "198.51.100.0/24",
     "20.0.0.0/8",
+    "40.64.0.0/10",
+    "13.224.0.0/14",
+    "185.199.108.0/22",
     "13.64.0.0/11",
     "8.8.8.0/24",
     "9.9.9.0/24",
@@ -47,6 +50,7 @@ pub const LOCAL_PREFIXES: [&str; 12] = [
     "2001:db8::/32",
     "2603:1000::/24",
     "2620:1ec::/36",
+    "2606:50c0:8000::/36",
 ];
 
 /// A node and its world. Everything goes when this is dropped.
