@@ -47,6 +47,17 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Runs `egress ARGS` in a place, with no daemon needed: `exec`, `check`, `explain`.
+pub fn egress(place: &Place, args: &[&str], limit: Duration) -> Result<Run> {
+    let mut command = place.command(&binary()?.to_string_lossy());
+    command.args(args).env("EGRESS_BPFFS", BPFFS);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    crate::place::wait_limited(command.spawn()?, limit)
+}
+
 /// What to start; see [`Daemon::builder`].
 #[derive(Debug)]
 pub struct DaemonBuilder<'w> {

@@ -213,7 +213,7 @@ fn open() -> io::Result<OwnedFd> {
     }
 }
 
-fn parse(ifindex: u32, bytes: &[u8]) -> Frame {
+pub(crate) fn parse(ifindex: u32, bytes: &[u8]) -> Frame {
     let ether_type = bytes.get(12..14).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
     let mut frame = Frame {
         ifindex,

@@ -20,12 +20,7 @@ fn dig(world: &World, args: &[&str]) -> Run {
 
 /// The port that an answer about `name` comes from.
 fn answer_port(world: &World, name: &str) -> u16 {
-    let mut query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".to_vec();
-    for label in name.split('.').chain([""]) {
-        query.push(u8::try_from(label.len()).unwrap());
-        query.extend(label.bytes());
-    }
-    query.extend([0, 1, 0, 1]);
+    let query = egress_tests::model::dns_query(name);
     let from = world.node().fork(LIMIT, || {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;

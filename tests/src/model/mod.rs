@@ -13,13 +13,15 @@
 mod generate;
 #[cfg(test)]
 mod tests;
+mod wire;
 mod yaml;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-pub use generate::{Case, case, edge_addresses, edge_ports, packet, policy};
+pub use generate::{Case, NOW, case, edge_addresses, edge_ports, packet, policy};
+pub use wire::dns_query;
 
 /// A policy as its text says it.
 #[derive(Debug, Clone, PartialEq)]

@@ -281,6 +281,41 @@ fn laws(law: impl Fn(Case) -> Result<(), TestCaseError>) {
     .unwrap();
 }
 
+/// The bytes of a case are what the case says, as the sniffer's parser reads them.
+#[test]
+fn the_bytes_of_a_packet_are_the_packet() {
+    laws(|case| {
+        let frame = crate::sniffer::parse(1, &case.ethernet_frame());
+        prop_assert_eq!(frame.source, Some(case.packet.source));
+        prop_assert_eq!(frame.destination, Some(case.packet.destination));
+        let v4 = case.packet.destination.is_ipv4();
+        let (protocol, ports) = match case.packet.transport {
+            Transport::Tcp { source, destination } => (6, Some((source, destination))),
+            Transport::Udp { source, destination } => (17, Some((source, destination))),
+            Transport::Icmp(kind) => {
+                prop_assert_eq!(frame.payload[0], kind);
+                (if v4 { 1 } else { 58 }, None)
+            }
+            // SCTP has its ports where TCP has them.
+            Transport::Other(number) => (number, (number == 132).then_some((0, 0))),
+            Transport::LaterFragment => (17, None),
+            Transport::Rerouted => (6, Some((40_000, 443))),
+            Transport::Unparsable => (6, None),
+        };
+        prop_assert_eq!(frame.protocol, Some(protocol));
+        prop_assert_eq!(frame.source_port.zip(frame.destination_port), ports);
+        if v4 {
+            let header = &case.ip_packet()[..usize::from(case.ip_packet()[0] & 15) * 4];
+            let sum: u32 = header
+                .chunks(2)
+                .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+                .sum();
+            prop_assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn order_never_matters() {
     laws(|mut case| {
