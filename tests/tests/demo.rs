@@ -38,24 +38,37 @@ fn without_enforcement_every_forbidden_row_succeeds() {
     assert!(!text.contains('\x1b'), "colours without a terminal");
 }
 
-#[test]
-fn a_daemon_that_does_nothing_fails_the_demo() {
-    let dir = tempfile::tempdir().unwrap();
-    let fake = dir.path().join("egress");
-    let script = "#!/bin/sh\n[ \"$1\" = run ] || exit 0\necho enforcement is on\ntrap 'exit 0' TERM\nwhile :; do sleep 0.05; done\n";
+/// A stand-in for `egress` that claims enforcement and does nothing; its events are what `report` prints.
+fn pretender(dir: &std::path::Path, report: &str) -> std::path::PathBuf {
+    let fake = dir.join("egress");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = events ] && {{ {report}; exit 0; }}\n[ \"$1\" = run ] || exit 0\n\
+         echo enforcement is on\ntrap 'exit 0' TERM\nwhile :; do sleep 0.05; done\n"
+    );
     std::fs::write(&fake, script).unwrap();
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let (out, text) = demo(&[], Some(&fake));
-    assert_eq!(
-        out.status.code(),
-        Some(1),
-        "{text}\n{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-    let (allowed, forbidden) = text.split_once("-- forbidden").unwrap();
-    assert!(rows(allowed).iter().all(|row| row.ends_with(" yes")), "{allowed}");
-    assert!(
-        rows(forbidden).len() >= 30 && rows(forbidden).iter().all(|row| row.ends_with(" NO")),
-        "{forbidden}"
-    );
+    fake
+}
+
+#[test]
+fn a_daemon_that_only_claims_to_enforce_fails_the_demo() {
+    // The second one reports a fresh drop of everything, each time it is asked.
+    let drops = "echo \"{\\\"at\\\":$(date +%s%N),\\\"to\\\":\\\"198.51.100.77 2001:db8:77::77 203.0.113.66\\\"}\"";
+    for report in ["true", drops] {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, text) = demo(&[], Some(&pretender(dir.path(), report)));
+        assert_eq!(
+            out.status.code(),
+            Some(1),
+            "{text}\n{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        let (allowed, forbidden) = text.split_once("-- forbidden").unwrap();
+        assert!(rows(allowed).iter().all(|row| row.ends_with(" yes")), "{allowed}");
+        assert!(
+            rows(forbidden).len() >= 30 && rows(forbidden).iter().all(|row| row.ends_with(" NO")),
+            "{forbidden}"
+        );
+        assert_eq!(forbidden.contains(" drop "), report == drops, "{forbidden}");
+    }
 }

@@ -8,6 +8,8 @@ mod clients;
 mod internet;
 mod rows;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
@@ -173,14 +175,12 @@ impl Watch {
     }
 
     /// Whether a drop event of the daemon is about this: it names the address, or for a question the name, or the
-    /// resolver's port that the question went to.
+    /// resolver that the question was on its way to.
     fn named_in(&self, event: &Value) -> bool {
         let text = event.to_string().to_ascii_lowercase();
         match self {
             Watch::To { address, .. } => text.contains(&address.to_string()),
-            Watch::Question(name) => {
-                text.contains(&name.to_ascii_lowercase()) || (text.contains(DNS_V4) && text.contains("53"))
-            }
+            Watch::Question(name) => text.contains(&name.to_ascii_lowercase()) || text.contains(DNS_V4),
         }
     }
 }
