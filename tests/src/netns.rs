@@ -44,11 +44,18 @@ pub(crate) fn is_leftover(name: &str) -> bool {
 }
 
 fn sweep_dead() {
-    let Ok(entries) = fs::read_dir(NETNS_DIR) else { return };
-    for entry in entries.flatten() {
-        if is_leftover(&entry.file_name().to_string_lossy()) {
-            remove(&entry.path());
-        }
+    let leftovers = |dir: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .filter(|e| is_leftover(&e.file_name().to_string_lossy()))
+            .map(|e| e.path())
+            .collect()
+    };
+    for namespace in leftovers(Path::new(NETNS_DIR)) {
+        remove(&namespace);
+    }
+    for files in leftovers(&std::env::temp_dir()) {
+        let _ = fs::remove_dir_all(files);
     }
 }
 
@@ -229,6 +236,6 @@ pub(crate) fn setns_raw(fd: RawFd, kind: CloneFlags) -> std::io::Result<()> {
     }
 }
 
-pub(crate) fn raw(fd: &Option<Arc<OwnedFd>>) -> Option<RawFd> {
-    fd.as_ref().map(|fd| fd.as_raw_fd())
+pub(crate) fn raw(fd: Option<&Arc<OwnedFd>>) -> Option<RawFd> {
+    fd.map(AsRawFd::as_raw_fd)
 }

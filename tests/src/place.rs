@@ -138,16 +138,16 @@ impl Place {
         if unsafe { libc::getppid() }.cast_unsigned() != parent {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
-        if let Some(procs) = raw(&self.procs) {
+        if let Some(procs) = raw(self.procs.as_ref()) {
             // SAFETY: writes one byte of a static string; "0" means the writing process (cgroup-v2.rst).
             if unsafe { libc::write(procs, c"0".as_ptr().cast(), 1) } != 1 {
                 return Err(io::Error::last_os_error());
             }
         }
-        if let Some(mnt) = raw(&self.mnt) {
+        if let Some(mnt) = raw(self.mnt.as_ref()) {
             setns_raw(mnt, CloneFlags::CLONE_NEWNS)?;
         }
-        if let Some(net) = raw(&self.net) {
+        if let Some(net) = raw(self.net.as_ref()) {
             setns_raw(net, CloneFlags::CLONE_NEWNET)?;
         }
         Ok(())

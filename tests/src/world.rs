@@ -5,7 +5,7 @@
 //! ```
 //! The world answers for whole prefixes ("AnyIP"), so a server binds to any address in them without configuration.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::cgroup::Cgroup;
 use crate::dns::Dns;
 use crate::mntns::MountNs;
-use crate::netns::NetNs;
+use crate::netns::{NetNs, unique_name};
 use crate::place::Place;
 use crate::servers::{Hits, Service, serve};
 use crate::sniffer::Sniffer;
@@ -74,7 +74,7 @@ pub struct World {
 impl World {
     /// Node and world, joined, with the resolver running and named in the node's resolv.conf. Needs root.
     pub fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("egress-test-").tempdir()?;
+        let dir = tempfile::Builder::new().prefix(&unique_name("files-")).tempdir()?;
         let node_ns = NetNs::new("node")?;
         let world_ns = NetNs::new("world")?;
         let (near, far) = (
@@ -242,12 +242,6 @@ impl World {
             .as_ref()
             .expect("the runtime lives as long as the world")
             .handle()
-    }
-
-    /// Whether the node has this address on an uplink or on a veth.
-    #[must_use]
-    pub fn is_node_address(&self, address: IpAddr) -> bool {
-        [NODE_V4, NODE_V6].iter().any(|own| own.parse() == Ok(address))
     }
 }
 

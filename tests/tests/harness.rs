@@ -70,7 +70,13 @@ fn namespaces_and_cgroups_are_gone_after_a_panic() {
 fn what_a_dead_process_left_is_swept() {
     // No process has a pid above the kernel's limit of 4,194,304.
     let left = egress_tests::cgroup::mount_point().unwrap().join("eg-99999999-0-dead");
-    std::fs::create_dir(&left).unwrap();
+    let files = std::env::temp_dir().join("eg-99999999-0-files-x");
+    let namespace = Path::new("/run/netns/eg-99999999-0-node");
+    for dir in [&left, &files] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    std::fs::create_dir_all("/run/netns").unwrap();
+    std::fs::write(namespace, "").unwrap();
     let exe = std::env::current_exe().unwrap();
     // The sweep runs once per process, at the first guard: another process does it.
     let status = Command::new(exe)
@@ -78,7 +84,9 @@ fn what_a_dead_process_left_is_swept() {
         .status()
         .unwrap();
     assert!(status.success());
-    assert!(!left.exists(), "{} is still there", left.display());
+    for path in [&left, &files, namespace] {
+        assert!(!path.exists(), "{} is still there", path.display());
+    }
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl Rows {
         });
     }
 
-    fn from_pod(&mut self) {
+    fn in_pod(&mut self) {
         if let Some(row) = self.rows.last_mut() {
             row.from = From::Pod;
         }
@@ -150,7 +150,7 @@ fn required(rows: &mut Rows) {
     }
     let (name, client, watch) = https(&REQUIRED[3]);
     rows.add(name, "curl https, in a pod", client, watch);
-    rows.from_pod();
+    rows.in_pod();
 }
 
 fn optional(rows: &mut Rows) {
@@ -350,13 +350,13 @@ fn below_sockets(rows: &mut Rows, world: &World) -> Result<()> {
     rows.add(BARE_V4, "AF_PACKET, UDP 7778", packet, vec![to(BARE_V4, UDP, 7778)]);
     let client = curl(format!("http://{}/", socket(BARE_V4, 8080)), &[]);
     rows.add(BARE_V4, "curl http, in a pod", client, vec![to(BARE_V4, TCP, 8080)]);
-    rows.from_pod();
+    rows.in_pod();
     rows.add(
         BARE_V6,
         "ping, in a pod",
         Client::Ping { to: BARE_V6.into() },
         vec![to(BARE_V6, ICMPV6, None)],
     );
-    rows.from_pod();
+    rows.in_pod();
     Ok(())
 }
