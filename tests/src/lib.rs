@@ -27,6 +27,7 @@ pub mod place;
 pub mod resolvers;
 pub mod servers;
 pub mod sniffer;
+pub mod stub;
 pub mod tls;
 pub mod world;
 

@@ -1,4 +1,5 @@
-//! A mount namespace for the processes of one node: its own resolv.conf, hosts file, `/run` and bpffs.
+//! A mount namespace for the processes of one node: its own resolv.conf, hosts file, `/run`, interfaces in
+//! `/sys/class/net`, and bpffs.
 //!
 //! The bpffs is a fresh instance, so everything pinned in it goes when the last process and descriptor of the namespace
 //! are gone: two tests never see each other's pins, and a killed test leaves none.
@@ -9,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::netns::on_thread;
+use crate::netns::{NetNs, on_thread};
 
 /// Where the private bpffs is mounted, inside the namespace.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -25,7 +26,8 @@ pub struct MountNs {
 
 impl MountNs {
     /// `dir` holds the files that are mounted over the system's; it must outlive the namespace's processes.
-    pub fn new(dir: &Path) -> Result<Self> {
+    /// `/sys/class/net` shows the interfaces of `net`; the rest of `/sys` stays, with what is mounted in it.
+    pub fn new(dir: &Path, net: &NetNs) -> Result<Self> {
         let resolv_conf = dir.join("resolv.conf");
         let hosts = dir.join("hosts");
         fs::write(&resolv_conf, "")?;
@@ -42,6 +44,7 @@ impl MountNs {
             mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("tmpfs on /run")?;
             mount(Some("none"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).context("a private bpffs")?;
             bind(&resolv_conf, Path::new("/etc/resolv.conf"))?;
+            show_interfaces(dir, net)?;
             bind(&hosts, Path::new("/etc/hosts"))?;
             Ok(File::open("/proc/thread-self/ns/mnt")?.into())
         })?;
@@ -69,6 +72,19 @@ impl MountNs {
             f()
         })
     }
+}
+
+/// A sysfs shows the network namespace of the thread that mounted it: of a fresh one, only the parts about interfaces
+/// are taken over.
+fn show_interfaces(dir: &Path, net: &NetNs) -> Result<()> {
+    let fresh = dir.join("sysfs");
+    fs::create_dir(&fresh)?;
+    setns(net.fd().as_ref(), CloneFlags::CLONE_NEWNET).context("enter the node's network namespace")?;
+    mount(Some("none"), &fresh, Some("sysfs"), MsFlags::empty(), None::<&str>).context("mount a sysfs")?;
+    for part in ["class/net", "devices/virtual/net"] {
+        bind(&fresh.join(part), &Path::new("/sys").join(part))?;
+    }
+    umount2(&fresh, MntFlags::MNT_DETACH).context("unmount the sysfs")
 }
 
 /// Binds `from` over `to`, which may be a symbolic link into `/run` (systemd-resolved), just emptied.

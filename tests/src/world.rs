@@ -103,7 +103,7 @@ impl World {
             world_ns.sysctl(key, value)?;
         }
         let sniffer = Sniffer::new(&world_ns)?;
-        let mounts = MountNs::new(dir.path())?;
+        let mounts = MountNs::new(dir.path(), &node_ns)?;
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let dns = Dns::default();
         for at in [DNS_V4, DNS_V6] {

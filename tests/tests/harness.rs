@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use egress_tests::resolvers::Resolver;
+use egress_tests::stub::{self, Style};
 use egress_tests::world::{DNS_V4, DNS_V6, NODE_V4, NODE_V6};
 use egress_tests::{Cgroup, Fault, NetNs, Run, Service, World};
 
@@ -416,4 +417,69 @@ fn the_node_has_its_addresses_and_resolver() {
             .unwrap_or_default()
             .contains(DNS_V4)
     );
+}
+
+#[test]
+fn the_nodes_sysfs_shows_its_own_interfaces_and_the_cgroups() {
+    let world = World::new().unwrap();
+    let mac = world.node().run("cat", &["/sys/class/net/up0/address"], LIMIT).unwrap();
+    let bytes: Vec<String> = world
+        .node_ns
+        .mac("up0")
+        .unwrap()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(mac.stdout.trim(), bytes.join(":"), "{mac:?}");
+    let cgroups = egress_tests::cgroup::mount_point().unwrap().join("cgroup.controllers");
+    assert!(
+        world
+            .node()
+            .run("test", &["-e", cgroups.to_str().unwrap()], LIMIT)
+            .unwrap()
+            .ok()
+    );
+}
+
+#[test]
+fn stub_resolvers_ask_as_go_and_musl_do() {
+    let world = World::new().unwrap();
+    world.dns.cname("www.example.com", 20, "edge.example.net");
+    world
+        .dns
+        .set_text("edge.example.net", 20, &["203.0.113.80", "2001:db8::80"]);
+    let server: SocketAddr = SocketAddr::new(DNS_V4.parse().unwrap(), 53);
+    for (style, sockets) in [(Style::Go, 2), (Style::Musl, 1)] {
+        world.dns.forget();
+        let found = world
+            .node()
+            .fork(LIMIT, || stub::resolve(style, server, "www.example.com"))
+            .unwrap();
+        assert_eq!(
+            found,
+            ["203.0.113.80", "2001:db8::80"].map(|a| a.parse::<IpAddr>().unwrap())
+        );
+        let mut ports: Vec<u16> = world.dns.asked().iter().map(|asked| asked.from.port()).collect();
+        ports.dedup();
+        assert_eq!((world.dns.asked().len(), ports.len()), (2, sockets), "{style:?}");
+    }
+    world.dns.fault("www.example.com", Fault::Truncated);
+    let found = world
+        .node()
+        .fork(LIMIT, || stub::resolve(Style::Go, server, "www.example.com"))
+        .unwrap();
+    assert_eq!(found.len(), 2);
+    world.dns.fault("www.example.com", Fault::WrongId);
+    assert!(
+        world
+            .node()
+            .fork(LIMIT, || stub::resolve(Style::Go, server, "www.example.com"))
+            .is_err()
+    );
+    world.dns.fault("www.example.com", Fault::NxDomain);
+    let error = world
+        .node()
+        .fork(LIMIT, || stub::resolve(Style::Musl, server, "www.example.com"))
+        .unwrap_err();
+    assert!(error.to_string().contains("NXDomain"), "{error}");
 }
