@@ -1,15 +1,17 @@
 //! The clients: programs as people use them, and sockets of our own for what no program does.
 
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{self, Read as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::place::{Place, Run};
-use crate::world::{NODE_V4, UPLINK, World};
+use crate::servers::BANNER;
+use crate::stub::{self, Style};
+use crate::world::{DNS_V4, NODE_V4, UPLINK, World};
 
 const LIMIT: Duration = Duration::from_secs(8);
 const WAIT: Duration = Duration::from_millis(700);
@@ -39,6 +41,11 @@ pub enum Client {
     },
     Udp {
         to: String,
+    },
+    /// A static program: its own stub resolver, then TCP to the first IPv4 address.
+    GoTcp {
+        host: String,
+        port: u16,
     },
     /// A datagram built by hand, headers included (`IPPROTO_RAW`).
     RawUdp {
@@ -97,7 +104,7 @@ pub fn drive(client: &Client, place: &Place, world: &World) -> Result<Told> {
                           sys.stdout.write(s.recv(100).decode())";
             let (port, family) = (port.to_string(), family.to_string());
             let run = place.run(python(), &["-c", script, host, &port, &family], LIMIT)?;
-            told(&run, |run| run.stdout == crate::servers::BANNER)
+            told(&run, |run| run.stdout == BANNER)
         }
         Client::Dig { args } => {
             let mut all = vec!["+short", "+time=1", "+tries=1"];
@@ -115,6 +122,16 @@ pub fn drive(client: &Client, place: &Place, world: &World) -> Result<Told> {
             answer.len() == 48 && answer[0] & 7 == 4
         }),
         Client::Udp { to } => exchange(place, to, b"hello", |answer| answer == b"hello"),
+        Client::GoTcp { host, port } => by_hand(place.fork(LIMIT, || {
+            let found = stub::resolve(Style::Go, SocketAddr::new(DNS_V4.parse()?, 53), host)?;
+            let first = found.into_iter().find(IpAddr::is_ipv4).context("no IPv4 address")?;
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(first, *port), Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(WAIT))?;
+            let mut banner = [0; BANNER.len()];
+            stream.read_exact(&mut banner)?;
+            ensure!(banner == *BANNER.as_bytes(), "a wrong banner");
+            Ok(format!("the banner of {first}"))
+        })),
         Client::RawUdp { to, port } => {
             let (to, port) = (*to, *port);
             by_hand(place.fork(LIMIT, move || raw_exchange(to, port, |packet| send_raw(to, packet))))

@@ -131,6 +131,11 @@ fn required(rows: &mut Rows) {
         family: 4,
     };
     rows.add(api.name, "python3 tcp 9000", tunnel, vec![to(api.v4, TCP, 9000)]);
+    let go = Client::GoTcp {
+        host: api.name.into(),
+        port: 9000,
+    };
+    rows.add(api.name, "Go-style, tcp 9000", go, vec![to(api.v4, TCP, 9000)]);
     // Python takes whichever family the resolver's order gives.
     let either = [Some(api.v4), api.v6]
         .into_iter()
@@ -192,6 +197,11 @@ fn other_destinations(rows: &mut Rows) {
         host: FORBIDDEN.name.into(),
     };
     rows.add(FORBIDDEN.name, "python3 https", python, everywhere(FORBIDDEN.name));
+    let go = Client::GoTcp {
+        host: FORBIDDEN.name.into(),
+        port: 9000,
+    };
+    rows.add(FORBIDDEN.name, "Go-style, tcp 9000", go, everywhere(FORBIDDEN.name));
     for (name, tried) in LOOKALIKES.iter().zip([
         "curl, wildcard's apex",
         "curl, suffix no label",
