@@ -297,3 +297,14 @@ impl fmt::Display for RuleSource {
         }
     }
 }
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        super::ports::Ports {
+            proto: self.proto,
+            from: self.from,
+            to: self.to,
+        }
+        .fmt(f)
+    }
+}

@@ -1,27 +1,29 @@
 //! The policy: YAML files in, one checked and compiled set of tables out.
+//!
+//! [`load`] is the way in. Data flows one way: `yaml` (text to tree), `parse` (tree to checked document), `merge`
+//! (several documents to one), `compile` (document to [`Compiled`]), `warn` (what is valid but doubtful). `lookup` and
+//! `explain` read the compiled tables as the data plane does.
 
+mod compile;
 mod compiled;
+mod diagnostic;
+mod document;
+mod duration;
+pub mod embedded;
+mod load;
+mod lookup;
+mod merge;
 mod name;
+mod parse;
+mod ports;
+mod target;
+mod warn;
+mod yaml;
 
 pub use compiled::*;
-pub use name::{DomainName, NameError, NamePattern};
-
-use std::{net::SocketAddr, path::PathBuf};
-
-/// Where a policy comes from, and what the command line adds to it.
-#[derive(Clone, Debug, Default)]
-pub struct Sources {
-    /// Files, directories and names of embedded policies, as `--policy` takes them.
-    pub policies: Vec<PathBuf>,
-    /// `--allow DEST`, in order.
-    pub allow: Vec<String>,
-    /// `--set KEY=VALUE`.
-    pub set: Vec<(String, String)>,
-    /// `--mode`: wins over what the files say.
-    pub mode: Option<Mode>,
-    /// `--resolver`: where not empty, wins over what the files say.
-    pub resolvers: Vec<SocketAddr>,
-    /// More names for `dns.internal`: the host's search domains.
-    pub internal: Vec<DomainName>,
-}
-// load(&Sources) -> Result<Loaded { compiled, warnings, files }, PolicyError>
+pub use diagnostic::{Diagnostic, PolicyError, Severity, SourceFile, eprint_all, render_all};
+pub use load::{Loaded, Sources, load};
+pub use lookup::*;
+pub use name::{DomainName, ItemError, NamePattern};
+pub use parse::parse_resolver;
+pub use warn::NAMES as WARNINGS;
