@@ -32,11 +32,7 @@ struct TooMuch;
 impl Work {
     fn add(&mut self, grants: usize) -> Result<(), TooMuch> {
         self.0 += grants;
-        if self.0 > MAX_WORK {
-            Err(TooMuch)
-        } else {
-            Ok(())
-        }
+        if self.0 > MAX_WORK { Err(TooMuch) } else { Ok(()) }
     }
 }
 
@@ -53,17 +49,9 @@ pub fn compile(
             *switch = value.value;
         }
     }
-    let mode = document
-        .mode
-        .as_ref()
-        .map(|mode| mode.value)
-        .unwrap_or_default();
+    let mode = document.mode.as_ref().map(|mode| mode.value).unwrap_or_default();
 
-    let rules = document
-        .rules
-        .iter()
-        .map(|rule| compiled_rule(rule, files))
-        .collect();
+    let rules = document.rules.iter().map(|rule| compiled_rule(rule, files)).collect();
     let mut grants = Vec::new();
     let mut grant_ports: Vec<GrantPorts> = Vec::new();
     let mut patterns: Vec<(&NamePattern, u32)> = Vec::new();
@@ -166,12 +154,8 @@ fn dns(document: &Document, internal: &[DomainName]) -> Dns {
         dns.allow_private.sort_unstable();
         dns.allow_private.dedup();
     }
-    dns.internal.extend(
-        written
-            .internal
-            .iter()
-            .flat_map(|names| names.value.iter().cloned()),
-    );
+    dns.internal
+        .extend(written.internal.iter().flat_map(|names| names.value.iter().cloned()));
     dns.internal.extend_from_slice(internal);
     dns.internal.sort_unstable();
     dns.internal.dedup();
@@ -226,39 +210,23 @@ fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
     })
 }
 
-fn content_hash(
-    document: &Document,
-    mode: super::compiled::Mode,
-    dns: &Dns,
-    builtins: Builtins,
-) -> u64 {
+fn content_hash(document: &Document, mode: super::compiled::Mode, dns: &Dns, builtins: Builtins) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     let head = format!("1 {mode:?} {dns:?} {builtins:?}");
     // Rules are hashed each by itself and summed, so that their order does not count.
-    document
-        .rules
-        .iter()
-        .fold(fnv1a(OFFSET, head.as_bytes()), |sum, rule| {
-            let mut targets: Vec<String> =
-                rule.to.iter().map(|item| item.target.to_string()).collect();
-            targets.sort_unstable();
-            let ports = super::ports::list(&rule.ports);
-            let text = format!(
-                "{:?}\0{}\0{:?}\0{targets:?}\0{ports}",
-                rule.action, rule.name, rule.why
-            );
-            sum.wrapping_add(fnv1a(OFFSET, text.as_bytes()))
-        })
+    document.rules.iter().fold(fnv1a(OFFSET, head.as_bytes()), |sum, rule| {
+        let mut targets: Vec<String> = rule.to.iter().map(|item| item.target.to_string()).collect();
+        targets.sort_unstable();
+        let ports = super::ports::list(&rule.ports);
+        let text = format!("{:?}\0{}\0{:?}\0{targets:?}\0{ports}", rule.action, rule.name, rule.why);
+        sum.wrapping_add(fnv1a(OFFSET, text.as_bytes()))
+    })
 }
 
 /// Ports of every protocol as a [`super::compiled::PortRange`] has them.
 fn port_range(ports: Ports, grant: u32) -> super::compiled::PortRange {
     let whole = matches!(ports.proto, Proto::Any | Proto::Icmp);
-    let (from, to) = if whole {
-        (0, u16::MAX)
-    } else {
-        (ports.from, ports.to)
-    };
+    let (from, to) = if whole { (0, u16::MAX) } else { (ports.from, ports.to) };
     super::compiled::PortRange {
         proto: ports.proto,
         from,

@@ -82,9 +82,7 @@ impl SourceFile {
     pub fn line_column(&self, offset: u32) -> (u32, u32) {
         let line = self.lines.partition_point(|start| *start <= offset).max(1);
         let start = self.lines[line - 1] as usize;
-        let end = self
-            .text
-            .floor_char_boundary((offset as usize).min(self.text.len()));
+        let end = self.text.floor_char_boundary((offset as usize).min(self.text.len()));
         let column = self.text[start.min(end)..end].chars().count() + 1;
         (
             u32::try_from(line).unwrap_or(u32::MAX),
@@ -163,30 +161,17 @@ impl Diagnostic {
         let mut group = Group::with_title(title);
         if let Some((place, label)) = &self.at {
             let mut here = vec![(place, label.as_str(), AnnotationKind::Primary)];
-            let (same, other): (Vec<_>, Vec<_>) = self
-                .also
-                .iter()
-                .partition(|(also, _)| also.file == place.file);
+            let (same, other): (Vec<_>, Vec<_>) = self.also.iter().partition(|(also, _)| also.file == place.file);
             here.extend(
                 same.iter()
                     .map(|(place, label)| (place, label.as_str(), AnnotationKind::Context)),
             );
             for (place, label, kind) in here {
-                group = group.element(snippet(
-                    &files[place.file as usize],
-                    &place.span,
-                    label,
-                    kind,
-                ));
+                group = group.element(snippet(&files[place.file as usize], &place.span, label, kind));
             }
             for (place, label) in other {
                 let kind = AnnotationKind::Primary;
-                group = group.element(snippet(
-                    &files[place.file as usize],
-                    &place.span,
-                    label,
-                    kind,
-                ));
+                group = group.element(snippet(&files[place.file as usize], &place.span, label, kind));
             }
         }
         if let Some(note) = &self.note {
@@ -195,11 +180,7 @@ impl Diagnostic {
         if let Some(hint) = &self.hint {
             group = group.element(Level::HELP.message(visible(hint)));
         }
-        let renderer = if color {
-            Renderer::styled()
-        } else {
-            Renderer::plain()
-        };
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let mut text = renderer.render(&[group]);
         text.push('\n');
         text
@@ -230,11 +211,9 @@ fn snippet<'a>(
     let mut start = bytes.start;
     let mut end = bytes.end;
     if end - start > LONG_LINE {
-        start = file.text.floor_char_boundary(
-            (span.start as usize)
-                .saturating_sub(LONG_LINE / 2)
-                .max(start),
-        );
+        start = file
+            .text
+            .floor_char_boundary((span.start as usize).saturating_sub(LONG_LINE / 2).max(start));
         end = file.text.ceil_char_boundary((start + LONG_LINE).min(end));
     }
     let text = &file.text[start..end];
@@ -273,8 +252,7 @@ impl PolicyError {
 
 /// Writes diagnostics to standard error, as [`PolicyError::eprint`] does.
 pub fn eprint_all(diagnostics: &[Diagnostic], files: &[Arc<SourceFile>]) {
-    let color = std::io::stderr().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // A closed standard error must not turn a refusal into a panic.
     let _ = std::io::stderr()
         .lock()
@@ -298,12 +276,8 @@ pub fn render_all(diagnostics: &[Diagnostic], files: &[Arc<SourceFile>], color: 
         let count = [(errors, "error"), (warnings, "warning")]
             .into_iter()
             .filter(|(n, _)| *n > 0);
-        let count =
-            count.map(|(n, what)| format!("{n} more {what}{}", if n == 1 { "" } else { "s" }));
-        text.push_str(&format!(
-            "\n... and {}\n",
-            count.collect::<Vec<_>>().join(" and ")
-        ));
+        let count = count.map(|(n, what)| format!("{n} more {what}{}", if n == 1 { "" } else { "s" }));
+        text.push_str(&format!("\n... and {}\n", count.collect::<Vec<_>>().join(" and ")));
     }
     text
 }

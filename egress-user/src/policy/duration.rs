@@ -14,10 +14,7 @@ pub fn parse(text: &str) -> Result<Duration, ItemError> {
         return Ok(Duration::ZERO);
     }
     if text.is_empty() {
-        return Err(ItemError::new(
-            "an empty time",
-            "write one like `60s`, `10m` or `1h`",
-        ));
+        return Err(ItemError::new("an empty time", "write one like `60s`, `10m` or `1h`"));
     }
     if text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(ItemError::new(

@@ -101,6 +101,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, PolicyError> {
     Ok(Loaded {
         compiled,
         warnings,
+        silenced,
         files,
         paths,
         exact,
@@ -124,10 +125,7 @@ fn exact_places(document: &Document) -> Vec<(DomainName, Option<Place>, bool)> {
     let mut seen = std::collections::HashSet::new();
     let mut exact = Vec::new();
     for rule in &document.rules {
-        let silenced = rule
-            .silence
-            .iter()
-            .any(|silence| silence.warning == "unresolved");
+        let silenced = rule.silence.iter().any(|silence| silence.warning == "unresolved");
         for item in &rule.to {
             if let Target::Name(NamePattern::Exact(name)) = &item.target
                 && seen.insert(name.clone())
@@ -139,11 +137,7 @@ fn exact_places(document: &Document) -> Vec<(DomainName, Option<Place>, bool)> {
     exact
 }
 
-fn read_all(
-    policies: &[PathBuf],
-    paths: &mut Vec<PathBuf>,
-    diagnostics: &mut Vec<Diagnostic>,
-) -> Vec<Arc<SourceFile>> {
+fn read_all(policies: &[PathBuf], paths: &mut Vec<PathBuf>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Arc<SourceFile>> {
     let mut files: Vec<Arc<SourceFile>> = Vec::new();
     let mut named: Vec<PathBuf> = Vec::new();
     for policy in policies {
@@ -167,25 +161,15 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diag
         Ok(metadata) => metadata,
         Err(error) => {
             if let Some(embedded) = policy.to_str().and_then(embedded::find) {
-                return Ok(vec![SourceFile::new(
-                    format!("{}.yaml", embedded.name),
-                    embedded.text,
-                )]);
+                return Ok(vec![SourceFile::new(format!("{}.yaml", embedded.name), embedded.text)]);
             }
             let names: Vec<_> = embedded::ALL.iter().map(|policy| policy.name).collect();
-            let near = policy
-                .to_str()
-                .and_then(|name| parse::nearest(name, &names));
+            let near = policy.to_str().and_then(|name| parse::nearest(name, &names));
             let hint = match near {
                 Some(near) => format!("did you mean the embedded policy `{near}`?"),
-                None => "name a file, a directory, or an embedded policy (see `egress policies`)"
-                    .to_owned(),
+                None => "name a file, a directory, or an embedded policy (see `egress policies`)".to_owned(),
             };
-            return Err(Diagnostic::error(format!(
-                "cannot read the policy `{shown}`: {}",
-                cause(&error)
-            ))
-            .hint(hint));
+            return Err(Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(&error))).hint(hint));
         }
     };
     paths.push(policy.to_owned());
@@ -193,12 +177,8 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diag
         return read_file(policy).map(|file| vec![file]);
     }
     let listing = fs::read_dir(policy).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let entries = listing.map_err(|error| {
-        Diagnostic::error(format!(
-            "cannot list the directory `{shown}`: {}",
-            cause(&error)
-        ))
-    })?;
+    let entries = listing
+        .map_err(|error| Diagnostic::error(format!("cannot list the directory `{shown}`: {}", cause(&error))))?;
     let mut found: Vec<PathBuf> = entries
         .into_iter()
         .map(|entry| entry.path())
@@ -209,10 +189,8 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diag
         .filter(|path| !path.is_dir())
         .collect();
     if found.is_empty() {
-        return Err(
-            Diagnostic::error(format!("the directory `{shown}` has no policy"))
-                .hint("policies in a directory end in `.yaml` or `.yml`"),
-        );
+        return Err(Diagnostic::error(format!("the directory `{shown}` has no policy"))
+            .hint("policies in a directory end in `.yaml` or `.yml`"));
     }
     found.sort();
     found.iter().map(|path| read_file(path)).collect()
@@ -220,12 +198,8 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diag
 
 fn read_file(path: &Path) -> Result<SourceFile, Diagnostic> {
     let shown = path.display();
-    let failed = |error: std::io::Error| {
-        Diagnostic::error(format!(
-            "cannot read the policy `{shown}`: {}",
-            cause(&error)
-        ))
-    };
+    let failed =
+        |error: std::io::Error| Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(&error)));
     let mut bytes = Vec::new();
     fs::File::open(path)
         .map_err(failed)?
@@ -233,8 +207,10 @@ fn read_file(path: &Path) -> Result<SourceFile, Diagnostic> {
         .read_to_end(&mut bytes)
         .map_err(failed)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(Diagnostic::error(format!("the policy `{shown}` is larger than {} MiB", MAX_BYTES >> 20))
-            .hint("is it a policy? If so, write prefixes and wildcards instead of single addresses and names"));
+        return Err(
+            Diagnostic::error(format!("the policy `{shown}` is larger than {} MiB", MAX_BYTES >> 20))
+                .hint("is it a policy? If so, write prefixes and wildcards instead of single addresses and names"),
+        );
     }
     match String::from_utf8(bytes) {
         Ok(text) => Ok(SourceFile::new(
@@ -244,10 +220,10 @@ fn read_file(path: &Path) -> Result<SourceFile, Diagnostic> {
         Err(error) => {
             let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
             let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-            Err(Diagnostic::error(format!(
-                "the policy `{shown}` is not UTF-8 text (line {line})"
-            ))
-            .hint("save it as UTF-8"))
+            Err(
+                Diagnostic::error(format!("the policy `{shown}` is not UTF-8 text (line {line})"))
+                    .hint("save it as UTF-8"),
+            )
         }
     }
 }
@@ -257,22 +233,16 @@ fn cause(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| {
-        first.to_lowercase().chain(chars).collect()
-    })
+    chars
+        .next()
+        .map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
 fn check_settings(sources: &Sources, settings: &Settings, diagnostics: &mut Vec<Diagnostic>) {
     let known: Vec<&str> = settings.placeholders().collect();
     for (index, (name, _)) in sources.set.iter().enumerate() {
-        if sources.set[..index]
-            .iter()
-            .any(|(before, _)| before == name)
-        {
-            diagnostics.push(
-                Diagnostic::error(format!("`--set {name}` is there twice"))
-                    .hint("keep one of them"),
-            );
+        if sources.set[..index].iter().any(|(before, _)| before == name) {
+            diagnostics.push(Diagnostic::error(format!("`--set {name}` is there twice")).hint("keep one of them"));
         } else if !known.contains(&name.as_str()) && diagnostics.is_empty() {
             let hint = if known.is_empty() {
                 "these policies have no placeholders".to_owned()
@@ -285,10 +255,7 @@ fn check_settings(sources: &Sources, settings: &Settings, diagnostics: &mut Vec<
 }
 
 fn add_command_line(sources: &Sources, document: &mut Document, diagnostics: &mut Vec<Diagnostic>) {
-    let nowhere = Place {
-        file: 0,
-        span: 0..0,
-    };
+    let nowhere = Place { file: 0, span: 0..0 };
     if let Some(mode) = sources.mode {
         document.mode = Some(At {
             value: mode,
@@ -301,32 +268,20 @@ fn add_command_line(sources: &Sources, document: &mut Document, diagnostics: &mu
             place: nowhere.clone(),
         });
     }
-    let mut taken: std::collections::HashSet<String> = document
-        .rules
-        .iter()
-        .map(|rule| rule.name.clone())
-        .collect();
+    let mut taken: std::collections::HashSet<String> = document.rules.iter().map(|rule| rule.name.clone()).collect();
     for (index, text) in sources.allow.iter().enumerate() {
         match allow_rule(text, index + 1, &mut taken) {
             Ok(rule) => document.rules.push(rule),
             Err(error) => diagnostics.push(Diagnostic {
                 hint: error.hint,
-                ..Diagnostic::error(format!(
-                    "--allow {}: {}",
-                    super::name::excerpt(text),
-                    error.what
-                ))
+                ..Diagnostic::error(format!("--allow {}: {}", super::name::excerpt(text), error.what))
             }),
         }
     }
 }
 
 /// `--allow DEST` as a rule `allow-NUMBER`, or the next name that is free.
-fn allow_rule(
-    text: &str,
-    mut number: usize,
-    taken: &mut std::collections::HashSet<String>,
-) -> Result<Rule, ItemError> {
+fn allow_rule(text: &str, mut number: usize, taken: &mut std::collections::HashSet<String>) -> Result<Rule, ItemError> {
     let (target, ports) = target::parse_destination(text)?;
     let ports = ports.unwrap_or(Ports {
         proto: super::compiled::Proto::Tcp,
@@ -342,10 +297,7 @@ fn allow_rule(
         origin: "--allow",
         why: Some(format!("--allow {text} on the command line")),
         action: Action::Allow,
-        to: vec![Item {
-            target,
-            place: None,
-        }],
+        to: vec![Item { target, place: None }],
         ports: vec![ports],
         silence: Vec::new(),
     })

@@ -72,10 +72,7 @@ impl Compiled {
             let is_suffix = matches!(entry.key, NameKey::Suffix(_));
             compare_reversed(entry.key.name().as_str(), name).then(is_suffix.cmp(&suffix))
         };
-        self.names
-            .binary_search_by(order)
-            .ok()
-            .map(|index| &self.names[index])
+        self.names.binary_search_by(order).ok().map(|index| &self.names[index])
     }
 
     /// The class of the longest allow prefix that holds this address; 0 where none does.
@@ -101,9 +98,7 @@ impl Compiled {
     pub(super) fn pattern_class(&self, pattern: &NamePattern) -> u32 {
         let entry = match pattern {
             NamePattern::Exact(name) => self.find(name.as_str(), false),
-            NamePattern::Below(base) | NamePattern::InLabel { base, .. } => {
-                self.find(base.as_str(), true)
-            }
+            NamePattern::Below(base) | NamePattern::InLabel { base, .. } => self.find(base.as_str(), true),
         };
         entry.map_or(0, |entry| entry.class)
     }
@@ -120,8 +115,7 @@ impl Compiled {
 
 fn range_matches(range: &PortRange, proto: Proto, port: u16) -> bool {
     range.proto == Proto::Any
-        || (range.proto == proto
-            && (proto == Proto::Icmp || (range.from..=range.to).contains(&port)))
+        || (range.proto == proto && (proto == Proto::Icmp || (range.from..=range.to).contains(&port)))
 }
 
 fn compare_reversed(a: &str, b: &str) -> Ordering {

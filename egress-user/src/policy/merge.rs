@@ -30,20 +30,10 @@ pub fn merge(documents: Vec<Document>, diagnostics: &mut Vec<Diagnostic>) -> Doc
         once("dns.minTtl", &mut dns.min_ttl, min_ttl, diagnostics);
         once("dns.grace", &mut dns.grace, grace, diagnostics);
         once("dns.maxStale", &mut dns.max_stale, max_stale, diagnostics);
-        once(
-            "dns.allowPrivate",
-            &mut dns.allow_private,
-            allow_private,
-            diagnostics,
-        );
+        once("dns.allowPrivate", &mut dns.allow_private, allow_private, diagnostics);
         for (name, value) in document.builtins {
             match merged.builtins.iter().find(|(before, _)| *before == name) {
-                Some((_, before)) => twice(
-                    &format!("builtins.{name}"),
-                    &before.place,
-                    &value.place,
-                    diagnostics,
-                ),
+                Some((_, before)) => twice(&format!("builtins.{name}"), &before.place, &value.place, diagnostics),
                 None => merged.builtins.push((name, value)),
             }
         }
@@ -60,12 +50,7 @@ pub fn merge(documents: Vec<Document>, diagnostics: &mut Vec<Diagnostic>) -> Doc
     merged
 }
 
-fn once<T>(
-    name: &str,
-    slot: &mut Option<At<T>>,
-    value: Option<At<T>>,
-    diagnostics: &mut Vec<Diagnostic>,
-) {
+fn once<T>(name: &str, slot: &mut Option<At<T>>, value: Option<At<T>>, diagnostics: &mut Vec<Diagnostic>) {
     match (&slot, value) {
         (Some(before), Some(again)) => twice(name, &before.place, &again.place, diagnostics),
         (None, value @ Some(_)) => *slot = value,

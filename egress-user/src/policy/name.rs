@@ -39,27 +39,20 @@ pub struct ItemError {
 }
 
 /// What `*` means here, in the words of every hint about it.
-const WILDCARD_HELP: &str =
-    "`*.example.com` matches one or more labels at any depth, `md-*.example.com` one label";
+const WILDCARD_HELP: &str = "`*.example.com` matches one or more labels at any depth, `md-*.example.com` one label";
 
 impl DomainName {
     /// Reads a name in any spelling: upper case, with a trailing dot, or with letters beyond ASCII (UTS 46).
     pub fn parse(text: &str) -> Result<Self, ItemError> {
         let trimmed = text.strip_suffix('.').unwrap_or(text);
         if trimmed.is_empty() {
-            return Err(ItemError::new(
-                "an empty name",
-                "write a name like `example.com`",
-            ));
+            return Err(ItemError::new("an empty name", "write a name like `example.com`"));
         }
         // Far beyond any name that could convert to 253 bytes: do not convert it at all.
         if trimmed.len() > 4 * MAX_NAME {
             return Err(too_long(trimmed.len()));
         }
-        if let Some(bad) = trimmed
-            .chars()
-            .find(|c| c.is_ascii() && !is_name_char(*c) && *c != '.')
-        {
+        if let Some(bad) = trimmed.chars().find(|c| c.is_ascii() && !is_name_char(*c) && *c != '.') {
             return Err(bad_character(text, bad));
         }
         if let Some(error) = empty_label(trimmed) {
@@ -109,9 +102,7 @@ impl DomainName {
 
     /// The name one label up, or `None` at the top.
     pub fn parent(&self) -> Option<Self> {
-        self.0
-            .split_once('.')
-            .map(|(_, parent)| Self(parent.into()))
+        self.0.split_once('.').map(|(_, parent)| Self(parent.into()))
     }
 
     /// Whether this name is one or more labels below `base`.
@@ -149,9 +140,7 @@ impl NamePattern {
         if let Some(base) = text.strip_prefix('.') {
             return Err(ItemError::new(
                 format!("`{shown}` begins with a dot"),
-                format!(
-                    "write `*.{base}` for all names below it, and `{base}` too if the name itself is meant"
-                ),
+                format!("write `*.{base}` for all names below it, and `{base}` too if the name itself is meant"),
             ));
         }
         if !text.contains('*') {
@@ -181,9 +170,7 @@ impl NamePattern {
             let tail = tail.split_once('.').map_or("example.com", |(_, tail)| tail);
             return Err(ItemError::new(
                 format!("`{shown}` has a `*` that is not in the leftmost label"),
-                format!(
-                    "a `*` stands only in the leftmost label; write `*.{tail}`, or each name by itself"
-                ),
+                format!("a `*` stands only in the leftmost label; write `*.{tail}`, or each name by itself"),
             ));
         }
         let base = DomainName::parse(base)?;
@@ -227,22 +214,17 @@ impl NamePattern {
         match self {
             Self::Exact(exact) => exact == name,
             Self::Below(base) => name.is_below(base),
-            Self::InLabel {
-                prefix,
-                suffix,
-                base,
-            } => name.0.split_once('.').is_some_and(|(label, rest)| {
-                rest == base.as_str() && label_matches(label, prefix, suffix)
-            }),
+            Self::InLabel { prefix, suffix, base } => name
+                .0
+                .split_once('.')
+                .is_some_and(|(label, rest)| rest == base.as_str() && label_matches(label, prefix, suffix)),
         }
     }
 }
 
 /// Whether `label` is `prefix`, one byte or more, and `suffix`.
 pub(super) fn label_matches(label: &str, prefix: &str, suffix: &str) -> bool {
-    label.len() > prefix.len() + suffix.len()
-        && label.starts_with(prefix)
-        && label.ends_with(suffix)
+    label.len() > prefix.len() + suffix.len() && label.starts_with(prefix) && label.ends_with(suffix)
 }
 
 impl ItemError {
@@ -286,31 +268,19 @@ fn too_long(len: usize) -> ItemError {
 
 fn label_too_long(label: &str) -> ItemError {
     ItemError::new(
-        format!(
-            "the label `{}` of {} bytes is too long",
-            excerpt(label),
-            label.len()
-        ),
+        format!("the label `{}` of {} bytes is too long", excerpt(label), label.len()),
         "the parts between the dots have at most 63 bytes each (an IDN counts in its A-label form)",
     )
 }
 
 fn bad_character(text: &str, bad: char) -> ItemError {
-    let what = format!(
-        "`{}` has a character that no name has: {bad:?}",
-        excerpt(text)
-    );
+    let what = format!("`{}` has a character that no name has: {bad:?}", excerpt(text));
     let hint = match bad {
         ':' => "write the host alone here, and its port below `ports`".to_owned(),
-        '/' => {
-            "write the host alone; paths cannot be told apart, and a prefix begins with an address"
-                .to_owned()
-        }
+        '/' => "write the host alone; paths cannot be told apart, and a prefix begins with an address".to_owned(),
         ' ' | ',' | ';' => "write one item for each name".to_owned(),
         '@' => "write the host alone, without a user".to_owned(),
-        '!' | '~' => {
-            "rules only add; to close an address write a rule with `action: deny`".to_owned()
-        }
+        '!' | '~' => "rules only add; to close an address write a rule with `action: deny`".to_owned(),
         _ => "names have letters, digits, `-`, `_` and dots".to_owned(),
     };
     ItemError::new(what, hint)
@@ -335,11 +305,7 @@ impl fmt::Display for NamePattern {
         match self {
             Self::Exact(name) => write!(f, "{name}"),
             Self::Below(base) => write!(f, "*.{base}"),
-            Self::InLabel {
-                prefix,
-                suffix,
-                base,
-            } => write!(f, "{prefix}*{suffix}.{base}"),
+            Self::InLabel { prefix, suffix, base } => write!(f, "{prefix}*{suffix}.{base}"),
         }
     }
 }

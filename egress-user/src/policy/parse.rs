@@ -55,12 +55,7 @@ const DNS_KEYS: &[&str] = &[
 ];
 
 /// Parses `files[file]`. What could be read comes back even when there are errors; the caller refuses it then.
-pub fn parse(
-    file: u32,
-    source: &SourceFile,
-    settings: &mut Settings,
-    diagnostics: &mut Vec<Diagnostic>,
-) -> Document {
+pub fn parse(file: u32, source: &SourceFile, settings: &mut Settings, diagnostics: &mut Vec<Diagnostic>) -> Document {
     let mut reader = Reader {
         file,
         settings,
@@ -122,12 +117,7 @@ impl Reader<'_> {
         }
     }
 
-    fn error(
-        &mut self,
-        span: &Span,
-        title: impl Into<String>,
-        label: impl Into<String>,
-    ) -> Pushed<'_> {
+    fn error(&mut self, span: &Span, title: impl Into<String>, label: impl Into<String>) -> Pushed<'_> {
         let diagnostic = Diagnostic::error(title).at(&self.place(span), label);
         self.diagnostics.push(diagnostic);
         let last = self.diagnostics.len() - 1;
@@ -157,8 +147,7 @@ impl Reader<'_> {
             let end = rest.find([',', ']', '\n', ' ']).unwrap_or(rest.len());
             let word = &rest[..end];
             let start = at + (source.text[at..].len() - rest.len());
-            let span = u32::try_from(start).unwrap_or(u32::MAX)
-                ..u32::try_from(start + end).unwrap_or(u32::MAX);
+            let span = u32::try_from(start).unwrap_or(u32::MAX)..u32::try_from(start + end).unwrap_or(u32::MAX);
             self.error(
                 &span,
                 "a wildcard without quotes",
@@ -179,23 +168,15 @@ impl Reader<'_> {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => format!("the keys of {of} are {}", quoted(known)),
                 };
-                self.error(
-                    &key.span,
-                    format!("unknown key `{}` in {of}", excerpt(&key.name)),
-                    "",
-                )
-                .hint(hint);
+                self.error(&key.span, format!("unknown key `{}` in {of}", excerpt(&key.name)), "")
+                    .hint(hint);
                 continue;
             };
             if let Some((first, _)) = fields.get(name) {
                 let first = self.place(&first.span);
-                self.error(
-                    &key.span,
-                    format!("the key `{name}` is there twice"),
-                    "again here",
-                )
-                .also(first, "first here")
-                .hint("keep one of them; a list takes several items");
+                self.error(&key.span, format!("the key `{name}` is there twice"), "again here")
+                    .also(first, "first here")
+                    .hint("keep one of them; a list takes several items");
                 continue;
             }
             fields.insert(name, (key, node));
@@ -214,11 +195,7 @@ impl Reader<'_> {
             }
         }
         if let Some((_, node)) = fields.remove("mode") {
-            document.mode = self.choice(
-                &node,
-                "mode",
-                &[("enforce", Mode::Enforce), ("audit", Mode::Audit)],
-            );
+            document.mode = self.choice(&node, "mode", &[("enforce", Mode::Enforce), ("audit", Mode::Audit)]);
         }
         if let Some((key, node)) = fields.remove("dns")
             && let Some(entries) = self.map(&key, node)
@@ -275,10 +252,7 @@ impl Reader<'_> {
                 match DomainName::parse(bare) {
                     Ok(_) if bare != text => Err(ItemError::new(
                         format!("`{}` has a wildcard", excerpt(text)),
-                        format!(
-                            "write `{}`: internal names stand for all below them",
-                            excerpt(bare)
-                        ),
+                        format!("write `{}`: internal names stand for all below them", excerpt(bare)),
                     )),
                     result => result,
                 }
@@ -324,12 +298,8 @@ impl Reader<'_> {
                 Ok(_) => format!("write a list: `resolvers: [\"{text}\"]`"),
                 Err(_) => "write `system`, or a list of addresses like `[192.0.2.53]`".to_owned(),
             };
-            self.error(
-                &node.span,
-                "`resolvers` is `system` or a list of addresses",
-                "",
-            )
-            .hint(hint);
+            self.error(&node.span, "`resolvers` is `system` or a list of addresses", "")
+                .hint(hint);
             return None;
         }
         let addresses = self.items(key, node, "dns.resolvers", parse_resolver)?;
@@ -353,10 +323,7 @@ pub fn parse_resolver(text: &str) -> Result<SocketAddr, ItemError> {
         })?,
     };
     if address.port() == 0 {
-        return Err(ItemError::new(
-            "port 0 does not exist",
-            "leave the port out for 53",
-        ));
+        return Err(ItemError::new("port 0 does not exist", "leave the port out for 53"));
     }
     if address.ip().is_unspecified() || address.ip().is_multicast() {
         return Err(ItemError::new(
@@ -376,12 +343,7 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
     known
         .iter()
-        .map(|name| {
-            (
-                strsim::damerau_levenshtein(&plain(word), &plain(name)),
-                *name,
-            )
-        })
+        .map(|name| (strsim::damerau_levenshtein(&plain(word), &plain(name)), *name))
         .filter(|(distance, name)| *distance <= (name.len() / 3).max(1))
         .min()
         .map(|(_, name)| name)

@@ -79,15 +79,12 @@ impl Ports {
                 .parse::<u16>()
             {
                 Ok(_) => format!("write `{text}/tcp` or `{text}/udp`"),
-                Err(_) => {
-                    "write a port with its protocol, like `443/tcp`, or `icmp`, or `any`".to_owned()
-                }
+                Err(_) => "write a port with its protocol, like `443/tcp`, or `icmp`, or `any`".to_owned(),
             };
             return Err(error(&format!("`{text}` says no protocol"), &hint));
         };
         // People who know other tools write it the other way round.
-        if matches!(range, "tcp" | "udp") && proto.bytes().all(|b| b.is_ascii_digit() || b == b'-')
-        {
+        if matches!(range, "tcp" | "udp") && proto.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
             return Err(error(
                 &format!("`{text}` has the protocol first"),
                 &format!("write `{proto}/{range}`"),
@@ -134,15 +131,13 @@ impl Ports {
     }
 
     pub fn covers(&self, other: &Self) -> bool {
-        self.proto == Proto::Any
-            || (self.proto == other.proto && self.from <= other.from && other.to <= self.to)
+        self.proto == Proto::Any || (self.proto == other.proto && self.from <= other.from && other.to <= self.to)
     }
 
     /// Whether a packet of this protocol and port is meant. `port` is not looked at for protocols without ports.
     pub fn matches(&self, proto: Proto, port: u16) -> bool {
         self.proto == Proto::Any
-            || (self.proto == proto
-                && (proto == Proto::Icmp || (self.from..=self.to).contains(&port)))
+            || (self.proto == proto && (proto == Proto::Icmp || (self.from..=self.to).contains(&port)))
     }
 }
 
@@ -152,16 +147,12 @@ fn port(text: &str) -> Result<u16, ItemError> {
             "port 0 does not exist",
             "ports go from 1 to 65535; write `any/tcp` for all of them",
         )),
-        Ok(port) => u16::try_from(port).map_err(|_| {
-            error(
-                &format!("port {port} is too large"),
-                "ports go from 1 to 65535",
-            )
-        }),
-        Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => Err(error(
-            &format!("port {text} is too large"),
-            "ports go from 1 to 65535",
-        )),
+        Ok(port) => {
+            u16::try_from(port).map_err(|_| error(&format!("port {port} is too large"), "ports go from 1 to 65535"))
+        }
+        Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
+            Err(error(&format!("port {text} is too large"), "ports go from 1 to 65535"))
+        }
         Err(_) => Err(error(
             &format!("`{text}` is not a port number"),
             "write a number from 1 to 65535, like `443/tcp`",
@@ -200,9 +191,7 @@ pub fn normalise(ports: &mut Vec<Ports>) {
 
 /// Whether every packet of `inner` is one of `outer`; both normalised.
 pub fn cover(outer: &[Ports], inner: &[Ports]) -> bool {
-    inner
-        .iter()
-        .all(|inner| outer.iter().any(|outer| outer.covers(inner)))
+    inner.iter().all(|inner| outer.iter().any(|outer| outer.covers(inner)))
 }
 
 impl fmt::Display for Ports {
@@ -218,9 +207,5 @@ impl fmt::Display for Ports {
 
 /// `443/tcp, 9000/tcp`.
 pub fn list(ports: &[Ports]) -> String {
-    ports
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

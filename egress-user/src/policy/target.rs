@@ -50,9 +50,7 @@ impl Target {
                 format!("write `{address}` alone: rules hold on every interface"),
             ));
         }
-        if let Some(inner) = text
-            .strip_prefix('[')
-            .and_then(|rest| rest.split(']').next())
+        if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.split(']').next())
             && inner.parse::<IpAddr>().is_ok()
         {
             return Err(ItemError::new(
@@ -97,13 +95,8 @@ fn prefix(text: &str, address: IpAddr, length: &str) -> Result<IpNet, ItemError>
         .ok_or_else(|| {
             let family = if most == 32 { "IPv4" } else { "IPv6" };
             ItemError::new(
-                format!(
-                    "`{}` is not the length of an {family} prefix",
-                    excerpt(length)
-                ),
-                format!(
-                    "write a number from 0 to {most}, like `{address}/{most}` for the one address"
-                ),
+                format!("`{}` is not the length of an {family} prefix", excerpt(length)),
+                format!("write a number from 0 to {most}, like `{address}/{most}` for the one address"),
             )
         })?;
     // The length is in range, so these cannot fail.
@@ -111,12 +104,7 @@ fn prefix(text: &str, address: IpAddr, length: &str) -> Result<IpNet, ItemError>
         IpAddr::V4(address) => Ipv4Net::new(address, length).map(IpNet::V4),
         IpAddr::V6(address) => Ipv6Net::new(address, length).map(IpNet::V6),
     }
-    .map_err(|_| {
-        ItemError::new(
-            format!("`{text}` is not a prefix"),
-            "write one like `192.0.2.0/24`",
-        )
-    })?;
+    .map_err(|_| ItemError::new(format!("`{text}` is not a prefix"), "write one like `192.0.2.0/24`"))?;
     if net.trunc() != net {
         return Err(ItemError::new(
             format!("`{text}` has host bits set"),
@@ -179,9 +167,9 @@ pub fn parse_destination(text: &str) -> Result<(Target, Option<Ports>), ItemErro
     }
     // A bare address or prefix, IPv6 included, has no port.
     if text.parse::<IpAddr>().is_ok()
-        || text.split_once('/').is_some_and(|(host, length)| {
-            host.parse::<IpAddr>().is_ok() && length.bytes().all(|b| b.is_ascii_digit())
-        })
+        || text
+            .split_once('/')
+            .is_some_and(|(host, length)| host.parse::<IpAddr>().is_ok() && length.bytes().all(|b| b.is_ascii_digit()))
     {
         return Ok((Target::parse(text)?, None));
     }

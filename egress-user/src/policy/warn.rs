@@ -23,18 +23,9 @@ pub const NAMES: &[(&str, &str)] = &[
         "covered",
         "another rule allows (or denies) everything that the item does",
     ),
-    (
-        "denied",
-        "a deny rule closes everything that the item allows",
-    ),
-    (
-        "wide-ports",
-        "`any`, or a prefix as wide as a continent, on many ports",
-    ),
-    (
-        "resolver-denied",
-        "a deny rule closes a resolver that the policy asks",
-    ),
+    ("denied", "a deny rule closes everything that the item allows"),
+    ("wide-ports", "`any`, or a prefix as wide as a continent, on many ports"),
+    ("resolver-denied", "a deny rule closes a resolver that the policy asks"),
     (
         "unresolved",
         "a name that does not resolve (looked at with --resolve only)",
@@ -85,16 +76,15 @@ pub fn check(document: &Document, compiled: &Compiled) -> Found {
 
 /// The warning that a name does not resolve.
 pub fn unresolved(name: &DomainName, place: Option<&Place>) -> Diagnostic {
-    let warning = Diagnostic::warning("unresolved", format!("`{name}` does not resolve")).hint(
-        "is it spelled as meant? A name that is only there at times can be silenced with a reason",
-    );
+    let warning = Diagnostic::warning("unresolved", format!("`{name}` does not resolve"))
+        .hint("is it spelled as meant? A name that is only there at times can be silenced with a reason");
     match place {
         Some(place) => warning.at(place, "no address now"),
         None => warning,
     }
 }
 
-fn push(warnings: &mut Found, rule: &Rule, mut warning: Diagnostic, place: Option<&Place>) {
+fn push(found: &mut Found, rule: &Rule, mut warning: Diagnostic, place: Option<&Place>) {
     let Some(code) = warning.code else { return };
     if let Some(place) = place
         && warning.at.is_none()
@@ -120,8 +110,7 @@ fn push(warnings: &mut Found, rule: &Rule, mut warning: Diagnostic, place: Optio
 }
 
 fn public_suffix(item: &Item) -> Option<Diagnostic> {
-    let Target::Name(NamePattern::Below(base) | NamePattern::InLabel { base, .. }) = &item.target
-    else {
+    let Target::Name(NamePattern::Below(base) | NamePattern::InLabel { base, .. }) = &item.target else {
         return None;
     };
     // psl also answers with an unknown top-level name by its default rule `*`; that is a wide wildcard all the same.
@@ -164,13 +153,7 @@ fn wide_ports(rule: &Rule, item: &Item) -> Option<Diagnostic> {
 }
 
 /// A deny rule that closes all that the item (an address or prefix of an allow rule) opens.
-fn denied(
-    document: &Document,
-    compiled: &Compiled,
-    rule: &Rule,
-    item: &Item,
-    grant: u32,
-) -> Option<Diagnostic> {
+fn denied(document: &Document, compiled: &Compiled, rule: &Rule, item: &Item, grant: u32) -> Option<Diagnostic> {
     if rule.action == Action::Deny {
         return None;
     }
@@ -181,29 +164,14 @@ fn denied(
         .map(|net| other(document, compiled, rule, class(*net), grant))
         .collect::<Option<Vec<_>>>()?;
     let other = deny.first()?;
-    let title = format!(
-        "rule `{}` denies all that `{}` allows",
-        other.name, item.target
-    );
+    let title = format!("rule `{}` denies all that `{}` allows", other.name, item.target);
     Some(also(Diagnostic::warning("denied", title), other).hint("drop one of the two"))
 }
 
 /// Another grant of the same action that covers this one in destination and ports.
-fn covered(
-    document: &Document,
-    compiled: &Compiled,
-    rule: &Rule,
-    item: &Item,
-    grant: u32,
-) -> Option<Diagnostic> {
+fn covered(document: &Document, compiled: &Compiled, rule: &Rule, item: &Item, grant: u32) -> Option<Diagnostic> {
     let other = match &item.target {
-        Target::Name(pattern) => other(
-            document,
-            compiled,
-            rule,
-            compiled.pattern_class(pattern),
-            grant,
-        )?,
+        Target::Name(pattern) => other(document, compiled, rule, compiled.pattern_class(pattern), grant)?,
         target => {
             let class = |net: IpNet| match rule.action {
                 Action::Allow => compiled.allows_covering(net),
@@ -221,16 +189,10 @@ fn covered(
         Action::Allow => ("allows", "allowed"),
         Action::Deny => ("denies", "denied"),
     };
-    let title = format!(
-        "`{}` is already {verb} by rule `{}`",
-        item.target, other.name
-    );
+    let title = format!("`{}` is already {verb} by rule `{}`", item.target, other.name);
     Some(
         also(Diagnostic::warning("covered", title), other)
-            .note(format!(
-                "that rule {what} it on {}",
-                ports::list(&other.ports)
-            ))
+            .note(format!("that rule {what} it on {}", ports::list(&other.ports)))
             .hint("drop one of the two"),
     )
 }
@@ -252,28 +214,20 @@ fn nets(target: &Target) -> Option<Vec<IpNet>> {
 }
 
 /// The rule of another grant of the class whose ports cover this rule's. Of two equal grants the later one is covered.
-fn other<'a>(
-    document: &'a Document,
-    compiled: &Compiled,
-    rule: &Rule,
-    class: u32,
-    grant: u32,
-) -> Option<&'a Rule> {
+fn other<'a>(document: &'a Document, compiled: &Compiled, rule: &Rule, class: u32, grant: u32) -> Option<&'a Rule> {
     let this = &compiled.grants[grant as usize];
     compiled.classes[class as usize]
         .grants
         .iter()
+        .take(LOOKED_AT)
         .find_map(|number| {
             let grant_of = &compiled.grants[*number as usize];
             if *number == grant || grant_of.rule == this.rule && grant_of.item == this.item {
                 return None;
             }
             let candidate = &document.rules[grant_of.rule as usize];
-            let equal = grant_of.item == this.item
-                && candidate.ports == rule.ports
-                && candidate.action == rule.action;
-            (ports::cover(&candidate.ports, &rule.ports) && (!equal || *number < grant))
-                .then_some(candidate)
+            let equal = grant_of.item == this.item && candidate.ports == rule.ports && candidate.action == rule.action;
+            (ports::cover(&candidate.ports, &rule.ports) && (!equal || *number < grant)).then_some(candidate)
         })
 }
 
@@ -288,8 +242,7 @@ fn resolver_denied(compiled: &Compiled, rule: &Rule, warnings: &mut Found) {
         let hit = |resolver: &&SocketAddr| {
             nets.iter().any(|net| net.contains(&resolver.ip()))
                 && rule.ports.iter().any(|ports| {
-                    ports.matches(Proto::Udp, resolver.port())
-                        || ports.matches(Proto::Tcp, resolver.port())
+                    ports.matches(Proto::Udp, resolver.port()) || ports.matches(Proto::Tcp, resolver.port())
                 })
         };
         if let Some(resolver) = resolvers.iter().find(hit) {

@@ -87,9 +87,7 @@ fn syntax_error(error: &serde_saphyr::Error, text: &str) -> SyntaxError {
     use serde_saphyr::MessageFormatter;
     let error = error.without_snippet();
     let message = UserMessageFormatter.format_message(error).into_owned();
-    let span = error
-        .location()
-        .map_or(0..0, |location| span(location, text));
+    let span = error.location().map_or(0..0, |location| span(location, text));
     SyntaxError { message, span }
 }
 
@@ -110,16 +108,10 @@ fn finish(raw: Spanned<RawValue>, text: &str) -> Node {
         RawValue::Bool(value) => Value::Bool(value),
         RawValue::Number => {
             let written = self::span(raw.defined, text);
-            Value::Number(
-                text[written.start as usize..written.end as usize]
-                    .trim()
-                    .to_owned(),
-            )
+            Value::Number(text[written.start as usize..written.end as usize].trim().to_owned())
         }
         RawValue::Text(value) => Value::Text(value),
-        RawValue::List(items) => {
-            Value::List(items.into_iter().map(|item| finish(item, text)).collect())
-        }
+        RawValue::List(items) => Value::List(items.into_iter().map(|item| finish(item, text)).collect()),
         RawValue::Map(entries) => Value::Map(
             entries
                 .into_iter()
@@ -149,16 +141,9 @@ fn span(location: Location, text: &str) -> Span {
         _ if location.line() > 0 => {
             let line = usize::try_from(location.line() - 1).unwrap_or(usize::MAX);
             let column = usize::try_from(location.column().saturating_sub(1)).unwrap_or(usize::MAX);
-            let start = text
-                .split_inclusive('\n')
-                .take(line)
-                .map(str::len)
-                .sum::<usize>();
+            let start = text.split_inclusive('\n').take(line).map(str::len).sum::<usize>();
             let rest = text[start..].lines().next().unwrap_or("");
-            let offset = rest
-                .char_indices()
-                .nth(column)
-                .map_or(rest.len(), |(at, _)| at);
+            let offset = rest.char_indices().nth(column).map_or(rest.len(), |(at, _)| at);
             clamp((start + offset) as u64)..clamp((start + offset) as u64)
         }
         _ => 0..0,

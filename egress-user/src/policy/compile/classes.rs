@@ -47,11 +47,7 @@ impl Classes {
         self.sets
             .into_iter()
             .map(|set| {
-                let ports_of = |grant: u32| {
-                    grant_ports[grant as usize]
-                        .iter()
-                        .map(move |ports| (*ports, grant))
-                };
+                let ports_of = |grant: u32| grant_ports[grant as usize].iter().map(move |ports| (*ports, grant));
                 let mut ranges: Vec<_> = set
                     .iter()
                     .flat_map(|grant| ports_of(*grant))

@@ -42,11 +42,7 @@ pub fn compile(
         match pattern {
             NamePattern::Exact(name) => trie.node(name).exact.push(*grant),
             NamePattern::Below(base) => trie.node(base).below.push(*grant),
-            NamePattern::InLabel {
-                prefix,
-                suffix,
-                base,
-            } => trie.node(base).inner.push((prefix, suffix, *grant)),
+            NamePattern::InLabel { prefix, suffix, base } => trie.node(base).inner.push((prefix, suffix, *grant)),
         }
     }
     for name in internal {
@@ -134,26 +130,12 @@ impl Walk<'_, '_> {
             }
         }
         for (label, child) in &node.children {
-            self.node(
-                *child,
-                Some(label),
-                Inherited {
-                    grants: &grants,
-                    ask,
-                },
-                &node.inner,
-            )?;
+            self.node(*child, Some(label), Inherited { grants: &grants, ask }, &node.inner)?;
         }
         Ok(())
     }
 
-    fn entry(
-        &mut self,
-        key: NameKey,
-        grants: Vec<u32>,
-        ask: bool,
-        inner: Vec<InnerWildcard>,
-    ) -> Result<(), TooMuch> {
+    fn entry(&mut self, key: NameKey, grants: Vec<u32>, ask: bool, inner: Vec<InnerWildcard>) -> Result<(), TooMuch> {
         self.work.add(grants.len())?;
         self.entries.push(NameEntry {
             key,

@@ -17,16 +17,10 @@ pub fn compile(
     let mut covering: Vec<(IpNet, Vec<u32>)> = Vec::new();
     for same in grants.chunk_by(|a, b| a.0 == b.0) {
         let net = same[0].0;
-        while covering
-            .last()
-            .is_some_and(|(outer, _)| !outer.contains(&net))
-        {
+        while covering.last().is_some_and(|(outer, _)| !outer.contains(&net)) {
             covering.pop();
         }
-        let mut set = covering
-            .last()
-            .map(|(_, set)| set.clone())
-            .unwrap_or_default();
+        let mut set = covering.last().map(|(_, set)| set.clone()).unwrap_or_default();
         set.extend(same.iter().map(|(_, grant)| *grant));
         work.add(set.len())?;
         entries.push(PrefixEntry {

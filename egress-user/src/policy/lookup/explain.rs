@@ -97,9 +97,7 @@ impl FromStr for Destination {
         let (target, ports) = target::parse_destination(text)?;
         let host = match target {
             Target::Name(NamePattern::Exact(name)) => Host::Name(name),
-            Target::Net(net) if net.prefix_len() == net.max_prefix_len() => {
-                Host::Address(net.addr())
-            }
+            Target::Net(net) if net.prefix_len() == net.max_prefix_len() => Host::Address(net.addr()),
             other => {
                 return Err(ItemError::new(
                     format!("`{other}` is not one destination"),
@@ -169,9 +167,7 @@ impl Compiled {
         }
         let reason = match &destination.host {
             Host::Name(name) => self.decide_name(name, destination, context, &mut notes),
-            Host::Address(address) => {
-                self.decide_address(*address, destination, context, &mut notes)
-            }
+            Host::Address(address) => self.decide_address(*address, destination, context, &mut notes),
         };
         let allowed = matches!(reason, Reason::Builtin { .. } | Reason::Allow { .. });
         let nearest = match reason {
@@ -189,9 +185,7 @@ impl Compiled {
 
     /// All grants of these classes that open the destination's port.
     fn opening(&self, classes: &[u32], destination: &Destination) -> Vec<u32> {
-        let ranges = classes
-            .iter()
-            .flat_map(|class| &self.classes[*class as usize].ports);
+        let ranges = classes.iter().flat_map(|class| &self.classes[*class as usize].ports);
         let mut grants: Vec<u32> = ranges
             .filter(|range| super::range_matches(range, destination.proto, destination.port))
             .map(|range| range.grant)
@@ -214,9 +208,7 @@ impl Compiled {
     ) -> Reason {
         let is_localhost = name.as_str() == "localhost" || name.as_str().ends_with(".localhost");
         if is_localhost && self.builtins.loopback {
-            return Reason::Builtin {
-                builtin: "loopback",
-            };
+            return Reason::Builtin { builtin: "loopback" };
         }
         let found = self.match_name(name.as_str());
         let by_name = self.opening(&found.classes, destination);
@@ -228,8 +220,7 @@ impl Compiled {
                 .filter(|(_, denies)| !denies.is_empty())
                 .collect();
             if !denied.is_empty() && denied.len() == context.addresses.len() {
-                let mut grants: Vec<u32> =
-                    denied.into_iter().flat_map(|(_, denies)| denies).collect();
+                let mut grants: Vec<u32> = denied.into_iter().flat_map(|(_, denies)| denies).collect();
                 grants.sort_unstable();
                 grants.dedup();
                 notes.push("a rule allows the name, but all its addresses are denied".to_owned());
@@ -239,10 +230,7 @@ impl Compiled {
                 notes.push(format!("its address {address} is denied"));
             }
             if !context.live && !self.denies.is_empty() {
-                notes.push(
-                    "deny rules come first: an address of it that one of them closes stays closed"
-                        .to_owned(),
-                );
+                notes.push("deny rules come first: an address of it that one of them closes stays closed".to_owned());
             }
             return Reason::Allow {
                 grants: by_name,
@@ -252,20 +240,13 @@ impl Compiled {
         let (reachable, via) = self.reachable_by_address(destination, context);
         match (reachable.is_empty(), found.ask) {
             (true, _) => Reason::NoRule,
-            (false, true) => Reason::Allow {
-                grants: reachable,
-                via,
-            },
+            (false, true) => Reason::Allow { grants: reachable, via },
             (false, false) => Reason::NotAsked { grants: reachable },
         }
     }
 
     /// Grants of prefixes that open a name whose own rules do not: by its addresses, or, offline, by `any`.
-    fn reachable_by_address(
-        &self,
-        destination: &Destination,
-        context: &Context<'_>,
-    ) -> (Vec<u32>, Via) {
+    fn reachable_by_address(&self, destination: &Destination, context: &Context<'_>) -> (Vec<u32>, Via) {
         for address in context.addresses {
             let grants = self.opening(&[self.match_address(*address)], destination);
             if !grants.is_empty() && self.denying(*address, destination).is_empty() {
@@ -276,11 +257,7 @@ impl Compiled {
             return (Vec::new(), Via::Everything);
         }
         // The unspecified addresses lie in no prefix that a policy has reason to name but the whole space.
-        let whole = |text: &str| {
-            self.addresses
-                .iter()
-                .find(|entry| entry.net.to_string() == text)
-        };
+        let whole = |text: &str| self.addresses.iter().find(|entry| entry.net.to_string() == text);
         let grants = whole("0.0.0.0/0")
             .map(|entry| self.opening(&[entry.class], destination))
             .unwrap_or_default();
@@ -295,9 +272,7 @@ impl Compiled {
         notes: &mut Vec<String>,
     ) -> Reason {
         if address.is_loopback() && self.builtins.loopback {
-            return Reason::Builtin {
-                builtin: "loopback",
-            };
+            return Reason::Builtin { builtin: "loopback" };
         }
         let denies = self.denying(address, destination);
         if !denies.is_empty() {
@@ -355,21 +330,13 @@ impl Compiled {
                 Some("dhcpv6")
             }
             Proto::Icmp if address.is_ipv6() && self.builtins.neighbour_discovery => {
-                notes.push(
-                    "neighbour discovery passes all the same (builtin neighbour-discovery)"
-                        .to_owned(),
-                );
+                notes.push("neighbour discovery passes all the same (builtin neighbour-discovery)".to_owned());
                 None
             }
             Proto::Udp | Proto::Tcp
-                if destination.port == 53
-                    && matches!(self.dns.resolvers, Resolvers::System)
-                    && !context.live =>
+                if destination.port == 53 && matches!(self.dns.resolvers, Resolvers::System) && !context.live =>
             {
-                notes.push(
-                    "DNS passes if this is one of the system's resolvers (`dns.resolvers: system`)"
-                        .to_owned(),
-                );
+                notes.push("DNS passes if this is one of the system's resolvers (`dns.resolvers: system`)".to_owned());
                 None
             }
             _ => None,

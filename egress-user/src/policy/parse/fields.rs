@@ -16,12 +16,8 @@ impl Reader<'_> {
                     .hint(format!("write it in quotes: \"{value}\""));
             }
             Value::List(_) => {
-                self.error(
-                    &node.span,
-                    format!("`{name}` is one text"),
-                    "this is a list",
-                )
-                .hint("write it without brackets");
+                self.error(&node.span, format!("`{name}` is one text"), "this is a list")
+                    .hint("write it without brackets");
             }
             Value::Map(_) => {
                 self.error(&node.span, format!("`{name}` is one text"), "this is a map")
@@ -31,12 +27,7 @@ impl Reader<'_> {
         None
     }
 
-    pub(super) fn choice<T: Copy>(
-        &mut self,
-        node: &Node,
-        name: &str,
-        choices: &[(&'static str, T)],
-    ) -> Option<At<T>> {
+    pub(super) fn choice<T: Copy>(&mut self, node: &Node, name: &str, choices: &[(&'static str, T)]) -> Option<At<T>> {
         let text = self.text(node, name)?;
         if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
             return Some(At {
@@ -93,10 +84,7 @@ impl Reader<'_> {
                 let text = excerpt(&text);
                 let quote = if text.starts_with('*') { "\"" } else { "" };
                 self.error(&node.span, format!("`{of}` is a list"), "this is one item")
-                    .hint(format!(
-                        "write it in brackets: `{}: [{quote}{text}{quote}]`",
-                        key.name
-                    ));
+                    .hint(format!("write it in brackets: `{}: [{quote}{text}{quote}]`", key.name));
                 None
             }
             Value::Bool(_) | Value::Map(_) => {
@@ -118,22 +106,11 @@ impl Reader<'_> {
         let place = self.place(&node.span);
         let nodes = self.list(key, node, of)?;
         let count = nodes.len();
-        let values: Vec<T> = nodes
-            .iter()
-            .filter_map(|node| self.item(node, of, &read))
-            .collect();
-        (values.len() == count).then_some(At {
-            value: values,
-            place,
-        })
+        let values: Vec<T> = nodes.iter().filter_map(|node| self.item(node, of, &read)).collect();
+        (values.len() == count).then_some(At { value: values, place })
     }
 
-    pub(super) fn item<T>(
-        &mut self,
-        node: &Node,
-        of: &str,
-        read: impl Fn(&str) -> Result<T, ItemError>,
-    ) -> Option<T> {
+    pub(super) fn item<T>(&mut self, node: &Node, of: &str, read: impl Fn(&str) -> Result<T, ItemError>) -> Option<T> {
         let text = self.text(node, &format!("an item of {of}"))?;
         match read(&text) {
             Ok(value) => Some(value),

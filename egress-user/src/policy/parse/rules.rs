@@ -20,18 +20,14 @@ const MAX_RULE_NAME: usize = 128;
 
 impl Reader<'_> {
     pub(super) fn rules(&mut self, key: &Key, node: Node) -> Vec<Rule> {
-        if matches!(&node.value, Value::List(items) if items.is_empty())
-            || matches!(node.value, Value::Null)
-        {
+        if matches!(&node.value, Value::List(items) if items.is_empty()) || matches!(node.value, Value::Null) {
             let span = if matches!(node.value, Value::Null) {
                 &key.span
             } else {
                 &node.span
             };
             self.error(span, "`rules` is empty", "no rule is listed")
-                .hint(
-                    "list at least one; for a policy that allows nothing leave the key `rules` out",
-                );
+                .hint("list at least one; for a policy that allows nothing leave the key `rules` out");
             return Vec::new();
         }
         let Some(nodes) = self.list(key, node, "rules") else {
@@ -70,16 +66,11 @@ impl Reader<'_> {
     fn rule(&mut self, span: &Span, entries: Vec<(Key, Node)>) -> Option<Rule> {
         let mut fields = self.fields(entries, RULE_KEYS, "a rule");
         let name = self.rule_name(span, &mut fields);
-        let why = fields
-            .remove("why")
-            .and_then(|(_, node)| self.text(&node, "why"));
-        let action = fields
-            .remove("action")
-            .map_or(Some(Action::Allow), |(_, node)| {
-                let choices = [("allow", Action::Allow), ("deny", Action::Deny)];
-                self.choice(&node, "action", &choices)
-                    .map(|action| action.value)
-            });
+        let why = fields.remove("why").and_then(|(_, node)| self.text(&node, "why"));
+        let action = fields.remove("action").map_or(Some(Action::Allow), |(_, node)| {
+            let choices = [("allow", Action::Allow), ("deny", Action::Deny)];
+            self.choice(&node, "action", &choices).map(|action| action.value)
+        });
         let silence = fields
             .remove("silence")
             .map(|(key, node)| self.silence(&key, node))
@@ -93,12 +84,10 @@ impl Reader<'_> {
             }
         };
         let ports = match fields.remove("ports") {
-            Some((key, node)) => self
-                .items(&key, node, "ports", Ports::parse)
-                .map(|mut ports| {
-                    ports::normalise(&mut ports.value);
-                    ports.value
-                }),
+            Some((key, node)) => self.items(&key, node, "ports", Ports::parse).map(|mut ports| {
+                ports::normalise(&mut ports.value);
+                ports.value
+            }),
             None if action == Some(Action::Allow) => {
                 self.error(span, "an allow rule without `ports`", "this rule says no port")
                     .hint("write them, like `ports: [443/tcp]`, or `ports: [any]` for every protocol and port");
@@ -132,10 +121,9 @@ impl Reader<'_> {
             || name.len() > MAX_RULE_NAME
             || name.contains(char::is_control)
         {
-            self.error(&node.span, "not a name for a rule", "")
-                .hint(format!(
-                    "write 1 to {MAX_RULE_NAME} bytes on one line, without spaces at the ends"
-                ));
+            self.error(&node.span, "not a name for a rule", "").hint(format!(
+                "write 1 to {MAX_RULE_NAME} bytes on one line, without spaces at the ends"
+            ));
             return None;
         }
         Some((name, node.span))
@@ -178,8 +166,7 @@ impl Reader<'_> {
             return self.read_target(&node.span, &text);
         };
         let mut fields = self.fields(entries.clone(), ITEM_KEYS, "an item of `to`");
-        let (Some((_, set)), Some((_, unset))) = (fields.remove("set"), fields.remove("unset"))
-        else {
+        let (Some((_, set)), Some((_, unset))) = (fields.remove("set"), fields.remove("unset")) else {
             self.error(
                 &node.span,
                 "an item of `to` is a text, or has both `set` and `unset`",
@@ -224,19 +211,11 @@ impl Reader<'_> {
                 continue;
             };
             if reason.trim().is_empty() {
-                self.error(
-                    &node.span,
-                    format!("`{warning}` is silenced without a reason"),
-                    "",
-                )
-                .hint("say why it is right here, for the next reader");
+                self.error(&node.span, format!("`{warning}` is silenced without a reason"), "")
+                    .hint("say why it is right here, for the next reader");
                 continue;
             }
-            silence.push(Silence {
-                warning,
-                reason,
-                place: self.place(&key.span),
-            });
+            silence.push(Silence { warning, reason });
         }
         silence.sort_by(|a, b| a.warning.cmp(b.warning));
         silence

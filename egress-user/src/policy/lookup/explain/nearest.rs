@@ -12,11 +12,7 @@ use super::{
 const COMPARED: usize = 20_000;
 
 impl Compiled {
-    pub(super) fn nearest(
-        &self,
-        destination: &Destination,
-        context: &Context<'_>,
-    ) -> Option<String> {
+    pub(super) fn nearest(&self, destination: &Destination, context: &Context<'_>) -> Option<String> {
         let other_ports = |classes: &[u32]| {
             let grant = classes
                 .iter()
@@ -69,21 +65,8 @@ impl Compiled {
             .iter()
             .take(COMPARED)
             .filter(|entry| matches!(entry.key, NameKey::Exact(_)) && entry.class != 0)
-            .filter(|entry| {
-                entry
-                    .key
-                    .name()
-                    .as_str()
-                    .len()
-                    .abs_diff(name.as_str().len())
-                    <= limit
-            })
-            .map(|entry| {
-                (
-                    strsim::osa_distance(entry.key.name().as_str(), name.as_str()),
-                    entry,
-                )
-            })
+            .filter(|entry| entry.key.name().as_str().len().abs_diff(name.as_str().len()) <= limit)
+            .map(|entry| (strsim::osa_distance(entry.key.name().as_str(), name.as_str()), entry))
             .filter(|(distance, _)| *distance <= limit)
             .min_by_key(|(distance, _)| *distance)?;
         let grant = self.classes[entry.class as usize].grants.first()?;
