@@ -199,6 +199,7 @@ fn compiled_grant(rule_index: u32, rule: &Rule, target: &Target) -> Grant {
     Grant {
         rule: rule_index,
         item,
+        ports: rule.ports.clone(),
         key,
     }
 }

@@ -8,7 +8,10 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::name::{DomainName, NamePattern};
+use super::{
+    name::{DomainName, NamePattern},
+    ports::Ports,
+};
 
 /// A checked, merged policy as tables.
 #[derive(Clone, Debug, Serialize)]
@@ -131,6 +134,8 @@ pub struct Grant {
     pub rule: u32,
     /// The item in canonical form: `api.example.com`, `*.example.com`, `10.0.0.0/8`, `any`.
     pub item: String,
+    /// Normalised: sorted, nothing overlaps or touches.
+    pub ports: Vec<Ports>,
     /// The same for the same grant in every compile: rule name, item, canonical ports and action.
     pub key: String,
 }

@@ -54,6 +54,21 @@ pub struct Diagnostic {
     pub note: Option<String>,
 }
 
+/// A diagnostic as data, for `--json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub severity: Severity,
+    /// The warning's name.
+    pub code: Option<&'static str>,
+    pub message: String,
+    /// The file as it was named, with line and column from 1; absent where no file is to blame.
+    pub file: Option<String>,
+    pub line: Option<u32>,
+    pub column: Option<u32>,
+    pub note: Option<String>,
+    pub hint: Option<String>,
+}
+
 /// More are counted, not shown: the first ones are what a reader acts on.
 const SHOWN: usize = 20;
 /// An excerpt of a line longer than this is cut round the caret.
@@ -145,6 +160,23 @@ impl Diagnostic {
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self
+    }
+
+    pub fn report(&self, files: &[Arc<SourceFile>]) -> Report {
+        let at = self.at.as_ref().map(|(place, _)| {
+            let file = &files[place.file as usize];
+            (file.name.clone(), file.line_column(place.span.start))
+        });
+        Report {
+            severity: self.severity,
+            code: self.code,
+            message: self.title.clone(),
+            line: at.as_ref().map(|(_, (line, _))| *line),
+            column: at.as_ref().map(|(_, (_, column))| *column),
+            file: at.map(|(file, _)| file),
+            note: self.note.clone(),
+            hint: self.hint.clone(),
+        }
     }
 
     /// The diagnostic as a block of text that ends with a line feed.

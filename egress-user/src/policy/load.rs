@@ -109,6 +109,15 @@ pub fn load(sources: &Sources) -> Result<Loaded, PolicyError> {
 }
 
 impl Loaded {
+    /// The exact names for which [`Loaded::unresolved`] will ask.
+    pub fn names_to_resolve(&self) -> Vec<DomainName> {
+        self.exact
+            .iter()
+            .filter(|(.., silenced)| !silenced)
+            .map(|(name, ..)| name.clone())
+            .collect()
+    }
+
     /// Warnings `unresolved` for exact names of which `resolves` says no; silenced ones are not asked for.
     pub fn unresolved(&self, mut resolves: impl FnMut(&DomainName) -> bool) -> Vec<Diagnostic> {
         let mut warnings = Vec::new();
@@ -301,4 +310,9 @@ fn allow_rule(text: &str, mut number: usize, taken: &mut std::collections::HashS
         ports: vec![ports],
         silence: Vec::new(),
     })
+}
+
+/// Whether `--allow` can read this: for an error before anything else is done.
+pub fn check_allow(text: &str) -> Result<(), ItemError> {
+    target::parse_destination(text).map(|_| ())
 }

@@ -194,6 +194,12 @@ pub fn cover(outer: &[Ports], inner: &[Ports]) -> bool {
     inner.iter().all(|inner| outer.iter().any(|outer| outer.covers(inner)))
 }
 
+impl serde::Serialize for Ports {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl fmt::Display for Ports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.proto, self.from, self.to) {
