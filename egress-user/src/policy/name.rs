@@ -166,11 +166,19 @@ impl NamePattern {
             ));
         };
         if base.contains('*') {
-            let tail = base.rsplit_once('*').map_or("", |(_, tail)| tail);
-            let tail = tail.split_once('.').map_or("example.com", |(_, tail)| tail);
+            let tail = base
+                .rsplit_once('*')
+                .and_then(|(_, tail)| tail.split_once('.'))
+                .map_or("", |(_, tail)| tail);
+            // `*.com` is no advice.
+            let hint = if tail.contains('.') {
+                format!("a `*` stands only in the leftmost label; write `*.{tail}`, or each name by itself")
+            } else {
+                "a `*` stands only in the leftmost label; write each name by itself".to_owned()
+            };
             return Err(ItemError::new(
                 format!("`{shown}` has a `*` that is not in the leftmost label"),
-                format!("a `*` stands only in the leftmost label; write `*.{tail}`, or each name by itself"),
+                hint,
             ));
         }
         let base = DomainName::parse(base)?;

@@ -77,7 +77,7 @@ impl Reader<'_> {
                     &node.span
                 };
                 self.error(span, format!("`{of}` is empty"), "nothing is listed")
-                    .hint("list at least one item, or leave the key out where that is meant");
+                    .hint(empty_hint(&key.name));
                 None
             }
             Value::Text(text) | Value::Number(text) => {
@@ -155,5 +155,13 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+}
+
+fn empty_hint(key: &str) -> &'static str {
+    match key {
+        "to" => "list at least one name, address or prefix, or write `[any]`",
+        "ports" => "list at least one, like `443/tcp`, or write `[any]` for every protocol and port",
+        _ => "list at least one item, or leave the key out",
     }
 }

@@ -42,30 +42,17 @@ impl Reader<'_> {
                     .hint("write `- name: ...` with `to:` and `ports:` below it");
                 continue;
             };
-            let Some(rule) = self.rule(&span, entries) else {
-                continue;
-            };
-            let Some(place) = &rule.place else { continue };
-            if let Some(first) = seen.get(&rule.name) {
-                let first = self.place(first);
-                self.error(
-                    &place.span,
-                    format!("there are two rules named `{}`", excerpt(&rule.name)),
-                    "again here",
-                )
-                .also(first, "first here")
-                .hint("name one of them differently, or put the items of both into one rule");
-                continue;
-            }
-            seen.insert(rule.name.clone(), place.span.clone());
-            rules.push(rule);
+            rules.extend(self.rule(&span, entries, &mut seen));
         }
         rules
     }
 
-    fn rule(&mut self, span: &Span, entries: Vec<(Key, Node)>) -> Option<Rule> {
+    /// `seen` has the names of the rules before, and where they stand.
+    fn rule(&mut self, span: &Span, entries: Vec<(Key, Node)>, seen: &mut HashMap<String, Span>) -> Option<Rule> {
         let mut fields = self.fields(entries, RULE_KEYS, "a rule");
-        let name = self.rule_name(span, &mut fields);
+        let name = self
+            .rule_name(span, &mut fields)
+            .filter(|(name, span)| self.is_new(name, span, seen));
         let why = fields.remove("why").and_then(|(_, node)| self.text(&node, "why"));
         let action = fields.remove("action").map_or(Some(Action::Allow), |(_, node)| {
             let choices = [("allow", Action::Allow), ("deny", Action::Deny)];
@@ -107,6 +94,22 @@ impl Reader<'_> {
             ports: ports?,
             silence,
         })
+    }
+
+    fn is_new(&mut self, name: &str, span: &Span, seen: &mut HashMap<String, Span>) -> bool {
+        let Some(first) = seen.get(name) else {
+            seen.insert(name.to_owned(), span.clone());
+            return true;
+        };
+        let first = self.place(first);
+        self.error(
+            span,
+            format!("there are two rules named `{}`", excerpt(name)),
+            "again here",
+        )
+        .also(first, "first here")
+        .hint("name one of them differently, or put the items of both into one rule");
+        false
     }
 
     fn rule_name(&mut self, span: &Span, fields: &mut Fields) -> Option<(String, Span)> {
