@@ -21,7 +21,7 @@ use super::{
 
 /// Most grants in all sets that are built, counted with repetition. A policy of 100,000 rules needs a few hundred
 /// thousand; 10,000 wildcards on one domain with 10,000 names below it would need 100 million.
-pub const MAX_WORK: usize = 32_000_000;
+pub const MAX_WORK: usize = 16_000_000;
 
 /// Counts the grants that are merged into sets, against [`MAX_WORK`].
 struct Work(usize);

@@ -65,6 +65,7 @@ pub struct Item {
 pub struct Silence {
     pub warning: &'static str,
     pub reason: String,
+    pub place: Place,
 }
 
 impl Rule {

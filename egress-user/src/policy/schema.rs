@@ -188,5 +188,6 @@ enum Warning {
     Denied,
     WidePorts,
     ResolverDenied,
+    UnusedSilence,
     Unresolved,
 }

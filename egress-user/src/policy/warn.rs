@@ -26,6 +26,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("denied", "a deny rule closes everything that the item allows"),
     ("wide-ports", "`any`, or a prefix as wide as a continent, on many ports"),
     ("resolver-denied", "a deny rule closes a resolver that the policy asks"),
+    ("unused-silence", "a rule silences a warning that it does not cause"),
     (
         "unresolved",
         "a name that does not resolve (looked at with --resolve only)",
@@ -51,6 +52,7 @@ pub fn check(document: &Document, compiled: &Compiled) -> Found {
     let mut warnings = Found::default();
     let mut grant = 0;
     for rule in &document.rules {
+        let before = warnings.silenced.len();
         for item in &rule.to {
             let found = [
                 public_suffix(item),
@@ -70,6 +72,7 @@ pub fn check(document: &Document, compiled: &Compiled) -> Found {
         if rule.action == Action::Deny {
             resolver_denied(compiled, rule, &mut warnings);
         }
+        unused_silence(rule, &mut warnings, before);
     }
     warnings
 }
@@ -96,7 +99,7 @@ fn push(found: &mut Found, rule: &Rule, mut warning: Diagnostic, place: Option<&
         return;
     }
     // The command line has no place to write a reason, and what is typed by hand is meant.
-    if rule.place.is_some() {
+    if rule.place.is_some() && code != "unused-silence" {
         let hint = warning
             .hint
             .take()
@@ -252,5 +255,24 @@ fn resolver_denied(compiled: &Compiled, rule: &Rule, warnings: &mut Found) {
                 .hint("narrow the rule, or ask another resolver");
             push(warnings, rule, warning, item.place.as_ref());
         }
+    }
+}
+
+/// `before`: how many warnings the rules before this one silenced.
+fn unused_silence(rule: &Rule, found: &mut Found, before: usize) {
+    for silence in &rule.silence {
+        let used = found.silenced[before..]
+            .iter()
+            .any(|(warning, _)| warning.code == Some(silence.warning));
+        // Whether a name resolves is asked later, and seldom; a silence of this warning is for the next one.
+        if used || matches!(silence.warning, "unresolved" | "unused-silence") {
+            continue;
+        }
+        let title = format!(
+            "rule `{}` silences `{}`, which it does not cause",
+            rule.name, silence.warning
+        );
+        let warning = Diagnostic::warning("unused-silence", title).hint("drop the line");
+        push(found, rule, warning, Some(&silence.place));
     }
 }

@@ -209,7 +209,7 @@ impl Reader<'_> {
         let known: Vec<&'static str> = warn::NAMES.iter().map(|(name, _)| *name).collect();
         let fields = self.fields(entries, &known, "`silence`");
         let mut silence = Vec::new();
-        for (warning, (_, node)) in fields {
+        for (warning, (key, node)) in fields {
             let Some(reason) = self.text(&node, warning) else {
                 continue;
             };
@@ -218,7 +218,11 @@ impl Reader<'_> {
                     .hint("say why it is right here, for the next reader");
                 continue;
             }
-            silence.push(Silence { warning, reason });
+            silence.push(Silence {
+                warning,
+                reason,
+                place: self.place(&key.span),
+            });
         }
         silence.sort_by(|a, b| a.warning.cmp(b.warning));
         silence

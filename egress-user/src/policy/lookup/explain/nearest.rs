@@ -14,9 +14,9 @@ const COMPARED: usize = 20_000;
 impl Compiled {
     pub(super) fn nearest(&self, destination: &Destination, context: &Context<'_>) -> Option<String> {
         let other_ports = |classes: &[u32]| {
-            let grant = classes
-                .iter()
-                .find_map(|class| self.classes[*class as usize].grants.first())?;
+            // That `any` is open on some other port says nothing about this destination.
+            let mut grants = classes.iter().flat_map(|class| &self.classes[*class as usize].grants);
+            let grant = grants.find(|grant| self.grants[**grant as usize].item != "any")?;
             let ranges: Vec<String> = classes
                 .iter()
                 .flat_map(|class| &self.classes[*class as usize].ports)
