@@ -1,1 +1,9 @@
+<<<<<<< HEAD
 
+=======
+//! Egress' control plane, one module for each arrow of the data's way: policy files are parsed, checked and compiled
+//! ([`policy`]); the commands are in [`cli`].
+
+pub mod cli;
+pub mod policy;
+>>>>>>> policy

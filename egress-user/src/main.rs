@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary `egress`; see [`egress_user::cli`].
+
+fn main() -> std::process::ExitCode {
+    egress_user::cli::main()
+}

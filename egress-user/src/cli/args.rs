@@ -1,0 +1,221 @@
+//! The arguments of every command.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::{Args, ValueEnum};
+
+use crate::policy::{self, Destination, ItemError, Mode, Sources};
+
+/// Which policy: shared by `run`, `exec` and `explain`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PolicyArgs {
+    /// A file, a directory, or an embedded policy; may be repeated, all are merged
+    #[arg(long, short, value_name = "P")]
+    pub policy: Vec<PathBuf>,
+    /// Allow one destination more: github.com (443/tcp), github.com:22, 192.0.2.1:53/udp, 10.0.0.0/8:any,
+    /// [2001:db8::1]:443; may be repeated
+    #[arg(long, value_name = "DEST", value_parser = allow)]
+    pub allow: Vec<String>,
+    /// Fill a placeholder of the policies, like region=westeurope; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+}
+
+impl PolicyArgs {
+    /// What [`policy::load`] takes; mode, resolvers and search domains are the caller's to add.
+    pub fn sources(&self) -> Sources {
+        Sources {
+            policies: self.policy.clone(),
+            allow: self.allow.clone(),
+            set: self.set.clone(),
+            ..Sources::default()
+        }
+    }
+}
+
+/// What `run` and `exec` may say over the policy.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OverrideArgs {
+    /// Enforce, or only report what would be dropped; wins over the policy
+    #[arg(long, value_enum)]
+    pub mode: Option<ModeArg>,
+    /// The only resolver that may be asked; may be repeated; wins over the policy
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = resolver)]
+    pub resolver: Vec<SocketAddr>,
+}
+
+impl OverrideArgs {
+    pub fn apply(&self, sources: &mut Sources) {
+        sources.mode = self.mode.map(Mode::from);
+        sources.resolvers.clone_from(&self.resolver);
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ModeArg {
+    Enforce,
+    Audit,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Enforce => Self::Enforce,
+            ModeArg::Audit => Self::Audit,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
+    /// The cgroup to govern [default: the root of cgroup v2]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// An uplink to guard; may be repeated; `none` guards the cgroup only [default: the default routes' interfaces]
+    #[arg(long, value_name = "IF")]
+    pub interface: Vec<String>,
+    /// Serve metrics at this address
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics: Option<SocketAddr>,
+    /// Stop enforcing when the daemon ends; for experiments
+    #[arg(long)]
+    pub detach_on_exit: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
+    /// Run the command as this user (name or number)
+    #[arg(long, short, value_name = "USER")]
+    pub user: Option<String>,
+    /// Print the summary of what was blocked as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print no summary
+    #[arg(long, short, conflicts_with = "json")]
+    pub quiet: bool,
+    /// The command and its arguments, after `--`
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// Files, directories or embedded policies; checked together, as `run` would merge them
+    #[arg(required = true, value_name = "P")]
+    pub policies: Vec<PathBuf>,
+    /// Fill a placeholder of the policies, like region=westeurope; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+    /// Take warnings for errors
+    #[arg(long)]
+    pub strict: bool,
+    /// Ask the system's resolver for every exact name, and warn where there is no answer
+    #[arg(long)]
+    pub resolve: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// NAME-or-ADDRESS[:PORT][/PROTO], like api.example.com:443 or 192.0.2.1:53/udp; 443/tcp when no port is said
+    #[arg(value_name = "DEST", value_parser = destination)]
+    pub destination: Destination,
+    /// Print the answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl ExplainArgs {
+    /// A policy is given, so that no daemon is asked.
+    pub fn is_offline(&self) -> bool {
+        !self.policy.policy.is_empty() || !self.policy.allow.is_empty()
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Print the state as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct EventsArgs {
+    /// Go on with new events until interrupted
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only what was dropped (in audit mode: what would be)
+    #[arg(long)]
+    pub dropped: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DetachArgs {
+    /// Print what was removed as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct PoliciesArgs {
+    /// Print this policy instead of the list
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Print the list as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// What is wrong and what to write, on one line, as clap shows it.
+fn sentence(error: ItemError) -> String {
+    match error.hint {
+        Some(hint) => format!("{}; {hint}", error.what),
+        None => error.what,
+    }
+}
+
+fn allow(text: &str) -> Result<String, String> {
+    policy::check_allow(text).map(|()| text.to_owned()).map_err(sentence)
+}
+
+fn destination(text: &str) -> Result<Destination, String> {
+    text.parse().map_err(sentence)
+}
+
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    // `[::1]` without a port is how people write it, too.
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let text = bare.filter(|bare| bare.parse::<IpAddr>().is_ok()).unwrap_or(text);
+    policy::parse_resolver(text).map_err(sentence)
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE, like region=westeurope".to_owned()),
+    }
+}

@@ -1,0 +1,145 @@
+//! The command line: one module for each command, the arguments of all in [`args`].
+
+pub mod args;
+pub mod check;
+pub mod completions;
+pub mod detach;
+pub mod events;
+pub mod exec;
+pub mod explain_live;
+pub mod explain_offline;
+pub mod output;
+pub mod policies;
+pub mod run;
+pub mod schema;
+pub mod status;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::policy::PolicyError;
+
+/// Exit codes of every command (`exec` ends with the command's own where it ran).
+pub mod exit {
+    /// Done, or yes.
+    pub const DONE: u8 = 0;
+    /// A clean no.
+    pub const NO: u8 = 1;
+    /// Wrong input.
+    pub const WRONG_INPUT: u8 = 2;
+    /// The machine cannot do it: a missing privilege, kernel feature, cgroup v2.
+    pub const MACHINE: u8 = 3;
+}
+
+/// Where the daemon listens when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/egress/egress.sock";
+
+/// Locks a node's outbound traffic to a written allowlist of names
+#[derive(Debug, Parser)]
+#[command(name = "egress", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 done or yes, 1 a clean no, 2 wrong input, 3 the machine cannot do it.\n\
+                        A policy P is a file, a directory of *.yaml, or the name of an embedded policy (`egress policies`)."
+)]
+pub struct Cli {
+    /// The daemon's socket, for commands that talk to it
+    #[arg(long, global = true, value_name = "PATH", env = "EGRESS_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enforce a policy on this machine: the daemon, in the foreground
+    Run(args::RunArgs),
+    /// Run one command under a policy; no daemon needed
+    Exec(args::ExecArgs),
+    /// Validate policies; exit 2 and positions where they are wrong
+    Check(args::CheckArgs),
+    /// Say whether a destination is allowed, by which rule, and why
+    Explain(args::ExplainArgs),
+    /// Show what the daemon enforces: mode, attach points, rules, names, drops
+    Status(args::StatusArgs),
+    /// Show what was dropped and learned
+    Events(args::EventsArgs),
+    /// Break-glass: remove every program, pin and cgroup that egress made
+    Detach(args::DetachArgs),
+    /// List the embedded policies, or print one
+    Policies(args::PoliciesArgs),
+    /// Print the JSON schema of a policy
+    Schema,
+    /// Print shell completions
+    Completions(args::CompletionsArgs),
+}
+
+/// An error with an exit code and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Failure {
+    pub code: u8,
+    pub what: String,
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// The input is wrong (exit 2).
+    pub fn input(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code: exit::WRONG_INPUT,
+            what: what.into(),
+            hint: Some(hint.into()),
+        }
+    }
+
+    /// The machine cannot do it (exit 3).
+    pub fn machine(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code: exit::MACHINE,
+            what: what.into(),
+            hint: Some(hint.into()),
+        }
+    }
+}
+
+/// Parses the arguments and runs the command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => ExitCode::from(report(&error)),
+    }
+}
+
+fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::main(args, &socket),
+        Command::Exec(args) => exec::main(args),
+        Command::Check(args) => check::main(args),
+        Command::Explain(args) if args.is_offline() => explain_offline::main(args),
+        Command::Explain(args) => explain_live::main(args, &socket),
+        Command::Status(args) => status::main(args, &socket),
+        Command::Events(args) => events::main(args, &socket),
+        Command::Detach(args) => detach::main(args, &socket),
+        Command::Policies(args) => policies::main(args),
+        Command::Schema => schema::main(),
+        Command::Completions(args) => completions::main(args),
+    }
+}
+
+/// Prints an error with its causes and what to do; gives the exit code.
+pub fn report(error: &anyhow::Error) -> u8 {
+    if let Some(policy) = error.downcast_ref::<PolicyError>() {
+        policy.eprint();
+        return exit::WRONG_INPUT;
+    }
+    output::eprint(&format!("error: {error:#}\n"));
+    let Some(failure) = error.downcast_ref::<Failure>() else {
+        return exit::MACHINE;
+    };
+    if let Some(hint) = &failure.hint {
+        output::eprint(&format!("help: {hint}\n"));
+    }
+    failure.code
+}

@@ -1,0 +1,166 @@
+//! The name table: a trie over the labels from the top, walked once with what is inherited from above.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use super::{
+    super::{
+        compiled::{InnerWildcard, NameEntry, NameKey},
+        name::{DomainName, NamePattern, label_matches},
+    },
+    Classes, TooMuch, Work, number,
+};
+
+#[derive(Default)]
+struct TrieNode<'a> {
+    /// Sorted, so that the table is.
+    children: BTreeMap<&'a str, u32>,
+    /// Set where some pattern or internal name ends.
+    name: Option<&'a DomainName>,
+    exact: Vec<u32>,
+    below: Vec<u32>,
+    inner: Vec<(&'a str, &'a str, u32)>,
+    internal: bool,
+}
+
+/// What the labels above give to every name below them.
+#[derive(Clone, Copy)]
+struct Inherited<'a> {
+    grants: &'a [u32],
+    ask: bool,
+}
+
+pub fn compile(
+    patterns: &[(&NamePattern, u32)],
+    internal: &[DomainName],
+    classes: &mut Classes,
+    work: &mut Work,
+) -> Result<Vec<NameEntry>, TooMuch> {
+    let mut trie = Trie {
+        nodes: vec![TrieNode::default()],
+    };
+    for (pattern, grant) in patterns {
+        match pattern {
+            NamePattern::Exact(name) => trie.node(name).exact.push(*grant),
+            NamePattern::Below(base) => trie.node(base).below.push(*grant),
+            NamePattern::InLabel { prefix, suffix, base } => trie.node(base).inner.push((prefix, suffix, *grant)),
+        }
+    }
+    for name in internal {
+        trie.node(name).internal = true;
+    }
+    let mut walk = Walk {
+        trie: &trie,
+        classes,
+        work,
+        entries: Vec::new(),
+    };
+    walk.node(
+        0,
+        None,
+        Inherited {
+            grants: &[],
+            ask: false,
+        },
+        &[],
+    )?;
+    Ok(walk.entries)
+}
+
+struct Trie<'a> {
+    nodes: Vec<TrieNode<'a>>,
+}
+
+impl<'a> Trie<'a> {
+    fn node(&mut self, name: &'a DomainName) -> &mut TrieNode<'a> {
+        let mut at = 0;
+        for label in name.labels_from_top() {
+            let next = number(self.nodes.len());
+            let child = *self.nodes[at].children.entry(label).or_insert(next);
+            if child == next {
+                self.nodes.push(TrieNode::default());
+            }
+            at = child as usize;
+        }
+        let node = &mut self.nodes[at];
+        node.name = Some(name);
+        node
+    }
+}
+
+struct Walk<'a, 'b> {
+    trie: &'b Trie<'a>,
+    classes: &'b mut Classes,
+    work: &'b mut Work,
+    entries: Vec<NameEntry>,
+}
+
+impl Walk<'_, '_> {
+    /// A name has at most 127 labels, so the recursion is bounded. `siblings` are the inner wildcards of the parent.
+    fn node(
+        &mut self,
+        at: u32,
+        label: Option<&str>,
+        above: Inherited<'_>,
+        siblings: &[(&str, &str, u32)],
+    ) -> Result<(), TooMuch> {
+        let node = &self.trie.nodes[at as usize];
+        let ask = above.ask || node.internal;
+        // Copied only where this name adds to it.
+        let mut grants = Cow::Borrowed(above.grants);
+        if let Some(name) = node.name {
+            if !node.exact.is_empty() || node.internal {
+                let mut exact = node.exact.clone();
+                exact.extend_from_slice(above.grants);
+                if let Some(label) = label {
+                    self.work.add(siblings.len())?;
+                    let fits = siblings
+                        .iter()
+                        .filter(|(prefix, suffix, _)| label_matches(label, prefix, suffix));
+                    exact.extend(fits.map(|(.., grant)| *grant));
+                }
+                self.entry(NameKey::Exact(name.clone()), exact, ask, Vec::new())?;
+            }
+            if !node.below.is_empty() {
+                self.work.add(grants.len())?;
+                grants.to_mut().extend_from_slice(&node.below);
+            }
+            if !node.below.is_empty() || !node.inner.is_empty() || node.internal {
+                let inner = self.inner(&node.inner)?;
+                self.entry(NameKey::Suffix(name.clone()), grants.to_vec(), ask, inner)?;
+            }
+        }
+        for (label, child) in &node.children {
+            self.node(*child, Some(label), Inherited { grants: &grants, ask }, &node.inner)?;
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, key: NameKey, grants: Vec<u32>, ask: bool, inner: Vec<InnerWildcard>) -> Result<(), TooMuch> {
+        self.work.add(grants.len())?;
+        self.entries.push(NameEntry {
+            key,
+            class: self.classes.number(grants),
+            ask,
+            inner,
+        });
+        Ok(())
+    }
+
+    fn inner(&mut self, patterns: &[(&str, &str, u32)]) -> Result<Vec<InnerWildcard>, TooMuch> {
+        let mut grouped: BTreeMap<(&str, &str), Vec<u32>> = BTreeMap::new();
+        for (prefix, suffix, grant) in patterns {
+            grouped.entry((prefix, suffix)).or_default().push(*grant);
+        }
+        grouped
+            .into_iter()
+            .map(|((prefix, suffix), grants)| {
+                self.work.add(grants.len())?;
+                Ok(InnerWildcard {
+                    prefix: prefix.to_owned(),
+                    suffix: suffix.to_owned(),
+                    class: self.classes.number(grants),
+                })
+            })
+            .collect()
+    }
+}

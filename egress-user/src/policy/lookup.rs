@@ -1,0 +1,139 @@
+//! The compiled tables, asked the way the data plane asks them.
+
+mod explain;
+
+use std::{cmp::Ordering, net::IpAddr};
+
+use ipnet::IpNet;
+
+pub use self::explain::{Context, Destination, Explanation, Host, Reason, Via};
+use super::{
+    compiled::{Compiled, NameEntry, NameKey, PortRange, PrefixEntry, Proto, Queries},
+    name::{NamePattern, label_matches},
+};
+
+/// What the name table says about one name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NameMatch {
+    /// The classes that count, without 0; more than one where inner wildcards fit.
+    pub classes: Vec<u32>,
+    /// The name may be asked for: a rule allows it, or it is internal, or `dns.queries` is `any`.
+    pub ask: bool,
+}
+
+impl Compiled {
+    /// Looks a name up: any case, with or without a trailing dot. Text that is no name matches nothing.
+    pub fn match_name(&self, name: &str) -> NameMatch {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let any = self.dns.queries == Queries::Any;
+        let Some(entry) = self.name_entry(&name) else {
+            return NameMatch {
+                classes: Vec::new(),
+                ask: any,
+            };
+        };
+        let mut classes = vec![entry.class];
+        if let NameKey::Suffix(base) = &entry.key
+            && let Some((label, rest)) = name.split_once('.')
+            && rest == base.as_str()
+        {
+            let fits = entry
+                .inner
+                .iter()
+                .filter(|inner| label_matches(label, &inner.prefix, &inner.suffix));
+            classes.extend(fits.map(|inner| inner.class));
+        }
+        classes.retain(|class| *class != 0);
+        classes.sort_unstable();
+        classes.dedup();
+        NameMatch {
+            ask: any || entry.ask || !classes.is_empty(),
+            classes,
+        }
+    }
+
+    /// The longest match: the exact key, else the longest suffix that is shorter than the name.
+    fn name_entry(&self, name: &str) -> Option<&NameEntry> {
+        if let Some(entry) = self.find(name, false) {
+            return Some(entry);
+        }
+        let mut rest = name;
+        while let Some((_, parent)) = rest.split_once('.') {
+            if let Some(entry) = self.find(parent, true) {
+                return Some(entry);
+            }
+            rest = parent;
+        }
+        None
+    }
+
+    fn find(&self, name: &str, suffix: bool) -> Option<&NameEntry> {
+        let order = |entry: &NameEntry| {
+            let is_suffix = matches!(entry.key, NameKey::Suffix(_));
+            compare_reversed(entry.key.name().as_str(), name).then(is_suffix.cmp(&suffix))
+        };
+        self.names.binary_search_by(order).ok().map(|index| &self.names[index])
+    }
+
+    /// The class of the longest allow prefix that holds this address; 0 where none does.
+    pub fn match_address(&self, address: IpAddr) -> u32 {
+        longest(&self.addresses, address).map_or(0, |entry| entry.class)
+    }
+
+    /// The class of the longest deny prefix that holds this address; 0 where none does.
+    pub fn match_deny(&self, address: IpAddr) -> u32 {
+        longest(&self.denies, address).map_or(0, |entry| entry.class)
+    }
+
+    /// The class of the longest allow prefix that covers the whole of `net`; 0 where none does.
+    pub(super) fn allows_covering(&self, net: IpNet) -> u32 {
+        longest_net(&self.addresses, net).map_or(0, |entry| entry.class)
+    }
+
+    pub(super) fn denies_covering(&self, net: IpNet) -> u32 {
+        longest_net(&self.denies, net).map_or(0, |entry| entry.class)
+    }
+
+    /// A class whose grants all cover the pattern, among them every one of its own.
+    pub(super) fn pattern_class(&self, pattern: &NamePattern) -> u32 {
+        let entry = match pattern {
+            NamePattern::Exact(name) => self.find(name.as_str(), false),
+            NamePattern::Below(base) | NamePattern::InLabel { base, .. } => self.find(base.as_str(), true),
+        };
+        entry.map_or(0, |entry| entry.class)
+    }
+
+    /// The first range of the class that holds this protocol and port. `port` is not looked at for other protocols
+    /// than TCP and UDP; [`Proto::Any`] asks for a protocol that is neither TCP, UDP nor ICMP.
+    pub fn class_opens(&self, class: u32, proto: Proto, port: u16) -> Option<&PortRange> {
+        self.classes[class as usize]
+            .ports
+            .iter()
+            .find(|range| range_matches(range, proto, port))
+    }
+}
+
+fn range_matches(range: &PortRange, proto: Proto, port: u16) -> bool {
+    range.proto == Proto::Any
+        || (range.proto == proto && (proto == Proto::Icmp || (range.from..=range.to).contains(&port)))
+}
+
+fn compare_reversed(a: &str, b: &str) -> Ordering {
+    a.rsplit('.').cmp(b.rsplit('.'))
+}
+
+/// Asks for each length from the longest: slow beside a trie, but the tables need no other form than their own.
+fn longest(entries: &[PrefixEntry], address: IpAddr) -> Option<&PrefixEntry> {
+    longest_net(entries, IpNet::from(address.to_canonical()))
+}
+
+fn longest_net(entries: &[PrefixEntry], net: IpNet) -> Option<&PrefixEntry> {
+    let mut net = Some(net);
+    while let Some(wanted) = net {
+        if let Ok(index) = entries.binary_search_by(|entry| entry.net.cmp(&wanted)) {
+            return Some(&entries[index]);
+        }
+        net = wanted.supernet();
+    }
+    None
+}
