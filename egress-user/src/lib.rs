@@ -1,9 +1,6 @@
-<<<<<<< HEAD
-
-=======
 //! Egress' control plane, one module for each arrow of the data's way: policy files are parsed, checked and compiled
-//! ([`policy`]); the commands are in [`cli`].
+//! ([`policy`]), installed in the kernel ([`datapath`]); the commands are in [`cli`].
 
 pub mod cli;
+pub mod datapath;
 pub mod policy;
->>>>>>> policy

@@ -1,0 +1,292 @@
+//! The `bpf(2)` calls that aya does not offer, or not for pinned objects: maps as bytes, links, pins, test runs.
+//!
+//! Every function is one call; errors are the call's errno. The attribute layouts are those of `union bpf_attr` in the
+//! kernel's `include/uapi/linux/bpf.h`, which only ever grows at the end.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+const MAP_LOOKUP_ELEM: u32 = 1;
+const MAP_UPDATE_ELEM: u32 = 2;
+const MAP_DELETE_ELEM: u32 = 3;
+const MAP_GET_NEXT_KEY: u32 = 4;
+const OBJ_PIN: u32 = 6;
+const OBJ_GET: u32 = 7;
+const PROG_TEST_RUN: u32 = 10;
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+const MAP_UPDATE_BATCH: u32 = 26;
+const LINK_CREATE: u32 = 28;
+const LINK_UPDATE: u32 = 29;
+const LINK_DETACH: u32 = 34;
+
+/// Update: create a new element or replace an existing one.
+pub const ANY: u64 = 0;
+/// Update: only create.
+pub const NO_EXIST: u64 = 1;
+
+/// `enum bpf_attach_type`, as far as egress attaches.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachType {
+    CgroupIngress = 0,
+    CgroupEgress = 1,
+    CgroupSockCreate = 2,
+    CgroupConnect4 = 10,
+    CgroupConnect6 = 11,
+    CgroupSendmsg4 = 14,
+    CgroupSendmsg6 = 15,
+    TcxIngress = 46,
+    TcxEgress = 47,
+}
+
+fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: each caller passes the attributes that its command reads, and every pointer in them outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn own(fd: i64) -> OwnedFd {
+    // SAFETY: the kernel has just given this descriptor to us alone; descriptors fit an i32.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElemAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value_or_next: u64,
+    flags: u64,
+}
+
+/// Reads an element into `value`; `false` where there is none.
+pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        key: key.as_ptr() as u64,
+        value_or_next: value.as_mut_ptr() as u64,
+        ..ElemAttr::default()
+    };
+    absent_is_false(bpf(MAP_LOOKUP_ELEM, &mut attr))
+}
+
+/// Writes an element; `flags` is [`ANY`] or [`NO_EXIST`].
+pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        key: key.as_ptr() as u64,
+        value_or_next: value.as_ptr() as u64,
+        flags,
+        ..ElemAttr::default()
+    };
+    bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Deletes an element; `false` where there was none.
+pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+    let mut attr =
+        ElemAttr { map_fd: map.as_raw_fd() as u32, key: key.as_ptr() as u64, ..ElemAttr::default() };
+    absent_is_false(bpf(MAP_DELETE_ELEM, &mut attr))
+}
+
+/// Reads the key after `key` (the first one without) into `next`; `false` at the end.
+pub fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        key: key.map_or(0, |key| key.as_ptr() as u64),
+        value_or_next: next.as_mut_ptr() as u64,
+        ..ElemAttr::default()
+    };
+    absent_is_false(bpf(MAP_GET_NEXT_KEY, &mut attr))
+}
+
+fn absent_is_false(result: io::Result<i64>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes `count` elements, whose keys and values stand one after the other in `keys` and `values` (kernel 5.6).
+pub fn map_update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32) -> io::Result<()> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attr {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let mut attr = Attr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: map.as_raw_fd() as u32,
+        ..Attr::default()
+    };
+    bpf(MAP_UPDATE_BATCH, &mut attr).map(drop)
+}
+
+/// A map's shape, as the kernel has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapShape {
+    pub map_type: u32,
+    pub id: u32,
+    /// Bytes.
+    pub key_size: u32,
+    /// Bytes, of one CPU's value where the map is per CPU.
+    pub value_size: u32,
+    pub max_entries: u32,
+    pub flags: u32,
+}
+
+/// A map's shape.
+pub fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
+    let mut shape = MapShape::default();
+    info(map, &mut shape)?;
+    Ok(shape)
+}
+
+/// The first fields of `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkInfo {
+    pub link_type: u32,
+    pub id: u32,
+    pub program: u32,
+    pad: u32,
+    /// Of a cgroup link the low half of the cgroup's id, of a tcx link the interface's index (0 once it is gone).
+    pub target: u32,
+    pub target_high_or_attach: u32,
+    pub attach_type: u32,
+    rest: [u32; 9],
+}
+
+/// What a link is attached to.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut link_info = LinkInfo::default();
+    info(link, &mut link_info)?;
+    Ok(link_info)
+}
+
+fn info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let mut attr = Attr {
+        fd: object.as_raw_fd() as u32,
+        len: size_of::<T>() as u32,
+        info: std::ptr::from_mut(info) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjAttr {
+    pathname: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Pins a program, map or link at a path in bpffs.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjAttr { pathname: path.as_ptr() as u64, fd: object.as_raw_fd() as u32, flags: 0 };
+    bpf(OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens what is pinned at a path.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = ObjAttr { pathname: path.as_ptr() as u64, ..ObjAttr::default() };
+    bpf(OBJ_GET, &mut attr).map(own)
+}
+
+/// Attaches a program to a cgroup (`target` is its directory) or an interface (`target` is its index): one link, after
+/// what is attached there already.
+pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        program: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+        rest: [u64; 4],
+    }
+    let mut attr =
+        Attr { program: program.as_raw_fd() as u32, target, attach_type: attach_type as u32, flags: 0, rest: [0; 4] };
+    bpf(LINK_CREATE, &mut attr).map(own)
+}
+
+/// Replaces the program of a link, with no moment unattached.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [link.as_raw_fd() as u32, program.as_raw_fd() as u32, 0, 0];
+    bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Detaches a link from its target, whoever else holds it.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [link.as_raw_fd() as u32];
+    bpf(LINK_DETACH, &mut attr).map(drop)
+}
+
+/// What a test run gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestRun {
+    /// What the program returned.
+    pub returned: u32,
+    /// Nanoseconds of one run, on average.
+    pub nanoseconds: u32,
+}
+
+/// Runs a program on `input`, and again as often as `repeat` says; `output` takes the packet as the program left it.
+pub fn test_run(program: BorrowedFd<'_>, input: &[u8], output: Option<&mut [u8]>, repeat: u32) -> io::Result<TestRun> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attr {
+        program: u32,
+        returned: u32,
+        size_in: u32,
+        size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        rest: [u64; 4],
+    }
+    let mut attr = Attr {
+        program: program.as_raw_fd() as u32,
+        size_in: input.len() as u32,
+        data_in: input.as_ptr() as u64,
+        repeat,
+        ..Attr::default()
+    };
+    if let Some(output) = output {
+        attr.size_out = output.len() as u32;
+        attr.data_out = output.as_mut_ptr() as u64;
+    }
+    bpf(PROG_TEST_RUN, &mut attr)?;
+    Ok(TestRun { returned: attr.returned, nanoseconds: attr.duration })
+}
