@@ -1,0 +1,184 @@
+//! Attach points: the cgroup's hooks and the uplinks' egress and ingress.
+
+use std::{
+    fs::{self, File},
+    os::{
+        fd::{AsFd, AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use aya::programs::tc::{self, TcAttachType};
+
+use super::{
+    Error, Object, Pins, cgroup_root,
+    sys::{self, AttachType},
+};
+
+/// The cgroup's programs, in the order in which they are attached: those that remember first, so that what comes in
+/// between two attachments is known when those that drop are there.
+pub const CGROUP_HOOKS: [(&str, AttachType); 7] = [
+    ("socket_create", AttachType::CgroupSockCreate),
+    ("socket_ingress", AttachType::CgroupIngress),
+    ("socket_egress", AttachType::CgroupEgress),
+    ("connect4", AttachType::CgroupConnect4),
+    ("connect6", AttachType::CgroupConnect6),
+    ("sendmsg4", AttachType::CgroupSendmsg4),
+    ("sendmsg6", AttachType::CgroupSendmsg6),
+];
+
+/// The governed cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its id: the directory's inode number.
+    pub id: u64,
+    /// Its depth below the root, which has 0.
+    pub level: u32,
+    dir: File,
+}
+
+impl Cgroup {
+    /// Opens a cgroup; without a path the root of cgroup v2.
+    ///
+    /// # Errors
+    /// [`Error::NoCgroup`], [`Error::NotACgroup`], or that the directory is not there.
+    pub fn open(path: Option<&Path>) -> Result<Self, Error> {
+        let root = cgroup_root()?;
+        let path = match path {
+            Some(path) => fs::canonicalize(path).map_err(|error| Error::path("open the cgroup", path, error))?,
+            None => root.clone(),
+        };
+        let Ok(below) = path.strip_prefix(&root) else { return Err(Error::NotACgroup { path, root }) };
+        let level = below.components().count() as u32;
+        let dir = File::open(&path).map_err(|error| Error::path("open the cgroup", &path, error))?;
+        let id = dir.metadata().map_err(|error| Error::path("look at", &path, error))?.ino();
+        if !path.join("cgroup.procs").exists() {
+            return Err(Error::NotACgroup { path, root });
+        }
+        Ok(Self { path, id, level, dir })
+    }
+}
+
+/// An interface that packets leave the node by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Whether its packets have an Ethernet header.
+    pub ethernet: bool,
+}
+
+impl Uplink {
+    /// The interface of this name, in this process's network namespace.
+    ///
+    /// # Errors
+    /// [`Error::NoInterface`].
+    pub fn named(name: &str) -> Result<Self, Error> {
+        let index =
+            nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoInterface(name.to_owned()))?;
+        // ARPHRD_ETHER (1) and ARPHRD_LOOPBACK (772) have Ethernet headers; TUN (65534), WireGuard and the like none.
+        let kind = fs::read_to_string(format!("/sys/class/net/{name}/type")).unwrap_or_default();
+        let ethernet = matches!(kind.trim(), "" | "1" | "772");
+        Ok(Self { name: name.to_owned(), index, ethernet })
+    }
+
+    fn hooks(&self) -> [(&'static str, AttachType); 2] {
+        if self.ethernet {
+            [("uplink_ingress", AttachType::TcxIngress), ("uplink_egress", AttachType::TcxEgress)]
+        } else {
+            [("uplink_ingress_l3", AttachType::TcxIngress), ("uplink_egress_l3", AttachType::TcxEgress)]
+        }
+    }
+}
+
+/// One attachment that is in force.
+#[derive(Debug)]
+pub struct Attached {
+    /// The program's name.
+    pub hook: &'static str,
+    /// The cgroup's path or the interface's name.
+    pub target: String,
+    /// The link that holds it; `None` for a clsact filter, which the interface holds.
+    pub link: Option<OwnedFd>,
+}
+
+/// Attaches the cgroup's programs. With `pins` a link that is pinned is taken up and its program replaced, with no
+/// moment unattached, and a new one is pinned.
+pub fn cgroup(object: &mut Object, cgroup: &Cgroup, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
+    let mut attached = Vec::new();
+    for (hook, attach_type) in CGROUP_HOOKS {
+        let what = || format!("{hook} of {}", cgroup.path.display());
+        let program = object.program(hook)?;
+        let pin = pins.map(|pins| pins.link(&format!("cgroup-{}-{hook}", cgroup.id)));
+        let link = link(program, cgroup.dir.as_raw_fd() as u32, attach_type, pin.as_deref())
+            .map_err(|source| Error::Attach { what: what(), source })?;
+        attached.push(Attached { hook, target: cgroup.path.display().to_string(), link: Some(link) });
+    }
+    Ok(attached)
+}
+
+/// Attaches the programs of an uplink: by tcx, or by clsact where the kernel (before 6.6) has no tcx.
+pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
+    let mut attached = Vec::new();
+    for (hook, attach_type) in uplink.hooks() {
+        let pin = pins.map(|pins| pins.link(&format!("if{}-{hook}", uplink.index)));
+        let program = object.program(hook)?;
+        let link = match link(program, uplink.index, attach_type, pin.as_deref()) {
+            Ok(link) => Some(link),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                clsact(object, hook, &uplink.name, attach_type)?;
+                None
+            }
+            Err(source) => return Err(Error::Attach { what: format!("{hook} of {}", uplink.name), source }),
+        };
+        attached.push(Attached { hook, target: uplink.name.clone(), link });
+    }
+    Ok(attached)
+}
+
+fn link(
+    program: std::os::fd::BorrowedFd<'_>,
+    target: u32,
+    attach_type: AttachType,
+    pin: Option<&Path>,
+) -> std::io::Result<OwnedFd> {
+    if let Some(pin) = pin
+        && let Ok(link) = sys::open_pin(pin)
+    {
+        // A pinned link whose target is gone cannot be updated: it is of an earlier life, and makes room.
+        if sys::link_info(link.as_fd()).is_ok_and(|info| info.target != 0)
+            && sys::link_update(link.as_fd(), program).is_ok()
+        {
+            return Ok(link);
+        }
+        std::fs::remove_file(pin)?;
+    }
+    let link = sys::link_create(program, target, attach_type)?;
+    if let Some(pin) = pin {
+        sys::pin(link.as_fd(), pin)?;
+    }
+    Ok(link)
+}
+
+fn clsact(object: &mut Object, hook: &'static str, interface: &str, attach_type: AttachType) -> Result<(), Error> {
+    let failed = |source: std::io::Error| Error::Attach { what: format!("clsact of {interface}"), source };
+    // "File exists" is what an interface says that has the qdisc already.
+    let _ = tc::qdisc_add_clsact(interface);
+    let direction = match attach_type {
+        AttachType::TcxIngress => TcAttachType::Ingress,
+        _ => TcAttachType::Egress,
+    };
+    let options = tc::TcAttachOptions::Netlink(tc::NlOptions::default());
+    let program = object.classifier(hook)?;
+    let id = program
+        .attach_with_options(interface, direction, options)
+        .map_err(|error| failed(std::io::Error::other(error)))?;
+    // The filter belongs to the interface from here on; dropping the link would take it away.
+    std::mem::forget(program.take_link(id).map_err(|error| failed(std::io::Error::other(error)))?);
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! What can go wrong between a policy and the kernel.
+
+use std::{io, path::PathBuf};
+
+/// An error of the data path. Each says which object it is about and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot load the eBPF object: {0}")]
+    Object(#[source] Box<aya::EbpfError>),
+    #[error("the kernel refuses the eBPF program `{program}`{}", refusal(source))]
+    Program { program: &'static str, source: Box<aya::programs::ProgramError> },
+    #[error("the eBPF object has no {kind} `{name}`: this binary was not built right; build it again")]
+    Missing { kind: &'static str, name: &'static str },
+    #[error("cannot {action} the map {name}: {source}")]
+    Map { action: &'static str, name: &'static str, source: io::Error },
+    #[error("the map {name} has keys of {key} and values of {value} bytes, which another version of egress made; run `egress detach` first")]
+    Shape { name: &'static str, key: u32, value: u32 },
+    #[error("the policy needs {needed} {what}, and {capacity} fit; restart the daemon with it, so that its tables are sized for it")]
+    Full { what: &'static str, needed: usize, capacity: usize },
+    #[error("a rule opens {ranges} port ranges together with the others of its names, and {most} fit; write ranges instead of single ports")]
+    Ports { ranges: usize, most: usize },
+    #[error("cannot attach to {what}: {source}")]
+    Attach { what: String, source: io::Error },
+    #[error("cannot {action} {path}: {source}")]
+    Path { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("no cgroup v2 is mounted; mount one: `mount -t cgroup2 none /sys/fs/cgroup`")]
+    NoCgroup,
+    #[error("{path} is not a directory of cgroup v2; `egress run --cgroup` takes one below {root}")]
+    NotACgroup { path: PathBuf, root: PathBuf },
+    #[error("there is no interface {0}; `ip link` lists them")]
+    NoInterface(String),
+    #[error("cannot read the number of CPUs ({what}): {source}")]
+    Cpus { what: &'static str, source: io::Error },
+    #[error("what was written to the map {0} reads back differently; the old policy stays in force")]
+    ReadBack(&'static str),
+    #[error("missing privilege: {0}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    Privilege(&'static str),
+}
+
+impl Error {
+    pub(super) fn map(action: &'static str, name: &'static str, source: io::Error) -> Self {
+        Self::Map { action, name, source }
+    }
+
+    pub(super) fn path(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Path { action, path: path.into(), source }
+    }
+}
+
+fn refusal(error: &aya::programs::ProgramError) -> String {
+    let privilege = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.raw_os_error() == Some(libc::EPERM));
+    if privilege { ": missing privilege; run as root".to_owned() } else { format!(": {error}") }
+}

@@ -1,0 +1,98 @@
+//! What this machine is: its cgroup v2 root, its clock, its namespace, and the connections it has accepted.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    net::SocketAddr,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+};
+
+use egress_ebpf::abi::{TICK_SHIFT, Ticks};
+use procfs::net::{TcpNetEntry, TcpState};
+
+use super::Error;
+
+/// The mount point of cgroup v2, from the mount table: hybrid hosts have it below `/sys/fs/cgroup/unified`.
+pub fn cgroup_root() -> Result<PathBuf, Error> {
+    let mounts = procfs::process::Process::myself()
+        .and_then(|process| process.mountinfo())
+        .map_err(|error| Error::path("read", "/proc/self/mountinfo", io::Error::other(error)))?;
+    mounts
+        .0
+        .into_iter()
+        .find(|mount| mount.fs_type == "cgroup2" && mount.mount_point.is_dir())
+        .map(|mount| mount.mount_point)
+        .ok_or(Error::NoCgroup)
+}
+
+/// Now, in the ticks of the kernel's tables.
+pub fn boot_ticks() -> Ticks {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64);
+    (now >> TICK_SHIFT) as Ticks
+}
+
+/// The cookie of this process's network namespace (SO_NETNS_COOKIE, kernel 5.14), or 0 where the kernel has none.
+pub fn netns_cookie() -> u64 {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0")) else {
+        return 0;
+    };
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option writes 8 bytes at most into `cookie`, whose size it is told.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { cookie } else { 0 }
+}
+
+/// The TCP connections that were accepted, in every network namespace that a process has: (near end, far end).
+///
+/// A connection counts as accepted when someone in its namespace listens on its near port. Connections that were opened
+/// outwards are judged by the policy like new ones.
+pub fn accepted_connections() -> Vec<(SocketAddr, SocketAddr)> {
+    let mut seen = HashSet::new();
+    let mut accepted = Vec::new();
+    let Ok(processes) = fs::read_dir("/proc") else { return accepted };
+    for process in processes.filter_map(Result::ok) {
+        let dir = process.path();
+        if !process.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let Ok(namespace) = fs::read_link(dir.join("ns/net")) else { continue };
+        if seen.insert(namespace) {
+            accepted_in(&dir, &mut accepted);
+        }
+    }
+    accepted
+}
+
+fn accepted_in(process: &Path, accepted: &mut Vec<(SocketAddr, SocketAddr)>) {
+    use procfs::FromRead as _;
+    let mut entries: Vec<TcpNetEntry> = Vec::new();
+    for table in ["net/tcp", "net/tcp6"] {
+        if let Ok(entries_of) = procfs::net::TcpNetEntries::from_file(process.join(table)) {
+            entries.extend(entries_of.0);
+        }
+    }
+    let listening: HashSet<u16> = entries
+        .iter()
+        .filter(|entry| entry.state == TcpState::Listen)
+        .map(|entry| entry.local_address.port())
+        .collect();
+    accepted.extend(
+        entries
+            .iter()
+            .filter(|entry| entry.state != TcpState::Listen && entry.state != TcpState::SynSent)
+            .filter(|entry| listening.contains(&entry.local_address.port()))
+            .map(|entry| (entry.local_address, entry.remote_address)),
+    );
+}

@@ -1,0 +1,371 @@
+//! Policies in the kernel: one generation beside the other, then a flip.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::Duration,
+};
+
+use egress_ebpf::{
+    abi::{
+        self, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, GrantEntry, Hits,
+        InnerWildcard, NEVER, NameValue, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, ResolverKey, ResolverTrust,
+        Ticks, ZONE_SOCKET, ZONE_UPLINK,
+    },
+    reason::{REASONS, Reason},
+};
+
+use super::{
+    Error, Object, Table, boot_ticks,
+    lower::{self, Bases, Elements, Settings},
+    sys,
+};
+use crate::policy::Compiled;
+
+/// Programs that began under the old generation are done long before this: they run for microseconds.
+const IN_FLIGHT: Duration = Duration::from_millis(5);
+
+/// An address that a name was learned to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learned {
+    /// The name, lower case, without a trailing dot.
+    pub name: String,
+    /// The addresses, each with the tick at which it stops counting.
+    pub addresses: Vec<(IpAddr, Ticks)>,
+}
+
+/// What an installation did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// The generation that is live now.
+    pub generation: u32,
+    /// The index in map `GRANTS` of each of the policy's grants.
+    pub grants: Vec<u32>,
+}
+
+/// The maps of one loaded object, and what is in them.
+#[derive(Debug)]
+pub struct Datapath {
+    object: Object,
+    live: Table<u32, u32>,
+    configs: Table<u32, Config>,
+    addresses_4: Table<AddressKey4, AddressEntry>,
+    addresses_6: Table<AddressKey6, AddressEntry>,
+    prefixes_4: Table<PrefixKey4, u32>,
+    prefixes_6: Table<PrefixKey6, u32>,
+    denies_4: Table<PrefixKey4, u32>,
+    denies_6: Table<PrefixKey6, u32>,
+    classes: Table<u32, ClassChunk>,
+    grants: Table<u32, GrantEntry>,
+    grant_hits: Table<u32, Hits>,
+    resolvers: Table<ResolverKey, ResolverTrust>,
+    names: Table<abi::NameKey, NameValue>,
+    inner: Table<u32, InnerWildcard>,
+    flows: Table<FlowKey, Flow>,
+    counters: Table<u32, Hits>,
+    events_lost: Table<u32, u64>,
+    /// The indices of the classes of the live policy.
+    class_index: Vec<u32>,
+    /// The address table elements that the live policy itself wrote down.
+    written: HashSet<IpAddr>,
+}
+
+impl Datapath {
+    /// Takes the maps of a loaded object.
+    pub fn new(object: Object) -> Result<Self, Error> {
+        Ok(Self {
+            live: object.table("LIVE")?,
+            configs: object.table("CONFIG")?,
+            addresses_4: object.table("ADDRESSES_4")?,
+            addresses_6: object.table("ADDRESSES_6")?,
+            prefixes_4: object.table("PREFIXES_4")?,
+            prefixes_6: object.table("PREFIXES_6")?,
+            denies_4: object.table("DENIES_4")?,
+            denies_6: object.table("DENIES_6")?,
+            classes: object.table("CLASSES")?,
+            grants: object.table("GRANTS")?,
+            grant_hits: object.table("GRANT_HITS")?,
+            resolvers: object.table("RESOLVERS")?,
+            names: object.table("NAMES")?,
+            inner: object.table("INNER_WILDCARDS")?,
+            flows: object.table("FLOWS")?,
+            counters: object.table("COUNTERS")?,
+            events_lost: object.table("EVENTS_LOST")?,
+            object,
+            class_index: Vec::new(),
+            written: HashSet::new(),
+        })
+    }
+
+    /// The object, for its programs.
+    pub fn object(&mut self) -> &mut Object {
+        &mut self.object
+    }
+
+    /// The live generation, 0 before the first.
+    pub fn generation(&self) -> Result<u32, Error> {
+        Ok(self.live.get(&0)?.unwrap_or(0))
+    }
+
+    /// Installs a policy and makes it the live one. On an error the old one stays, untouched.
+    pub fn install(&mut self, policy: &Compiled, settings: &Settings, learned: &[Learned]) -> Result<Installed, Error> {
+        let live = self.generation()?;
+        // An installation that was cut short may have left elements of the generation that it meant to make.
+        self.sweep(live)?;
+        // 0 means none, and a generation's low 16 bits tell its names apart.
+        let generation = if live >= u32::MAX - 1 { 1 } else { live + 1 };
+        let bases = self.bases(generation);
+        let grants = self.allot_grants(policy, live, generation)?;
+        let elements = lower::lower(policy, settings, generation, &grants, bases)?;
+        self.check_room(&elements)?;
+        self.write(&elements, bases)?;
+        // From here on, what the kernel learns goes into both generations.
+        self.configs.set(&(generation & 1), &elements.config, sys::ANY)?;
+        let mut written = HashSet::new();
+        for &(address, class) in &elements.addresses {
+            written.insert(address);
+            self.write_address(generation, address, class, NEVER)?;
+        }
+        for learned in learned {
+            self.learn_into(policy, &elements.class_index, generation, learned)?;
+        }
+        self.verify(&elements)?;
+        self.retire_grants(&grants, live)?;
+        self.live.set(&0, &generation, sys::ANY)?;
+        self.class_index = elements.class_index;
+        self.written = written;
+        if live != 0 {
+            thread::sleep(IN_FLIGHT);
+            self.sweep(generation)?;
+        }
+        Ok(Installed { generation, grants })
+    }
+
+    /// Writes addresses of a name into the live generation, as `policy` (the live one) allows. Gives whether any rule
+    /// wants the name.
+    pub fn learn(&self, policy: &Compiled, learned: &Learned) -> Result<bool, Error> {
+        let generation = self.generation()?;
+        self.learn_into(policy, &self.class_index, generation, learned)
+    }
+
+    fn learn_into(
+        &self,
+        policy: &Compiled,
+        class_index: &[u32],
+        generation: u32,
+        learned: &Learned,
+    ) -> Result<bool, Error> {
+        let found = policy.match_name(&learned.name);
+        for class in &found.classes {
+            let Some(&index) = class_index.get(*class as usize) else { continue };
+            for &(address, expiry) in &learned.addresses {
+                self.write_address(generation, address, index, expiry)?;
+            }
+        }
+        Ok(!found.classes.is_empty())
+    }
+
+    /// Deletes the elements of every generation but `keep`.
+    fn sweep(&self, keep: u32) -> Result<(), Error> {
+        self.addresses_4.retain(|key| key.generation != keep)?;
+        self.addresses_6.retain(|key| key.generation != keep)?;
+        self.prefixes_4.retain(|key| key.generation != keep)?;
+        self.prefixes_6.retain(|key| key.generation != keep)?;
+        self.denies_4.retain(|key| key.generation != keep)?;
+        self.denies_6.retain(|key| key.generation != keep)?;
+        self.resolvers.retain(|key| key.generation != keep)?;
+        self.names.retain(|key| !key.is_of(keep))?;
+        Ok(())
+    }
+
+    /// Even generations use the lower half of the shared arrays, odd ones the upper half. Index 0 stays unused.
+    fn bases(&self, generation: u32) -> Bases {
+        let half = |capacity: u32| if generation & 1 == 0 { 1 } else { capacity / 2 };
+        Bases { class: half(self.classes.capacity()), inner: half(self.inner.capacity()) }
+    }
+
+    fn check_room(&self, elements: &Elements) -> Result<(), Error> {
+        let check = |what, needed: usize, capacity: u32| {
+            if needed > capacity as usize { Err(Error::Full { what, needed, capacity: capacity as usize }) } else { Ok(()) }
+        };
+        check("sets of ports", elements.classes.len(), self.classes.capacity() / 2 - 1)?;
+        check("wildcards inside a label", elements.inner.len(), self.inner.capacity() / 2 - 1)?;
+        check("names", elements.names.len(), self.names.capacity() / 2)?;
+        check("IPv4 prefixes", elements.prefixes_4.len(), self.prefixes_4.capacity() / 2)?;
+        check("IPv6 prefixes", elements.prefixes_6.len(), self.prefixes_6.capacity() / 2)?;
+        check("denied IPv4 prefixes", elements.denies_4.len(), self.denies_4.capacity() / 2)?;
+        check("denied IPv6 prefixes", elements.denies_6.len(), self.denies_6.capacity() / 2)?;
+        check("addresses", elements.addresses.len(), self.addresses_4.capacity() / 2)?;
+        check("resolvers", elements.resolvers.len(), self.resolvers.capacity() / 2)
+    }
+
+    fn write(&self, elements: &Elements, bases: Bases) -> Result<(), Error> {
+        let numbered = |base: u32, len: usize| (base..).take(len);
+        let classes: Vec<_> =
+            numbered(bases.class, elements.classes.len()).zip(elements.classes.iter().copied()).collect();
+        self.classes.set_all(&classes)?;
+        let inner: Vec<_> = numbered(bases.inner, elements.inner.len()).zip(elements.inner.iter().copied()).collect();
+        self.inner.set_all(&inner)?;
+        self.names.set_all(&elements.names)?;
+        self.prefixes_4.set_all(&elements.prefixes_4)?;
+        self.prefixes_6.set_all(&elements.prefixes_6)?;
+        self.denies_4.set_all(&elements.denies_4)?;
+        self.denies_6.set_all(&elements.denies_6)?;
+        self.resolvers.set_all(&elements.resolvers)
+    }
+
+    /// Gives each grant its index: the one that the same grant has in the live generation, or one that is free.
+    fn allot_grants(&self, policy: &Compiled, live: u32, generation: u32) -> Result<Vec<u32>, Error> {
+        let capacity = self.grants.capacity();
+        let mut known = HashMap::new();
+        let mut free = Vec::new();
+        for index in (1..capacity).rev() {
+            let entry = self.grants.get(&index)?.unwrap_or_default();
+            if entry.from != 0 && entry.until >= live && entry.from <= live {
+                known.insert(entry.key, index);
+            } else {
+                free.push(index);
+            }
+        }
+        let mut indices = Vec::with_capacity(policy.grants.len());
+        let mut fresh = Vec::new();
+        for grant in &policy.grants {
+            let key = fnv1a(grant.key.as_bytes());
+            let index = match known.get(&key) {
+                Some(&index) => index,
+                None => {
+                    let index = free.pop().ok_or(Error::Full {
+                        what: "grants (items of rules)",
+                        needed: policy.grants.len(),
+                        capacity: capacity as usize / 2,
+                    })?;
+                    fresh.push((index, GrantEntry { key, from: generation, until: u32::MAX }));
+                    known.insert(key, index);
+                    index
+                }
+            };
+            indices.push(index);
+        }
+        self.grants.set_all(&fresh)?;
+        Ok(indices)
+    }
+
+    /// Ends the grants that the new generation has not, right before the flip: they stand through `live`.
+    fn retire_grants(&self, kept: &[u32], live: u32) -> Result<(), Error> {
+        let kept: HashSet<u32> = kept.iter().copied().collect();
+        let mut ended = Vec::new();
+        for index in 1..self.grants.capacity() {
+            let entry = self.grants.get(&index)?.unwrap_or_default();
+            if entry.from != 0 && entry.until == u32::MAX && !kept.contains(&index) {
+                ended.push((index, GrantEntry { until: live, ..entry }));
+            }
+        }
+        self.grants.set_all(&ended)
+    }
+
+    /// Reads back what was written, before it counts.
+    fn verify(&self, elements: &Elements) -> Result<(), Error> {
+        let generation = elements.config.generation;
+        if self.configs.get(&(generation & 1))? != Some(elements.config) {
+            return Err(Error::ReadBack("CONFIG"));
+        }
+        for (key, value) in &elements.names {
+            if self.names.get(key)? != Some(*value) {
+                return Err(Error::ReadBack("NAMES"));
+            }
+        }
+        for (key, value) in &elements.denies_4 {
+            if self.denies_4.get(key)? != Some(*value) {
+                return Err(Error::ReadBack("DENIES_4"));
+            }
+        }
+        for (key, value) in &elements.denies_6 {
+            if self.denies_6.get(key)? != Some(*value) {
+                return Err(Error::ReadBack("DENIES_6"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers connections that were accepted before the programs were attached, so that they go on.
+    pub fn remember_accepted(&self, connections: &[(SocketAddr, SocketAddr)]) -> Result<(), Error> {
+        let flow = Flow { seen: 0, generation: self.generation()?, grant: 0, origin: ORIGIN_IN };
+        for (local, remote) in connections {
+            for zone in [ZONE_SOCKET, ZONE_UPLINK] {
+                let key = FlowKey {
+                    local: local.ip().to_canonical().into(),
+                    remote: remote.ip().to_canonical().into(),
+                    local_port: local.port(),
+                    remote_port: remote.port(),
+                    proto: PROTO_TCP,
+                    zone,
+                    pad: 0,
+                };
+                self.flows.set(&key, &flow, sys::ANY)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Packets and bytes by reason, those that never happened left out.
+    pub fn counters(&self) -> Result<Vec<(Reason, Hits)>, Error> {
+        let mut counters = Vec::new();
+        for number in 0..REASONS {
+            let hits = self.counters.sum(number)?;
+            if let Some(reason) = Reason::from_number(number as u8)
+                && hits.packets != 0
+            {
+                counters.push((reason, hits));
+            }
+        }
+        Ok(counters)
+    }
+
+    /// Packets and bytes that passed by a grant.
+    pub fn grant_hits(&self, index: u32) -> Result<Hits, Error> {
+        self.grant_hits.sum(index)
+    }
+
+    /// Events that did not fit the ring buffer: (drops, answers).
+    pub fn events_lost(&self) -> Result<(u64, u64), Error> {
+        Ok((self.events_lost.sum(0)?, self.events_lost.sum(1)?))
+    }
+
+    /// How full the tables are: (name, elements, capacity).
+    pub fn fill(&self) -> Result<Vec<(&'static str, usize, u32)>, Error> {
+        Ok(vec![
+            ("ADDRESSES_4", self.addresses_4.keys()?.len(), self.addresses_4.capacity()),
+            ("ADDRESSES_6", self.addresses_6.keys()?.len(), self.addresses_6.capacity()),
+            ("NAMES", self.names.keys()?.len(), self.names.capacity()),
+            ("FLOWS", self.flows.keys()?.len(), self.flows.capacity()),
+        ])
+    }
+
+    /// The classes (of map `CLASSES`) that an address has in the live generation, with the tick at which each ends.
+    pub fn address(&self, address: IpAddr) -> Result<Vec<(u32, Ticks)>, Error> {
+        let generation = self.generation()?;
+        let entry = match address.to_canonical() {
+            IpAddr::V4(address) => {
+                self.addresses_4.get(&AddressKey4 { address: address.octets(), generation })?
+            }
+            IpAddr::V6(address) => {
+                self.addresses_6.get(&AddressKey6 { address: abi::Address::v6(address.octets()), generation, pad: 0 })?
+            }
+        };
+        let now = boot_ticks();
+        Ok(entry
+            .unwrap_or_default()
+            .slots
+            .into_iter()
+            .map(abi::Slot::unpack)
+            .filter(|slot| slot.lives(now))
+            .map(|slot| (slot.class, slot.expiry))
+            .collect())
+    }
+}
+
+/// FNV-1a, 64 bit: a grant's key as the kernel's table has it.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,27 @@
+//! The kernel's side of a policy, from here: load the programs, write a policy's tables, attach, and read back.
+//!
+//! A policy goes in as a *generation*: everything of the new one is written beside the old one under its own number, read
+//! back, and then one word (`LIVE`) makes it the one that counts. What outlives the daemon is pinned below one directory
+//! of bpffs ([`pins::Pins`]).
+
+mod attach;
+mod error;
+mod host;
+mod install;
+mod lower;
+mod object;
+mod pins;
+pub mod sys;
+mod table;
+
+pub use attach::{Attached, CGROUP_HOOKS, Cgroup, Uplink};
+pub use error::Error;
+pub use host::{accepted_connections, boot_ticks, cgroup_root, netns_cookie};
+pub use install::{Datapath, Installed, Learned};
+pub use lower::{Resolver, Settings};
+pub use object::{Object, Sizes};
+pub use pins::Pins;
+pub use table::{Plain, Table};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! The embedded eBPF object: its maps sized, its programs loaded.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use aya::{Ebpf, EbpfLoader, programs::Program};
+
+use super::{Error, Pins, Plain, Table};
+use crate::policy::Compiled;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress.bpf.o"));
+
+/// How many elements the maps that depend on the policy can hold.
+///
+/// During a reload two generations are in the tables, so each size is that of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Addresses of each family.
+    pub addresses: u32,
+    /// Prefixes of each family, allowed or denied.
+    pub prefixes: u32,
+    /// Chunks of classes ([`egress_ebpf::abi::ClassChunk`]).
+    pub classes: u32,
+    /// Grants.
+    pub grants: u32,
+    /// Name table entries.
+    pub names: u32,
+    /// Wildcards inside a label.
+    pub inner: u32,
+}
+
+impl Sizes {
+    /// Sizes that hold `policy`, a successor twice as large, and 65,536 learned addresses at least.
+    pub fn for_policy(policy: &Compiled) -> Self {
+        let twice = |len: usize, least: u32| {
+            u32::try_from(len).unwrap_or(u32::MAX / 8).saturating_mul(4).next_power_of_two().max(least)
+        };
+        let chunks: usize =
+            policy.classes.iter().map(|class| class.ports.len().div_ceil(egress_ebpf::abi::CHUNK_PORTS)).sum();
+        let inner: usize = policy.names.iter().map(|entry| entry.inner.len()).sum();
+        Self {
+            addresses: twice(policy.addresses.len() + policy.exact_names.len() * 4, 1 << 17),
+            prefixes: twice(policy.addresses.len().max(policy.denies.len()), 4096),
+            classes: twice(chunks, 4096),
+            grants: twice(policy.grants.len(), 4096),
+            names: twice(policy.names.len() + policy.dns.internal.len() * 2 + policy.dns.allow_private.len(), 4096),
+            inner: twice(inner, 512),
+        }
+    }
+
+    fn of(&self) -> [(&'static str, u32); 10] {
+        [
+            ("ADDRESSES_4", self.addresses),
+            ("ADDRESSES_6", self.addresses),
+            ("PREFIXES_4", self.prefixes),
+            ("PREFIXES_6", self.prefixes),
+            ("DENIES_4", self.prefixes),
+            ("DENIES_6", self.prefixes),
+            ("CLASSES", self.classes),
+            ("GRANTS", self.grants),
+            ("GRANT_HITS", self.grants),
+            ("NAMES", self.names),
+        ]
+    }
+}
+
+/// The loaded object.
+#[derive(Debug)]
+pub struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Makes the maps and loads no program yet. With `pins` the maps are pinned there, and those that are pinned there
+    /// already are taken up as they are.
+    pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Self, Error> {
+        let paths: Vec<_> = pins
+            .map(|pins| super::pins::MAPS.iter().map(|name| (*name, pins.map(name))).collect())
+            .unwrap_or_default();
+        let mut loader = EbpfLoader::new();
+        // The programs use no CO-RE relocation; parsing the kernel's types would be half of the start-up time.
+        loader.btf(None);
+        for (name, size) in sizes.of() {
+            loader.map_max_entries(name, size);
+        }
+        loader.map_max_entries("INNER_WILDCARDS", sizes.inner);
+        for (name, path) in &paths {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let ebpf = loader.load(OBJECT).map_err(|source| Error::Object(Box::new(source)))?;
+        Ok(Self { ebpf })
+    }
+
+    /// A map as a typed table, with a descriptor of its own.
+    pub fn table<K: Plain, V: Plain>(&self, name: &'static str) -> Result<Table<K, V>, Error> {
+        Table::new(name, self.map_fd(name)?)
+    }
+
+    /// A descriptor of a map.
+    pub fn map_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
+        use aya::maps::Map;
+        let map = self.ebpf.map(name).ok_or(Error::Missing { kind: "map", name })?;
+        let data = match map {
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
+            | Map::PerCpuArray(data)
+            | Map::RingBuf(data)
+            | Map::SkStorage(data) => data,
+            _ => return Err(Error::Missing { kind: "map of a known type", name }),
+        };
+        data.fd().as_fd().try_clone_to_owned().map_err(|source| Error::map("open", name, source))
+    }
+
+    /// Takes the ring buffer of events out of the object.
+    pub fn take_events(&mut self) -> Result<aya::maps::RingBuf<aya::maps::MapData>, Error> {
+        let map = self.ebpf.take_map("EVENTS").ok_or(Error::Missing { kind: "map", name: "EVENTS" })?;
+        aya::maps::RingBuf::try_from(map)
+            .map_err(|source| Error::Object(Box::new(aya::EbpfError::MapError(source))))
+    }
+
+    /// Loads a program, if it is not yet, and gives its descriptor.
+    pub fn program(&mut self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
+        let refused = |source| Error::Program { program: name, source: Box::new(source) };
+        let program = self.ebpf.program_mut(name).ok_or(Error::Missing { kind: "program", name })?;
+        if program.fd().is_err() {
+            match program {
+                Program::CgroupSkb(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                Program::CgroupSock(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                _ => return Err(Error::Missing { kind: "program of a known type", name }),
+            }
+            .map_err(refused)?;
+        }
+        let program = self.ebpf.program(name).ok_or(Error::Missing { kind: "program", name })?;
+        Ok(program.fd().map_err(refused)?.as_fd())
+    }
+
+    /// The classifier program of this name, loaded, for the netlink way of attaching (kernels before 6.6).
+    pub fn classifier(&mut self, name: &'static str) -> Result<&mut aya::programs::SchedClassifier, Error> {
+        self.program(name)?;
+        match self.ebpf.program_mut(name) {
+            Some(Program::SchedClassifier(program)) => Ok(program),
+            _ => Err(Error::Missing { kind: "classifier", name }),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What is pinned, and where: `<bpffs>/egress/v<ABI version>/{maps,links}`.
+//!
+//! The version is part of the path, so that maps of another version are never taken for this one's.
+
+use std::{
+    fs, io,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use egress_ebpf::abi;
+use nix::{mount::MsFlags, sys::statfs};
+
+use super::{Error, sys};
+
+/// The maps that outlive the daemon: all of them but the ring buffer's reader side.
+pub const MAPS: &[&str] = &[
+    "LIVE",
+    "CONFIG",
+    "ADDRESSES_4",
+    "ADDRESSES_6",
+    "PREFIXES_4",
+    "PREFIXES_6",
+    "DENIES_4",
+    "DENIES_6",
+    "CLASSES",
+    "GRANTS",
+    "GRANT_HITS",
+    "RESOLVERS",
+    "FLOWS",
+    "PEERS",
+    "FRAGMENTS",
+    "SOCKETS",
+    "COUNTERS",
+    "DROP_FOLDS",
+    "EVENTS_LOST",
+    "EVENTS",
+    "NAMES",
+    "INNER_WILDCARDS",
+    "PENDING",
+    "ALIASES",
+];
+
+/// A directory of pins in bpffs.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Where the pins are when nothing else is said: `EGRESS_BPFFS` is the bpffs to use instead of `/sys/fs/bpf`.
+    pub fn default_bpffs() -> PathBuf {
+        std::env::var_os("EGRESS_BPFFS").map_or_else(|| PathBuf::from("/sys/fs/bpf"), PathBuf::from)
+    }
+
+    /// The pins of this version of egress below a bpffs mount.
+    pub fn new(bpffs: &Path) -> Self {
+        Self { root: bpffs.join("egress") }
+    }
+
+    /// Makes the directories, and mounts bpffs where none is.
+    pub fn prepare(&self) -> Result<(), Error> {
+        let bpffs = self.root.parent().unwrap_or(&self.root);
+        if !is_bpffs(bpffs) {
+            nix::mount::mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+                .map_err(|errno| Error::path("mount bpffs at", bpffs, errno.into()))?;
+        }
+        for dir in [self.root.clone(), self.version(), self.version().join("maps"), self.version().join("links")] {
+            match fs::create_dir(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::path("make", dir, error));
+                }
+                _ => {}
+            }
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+                .map_err(|error| Error::path("restrict", &dir, error))?;
+        }
+        Ok(())
+    }
+
+    fn version(&self) -> PathBuf {
+        self.root.join(format!("v{}", abi::VERSION))
+    }
+
+    /// Where a map is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.version().join("maps").join(name)
+    }
+
+    /// Where a link is pinned. The name says what it is attached to.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.version().join("links").join(name)
+    }
+
+    /// The pinned links of this version, by name.
+    pub fn links(&self) -> Result<Vec<(String, OwnedFd)>, Error> {
+        links_in(&self.version().join("links"))
+    }
+
+    /// Whether maps of this version are pinned.
+    pub fn has_maps(&self) -> bool {
+        self.map("LIVE").exists()
+    }
+
+    /// Forgets the pinned maps, so that the next load makes new ones. The programs that use them keep them.
+    pub fn forget_maps(&self) -> Result<(), Error> {
+        for name in MAPS {
+            remove_pin(&self.map(name))?;
+        }
+        Ok(())
+    }
+
+    /// Detaches every pinned link, of any version, and removes every pin and directory. Gives what was removed.
+    ///
+    /// # Errors
+    /// The first thing that could not be removed; the rest is tried all the same.
+    pub fn detach_all(&self) -> Result<Vec<String>, Error> {
+        let mut removed = Vec::new();
+        let mut first = Ok(());
+        if !self.root.exists() {
+            return Ok(removed);
+        }
+        let versions = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
+        for version in versions.filter_map(Result::ok) {
+            for (name, link) in links_in(&version.path().join("links")).unwrap_or_default() {
+                use std::os::fd::AsFd as _;
+                // A link whose cgroup or interface is gone is detached already.
+                let _ = sys::link_detach(link.as_fd());
+                removed.push(format!("link {name}"));
+            }
+        }
+        if let Err(error) = remove_tree(&self.root, &mut removed) {
+            first = Err(error);
+        }
+        first.map(|()| removed)
+    }
+}
+
+fn links_in(dir: &Path) -> Result<Vec<(String, OwnedFd)>, Error> {
+    let mut links = Vec::new();
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(links),
+        entries => entries.map_err(|error| Error::path("read", dir, error))?,
+    };
+    for entry in entries.filter_map(Result::ok) {
+        let fd = sys::open_pin(&entry.path()).map_err(|error| Error::path("open the pin", entry.path(), error))?;
+        links.push((entry.file_name().to_string_lossy().into_owned(), fd));
+    }
+    Ok(links)
+}
+
+pub(super) fn remove_pin(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::path("remove the pin", path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_tree(dir: &Path, removed: &mut Vec<String>) -> Result<(), Error> {
+    let entries = fs::read_dir(dir).map_err(|error| Error::path("read", dir, error))?;
+    for entry in entries.filter_map(Result::ok) {
+        let path = entry.path();
+        if path.is_dir() {
+            remove_tree(&path, removed)?;
+        } else {
+            fs::remove_file(&path).map_err(|error| Error::path("remove the pin", &path, error))?;
+            if path.parent().is_some_and(|dir| dir.ends_with("maps")) {
+                removed.push(format!("map {}", entry.file_name().to_string_lossy()));
+            }
+        }
+    }
+    fs::remove_dir(dir).map_err(|error| Error::path("remove", dir, error))
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == statfs::BPF_FS_MAGIC)
+}
