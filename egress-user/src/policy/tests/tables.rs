@@ -144,14 +144,12 @@ fn expected(rules: &[Written], deny: bool, matches: impl Fn(&str) -> bool) -> BT
     let mut found = BTreeSet::new();
     for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.deny == deny) {
         for item in rule.items.iter().filter(|item| matches(item)) {
-            let whole = ["/32", "/128"]
-                .iter()
-                .find_map(|end| item.strip_suffix(end).filter(|_| end.len() == 4 || !item.contains('.')));
-            let canonical = match whole {
-                Some(address) if !(item.ends_with("/32") && item.contains(':')) => address,
-                _ => item,
+            // A prefix of full length is written as the address.
+            let canonical = match item.parse::<ipnet::IpNet>() {
+                Ok(net) if net.prefix_len() == net.max_prefix_len() => net.addr().to_string(),
+                _ => item.clone(),
             };
-            found.insert((u32::try_from(index).unwrap(), canonical.to_owned()));
+            found.insert((u32::try_from(index).unwrap(), canonical));
         }
     }
     found
