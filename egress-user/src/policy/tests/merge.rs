@@ -26,7 +26,10 @@ fn each_key_of_dns_may_be_said_in_another_file() {
         (0, 5, 3600)
     );
     assert_eq!(
-        dns.internal.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+        dns.internal
+            .iter()
+            .map(super::super::DomainName::as_str)
+            .collect::<Vec<_>>(),
         ["cluster.local", "lan"]
     );
 }

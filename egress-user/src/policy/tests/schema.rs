@@ -33,7 +33,10 @@ fn errors(root: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String
     for (keyword, rule) in schema {
         let wrong = |what: &str| vec![format!("{path}: {what} {rule}: {value}")];
         found.extend(match keyword.as_str() {
-            "$schema" | "title" | "description" | "$defs" | "format" | "default" | "propertyNames" => Vec::new(),
+            // Patterns are for editors; the parser has tests of its own for every form.
+            "pattern" | "$schema" | "title" | "description" | "$defs" | "format" | "default" | "propertyNames" => {
+                Vec::new()
+            }
             "$ref" => {
                 let name = rule.as_str().unwrap().rsplit('/').next().unwrap();
                 errors(root, &root["$defs"][name], value, path)
@@ -121,12 +124,6 @@ fn errors(root: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String
                 } else {
                     wrong("maxLength")
                 }
-            }
-            "pattern" => {
-                let regex = proptest::string::string_regex(rule.as_str().unwrap());
-                // proptest's generator takes no anchors; what it is here for is that the pattern is there at all.
-                let _ = regex;
-                Vec::new()
             }
             "items" => value
                 .as_array()
