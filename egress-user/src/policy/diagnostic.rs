@@ -45,13 +45,13 @@ pub struct Diagnostic {
     pub code: Option<&'static str>,
     pub title: String,
     /// Where, and what to say below the caret. `None` where no file is to blame.
-    pub at: Option<(Place, String)>,
+    pub at: Option<Box<(Place, String)>>,
     /// Other places that matter.
     pub also: Vec<(Place, String)>,
     /// What to write.
     pub hint: Option<String>,
     /// What more there is to know.
-    pub note: Option<String>,
+    pub note: Option<Box<str>>,
 }
 
 /// A diagnostic as data, for `--json`.
@@ -140,7 +140,7 @@ impl Diagnostic {
 
     #[must_use]
     pub fn at(mut self, place: &Place, label: impl Into<String>) -> Self {
-        self.at = Some((place.clone(), label.into()));
+        self.at = Some(Box::new((place.clone(), label.into())));
         self
     }
 
@@ -158,12 +158,12 @@ impl Diagnostic {
 
     #[must_use]
     pub fn note(mut self, note: impl Into<String>) -> Self {
-        self.note = Some(note.into());
+        self.note = Some(note.into().into());
         self
     }
 
     pub fn report(&self, files: &[Arc<SourceFile>]) -> Report {
-        let at = self.at.as_ref().map(|(place, _)| {
+        let at = self.at.as_deref().map(|(place, _)| {
             let file = &files[place.file as usize];
             (file.name.clone(), file.line_column(place.span.start))
         });
@@ -174,7 +174,7 @@ impl Diagnostic {
             line: at.as_ref().map(|(_, (line, _))| *line),
             column: at.as_ref().map(|(_, (_, column))| *column),
             file: at.map(|(file, _)| file),
-            note: self.note.clone(),
+            note: self.note.as_deref().map(str::to_owned),
             hint: self.hint.clone(),
         }
     }
@@ -191,7 +191,7 @@ impl Diagnostic {
         }
         // Places of the primary's file share its snippet, in the order of the file; others get one each.
         let mut group = Group::with_title(title);
-        if let Some((place, label)) = &self.at {
+        if let Some((place, label)) = self.at.as_deref() {
             let mut here = vec![(place, label.as_str(), AnnotationKind::Primary)];
             let (same, other): (Vec<_>, Vec<_>) = self.also.iter().partition(|(also, _)| also.file == place.file);
             here.extend(

@@ -86,7 +86,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, PolicyError> {
         .any(|diagnostic| diagnostic.severity == Severity::Error)
     {
         // In the order of the files; what has no place (a file that is not there) comes first.
-        diagnostics.sort_by_key(|diagnostic| diagnostic.at.as_ref().map(|(place, _)| (place.file, place.span.start)));
+        diagnostics.sort_by_key(|diagnostic| {
+            diagnostic
+                .at
+                .as_deref()
+                .map(|(place, _)| (place.file, place.span.start))
+        });
         return Err(PolicyError { diagnostics, files });
     }
     let compiled = match compile::compile(&document, &files, &sources.internal) {

@@ -30,3 +30,6 @@ pub use parse::parse_resolver;
 pub use ports::Ports;
 pub use schema::json_schema;
 pub use warn::NAMES as WARNINGS;
+
+#[cfg(test)]
+mod tests;

@@ -323,3 +323,19 @@ impl Serialize for NamePattern {
         serializer.collect_str(self)
     }
 }
+
+impl std::str::FromStr for DomainName {
+    type Err = ItemError;
+
+    fn from_str(text: &str) -> Result<Self, ItemError> {
+        Self::parse(text)
+    }
+}
+
+impl std::str::FromStr for NamePattern {
+    type Err = ItemError;
+
+    fn from_str(text: &str) -> Result<Self, ItemError> {
+        Self::parse(text)
+    }
+}

@@ -143,7 +143,7 @@ impl Reader<'_> {
             return;
         }
         let rest = source.text[at..].trim_start();
-        if rest.starts_with('*') {
+        if rest.starts_with('*') && error.unknown_anchor {
             let end = rest.find([',', ']', '\n', ' ']).unwrap_or(rest.len());
             let word = &rest[..end];
             let start = at + (source.text[at..].len() - rest.len());
@@ -156,7 +156,8 @@ impl Reader<'_> {
             .hint(format!("write it in quotes: \"{}\"", excerpt(word)));
             return;
         }
-        self.error(&error.span, format!("not YAML: {}", error.message), "here");
+        self.error(&error.span, format!("not YAML: {}", error.message), "here")
+            .hint("look for an open bracket or quote, or another indentation, here or just above");
     }
 
     /// The entries of a map by known key. Reports unknown and duplicate keys, with the near one.

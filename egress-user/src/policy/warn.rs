@@ -92,7 +92,7 @@ fn push(found: &mut Found, rule: &Rule, mut warning: Diagnostic, place: Option<&
     if let Some(place) = place
         && warning.at.is_none()
     {
-        warning.at = Some((place.clone(), String::new()));
+        warning.at = Some(Box::new((place.clone(), String::new())));
     }
     if let Some(silence) = rule.silence.iter().find(|silence| silence.warning == code) {
         found.silenced.push((warning, silence.reason.clone()));

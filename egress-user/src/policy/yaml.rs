@@ -48,6 +48,8 @@ pub struct Key {
 pub struct SyntaxError {
     pub message: String,
     pub span: Span,
+    /// `*name` where no `&name` is, which is what a wildcard without quotes looks like.
+    pub unknown_anchor: bool,
 }
 
 /// Parses one document. An empty text (or only comments) is [`Value::Null`].
@@ -88,7 +90,11 @@ fn syntax_error(error: &serde_saphyr::Error, text: &str) -> SyntaxError {
     let error = error.without_snippet();
     let message = UserMessageFormatter.format_message(error).into_owned();
     let span = error.location().map_or(0..0, |location| span(location, text));
-    SyntaxError { message, span }
+    SyntaxError {
+        message,
+        span,
+        unknown_anchor: matches!(error, serde_saphyr::Error::UnknownAnchor { .. }),
+    }
 }
 
 /// What the YAML crate gives: numbers lose their spelling, which [`finish`] takes from the source again.

@@ -1,0 +1,295 @@
+//! The commands that need no daemon, run as a user runs them.
+
+use std::{fs, path::Path};
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn egress(args: &[&str]) -> Run {
+    let output = Command::cargo_bin("egress")
+        .unwrap()
+        .args(args)
+        .env_remove("EGRESS_SOCKET")
+        .output()
+        .unwrap();
+    Run {
+        code: output.status.code().expect("an exit code, not a signal"),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn json(run: &Run) -> Value {
+    serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {}{}", run.out, run.err))
+}
+
+fn write(directory: &Path, name: &str, text: &str) -> String {
+    let path = directory.join(name);
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const GOOD: &str = "rules:\n  - name: web\n    why: the site\n    to: [\"*.example.com\"]\n    ports: [443/tcp]\n";
+
+#[test]
+fn check_says_ok() {
+    let run = egress(&["check", "aks-required", "aks-optional"]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    assert!(
+        run.out.starts_with("ok: 15 rules in 2 files, 0 warnings"),
+        "{}",
+        run.out
+    );
+}
+
+#[test]
+fn check_names_the_place_and_exits_2() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = write(
+        directory.path(),
+        "p.yaml",
+        "rules:\n  - name: x\n    to: [a.*.com]\n    ports: [443/tcp]\n",
+    );
+    let run = egress(&["check", &path]);
+    assert_eq!((run.code, run.out.as_str()), (2, ""));
+    assert!(run.err.contains(&format!("{path}:3:10")), "{}", run.err);
+    assert!(run.err.contains("^^^^^^^") && run.err.contains("help:"), "{}", run.err);
+    assert!(!run.err.contains('\x1b'), "no colour in a pipe");
+
+    let run = egress(&["check", "--json", &path]);
+    let value = json(&run);
+    assert_eq!(
+        (run.code, &value["ok"], &value["hash"]),
+        (2, &Value::Bool(false), &Value::Null)
+    );
+    assert_eq!(
+        (&value["errors"][0]["line"], &value["errors"][0]["column"]),
+        (&3.into(), &10.into())
+    );
+}
+
+#[test]
+fn warnings_fail_with_strict_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = write(
+        directory.path(),
+        "p.yaml",
+        "rules:\n  - {name: x, to: [any], ports: [any]}\n",
+    );
+    let run = egress(&["check", &path]);
+    assert_eq!(run.code, 0);
+    assert!(run.err.contains("warning[wide-ports]"), "{}", run.err);
+    let run = egress(&["check", "--strict", "--json", &path]);
+    assert_eq!(
+        (run.code, &json(&run)["warnings"][0]["code"]),
+        (2, &"wide-ports".into())
+    );
+}
+
+#[test]
+fn a_directory_is_all_its_files_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), "b.yml", &GOOD.replace("name: web", "name: second"));
+    write(directory.path(), "a.yaml", GOOD);
+    write(directory.path(), "notes.txt", "not a policy");
+    let run = egress(&["check", "--json", directory.path().to_str().unwrap()]);
+    let files = json(&run)["files"].as_array().unwrap().clone();
+    assert_eq!(files.len(), 2);
+    assert!(files[0].as_str().unwrap().ends_with("a.yaml") && files[1].as_str().unwrap().ends_with("b.yml"));
+    let empty = tempfile::tempdir().unwrap();
+    let run = egress(&["check", empty.path().to_str().unwrap()]);
+    assert_eq!(run.code, 2);
+    assert!(run.err.contains("has no policy"), "{}", run.err);
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let run = egress(&["check", "aks-requird"]);
+    assert_eq!(run.code, 2);
+    assert!(
+        run.err.contains("did you mean the embedded policy `aks-required`?"),
+        "{}",
+        run.err
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let binary = directory.path().join("p.yaml");
+    fs::write(&binary, b"rules:\n\xff\xfe").unwrap();
+    let run = egress(&["check", binary.to_str().unwrap()]);
+    assert_eq!(run.code, 2);
+    assert!(run.err.contains("not UTF-8 text (line 2)"), "{}", run.err);
+    let large = directory.path().join("large.yaml");
+    fs::File::create(&large).unwrap().set_len(65 << 20).unwrap();
+    let run = egress(&["check", large.to_str().unwrap()]);
+    assert_eq!(run.code, 2);
+    assert!(run.err.contains("larger than 64 MiB"), "{}", run.err);
+}
+
+#[test]
+fn a_file_of_10_mb_that_is_no_policy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = write(directory.path(), "p.yaml", &"x".repeat(10_000_000));
+    let run = egress(&["check", &path]);
+    assert_eq!(run.code, 2);
+    assert!(run.err.len() < 4000, "the excerpt is cut: {}", run.err.len());
+}
+
+#[test]
+fn a_byte_order_mark_and_windows_lines_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = write(
+        directory.path(),
+        "p.yaml",
+        &format!("\u{feff}{}", GOOD.replace('\n', "\r\n")),
+    );
+    let run = egress(&["check", &path]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+}
+
+#[test]
+fn explain_answers_with_rule_and_exit_code() {
+    let run = egress(&["explain", "--policy", "aks-required", "x.hcp.westeurope.azmk8s.io:9000"]);
+    assert_eq!(run.code, 0);
+    assert!(
+        run.out.starts_with("allowed  x.hcp.westeurope.azmk8s.io:9000/tcp\n"),
+        "{}",
+        run.out
+    );
+    assert!(
+        run.out.contains("`aks-api-server` (aks-required.yaml:6)"),
+        "{}",
+        run.out
+    );
+    let run = egress(&["explain", "--policy", "aks-required", "example.com"]);
+    assert_eq!(run.code, 1);
+    assert!(run.out.starts_with("denied  example.com:443/tcp\n"), "{}", run.out);
+    let run = egress(&["explain", "--json", "--policy", "aks-optional", "192.0.2.1:123/udp"]);
+    let value = json(&run);
+    assert_eq!(
+        (&value["reason"], &value["rules"][0]["name"]),
+        (&"allow".into(), &"aks-ntp".into())
+    );
+}
+
+#[test]
+fn allow_needs_no_file() {
+    assert_eq!(egress(&["explain", "--allow", "github.com", "github.com"]).code, 0);
+    assert_eq!(egress(&["explain", "--allow", "github.com", "github.com:22"]).code, 1);
+    assert_eq!(
+        egress(&["explain", "--allow", "10.0.0.0/8:any", "10.1.2.3/icmp"]).code,
+        0
+    );
+    assert_eq!(
+        egress(&["explain", "--allow", "[2001:db8::1]:443", "[2001:db8::1]:443"]).code,
+        0
+    );
+    let run = egress(&["explain", "--allow", "https://github.com/x", "github.com"]);
+    assert_eq!(run.code, 2);
+    assert!(run.err.contains("write the host alone, `github.com`"), "{}", run.err);
+}
+
+#[test]
+fn wrong_destinations_exit_2() {
+    for wrong in [
+        "*.example.com",
+        "10.0.0.0/8",
+        "any",
+        "a.com:0",
+        "a.com:443/sctp",
+        "a.com:1-5",
+    ] {
+        assert_eq!(egress(&["explain", "--policy", "deny-all", wrong]).code, 2, "{wrong}");
+    }
+}
+
+#[test]
+fn placeholders_come_from_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "rules:\n  - {name: x, to: [\"${region}.example.com\"], ports: [443/tcp]}\n";
+    let path = write(directory.path(), "p.yaml", text);
+    let run = egress(&["check", &path]);
+    assert_eq!(run.code, 2);
+    assert!(run.err.contains("--set region="), "{}", run.err);
+    assert_eq!(egress(&["check", &path, "--set", "region=westeurope"]).code, 0);
+    assert_eq!(egress(&["check", &path, "--set", "region=west europe"]).code, 2);
+    assert_eq!(
+        egress(&["check", &path, "--set", "region=a", "--set", "regoin=b"]).code,
+        2
+    );
+    assert_eq!(egress(&["check", "deny-all", "--set", "region"]).code, 2);
+}
+
+#[test]
+fn policies_are_listed_and_printed() {
+    let run = egress(&["policies"]);
+    let listed = json(&egress(&["policies", "--json"]));
+    assert_eq!(listed.as_array().unwrap().len(), 8);
+    for row in listed.as_array().unwrap() {
+        let name = row["name"].as_str().unwrap();
+        assert!(run.out.contains(name));
+        let printed = egress(&["policies", name]);
+        let directory = tempfile::tempdir().unwrap();
+        let path = write(directory.path(), "p.yaml", &printed.out);
+        assert_eq!(egress(&["check", "--strict", &path]).code, 0, "{name}");
+    }
+    assert_eq!(egress(&["policies", "nope"]).code, 2);
+}
+
+#[test]
+fn schema_and_completions_print() {
+    let schema = json(&egress(&["schema"]));
+    assert_eq!(schema["additionalProperties"], Value::Bool(false));
+    for shell in ["bash", "zsh", "fish"] {
+        let run = egress(&["completions", shell]);
+        assert!(run.code == 0 && run.out.contains("explain"), "{shell}");
+    }
+}
+
+#[test]
+fn arguments_of_every_command_hold_together() {
+    for command in [
+        "run",
+        "exec",
+        "check",
+        "explain",
+        "status",
+        "events",
+        "detach",
+        "policies",
+        "schema",
+        "completions",
+    ] {
+        let run = egress(&[command, "--help"]);
+        assert!(run.code == 0 && run.out.contains("--socket"), "{command}: {}", run.err);
+    }
+    assert_eq!(egress(&["exec", "--allow", "github.com"]).code, 2, "no command");
+    assert_eq!(egress(&[]).code, 2);
+}
+
+#[test]
+fn every_example_of_the_documentation_is_valid() {
+    let text = include_str!("../../docs/policy.md");
+    let directory = tempfile::tempdir().unwrap();
+    let examples: Vec<_> = text
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert_eq!(examples.len(), 5);
+    for (number, example) in examples.into_iter().enumerate() {
+        let path = write(directory.path(), &format!("{number}.yaml"), example);
+        let run = egress(&["check", "--strict", &path]);
+        assert_eq!(run.code, 0, "{example}\n{}", run.err);
+    }
+    for (name, _) in egress_user::policy::WARNINGS {
+        assert!(
+            text.contains(&format!("| `{name}` |")),
+            "the documentation lacks the warning {name}"
+        );
+    }
+}
