@@ -4,12 +4,13 @@
 //! and each would wake the daemon.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
@@ -55,7 +56,7 @@ pub fn watch(paths: Paths) -> Result<Watcher, WatchError> {
     };
     // Watched before it is read: a change in between is seen.
     let inotify = watched(&paths).map_err(failed)?;
-    let inotify = AsyncFd::new(inotify).map_err(|source| WatchError::Inotify {
+    let inotify = readable(inotify).map_err(|source| WatchError::Inotify {
         path: paths.resolv_conf.clone(),
         source,
     })?;
@@ -64,10 +65,10 @@ pub fn watch(paths: Paths) -> Result<Watcher, WatchError> {
     Ok(Watcher { resolvers, task })
 }
 
-async fn follow(paths: Paths, mut inotify: AsyncFd<Inotify>, sender: watch::Sender<SystemResolvers>) {
+async fn follow(paths: Paths, mut inotify: Receiver, sender: watch::Sender<SystemResolvers>) {
     loop {
         match inotify.readable().await {
-            Ok(mut ready) => ready.clear_ready(),
+            Ok(()) => drain(&inotify),
             Err(error) => {
                 warn!(%error, "changes of the system's resolvers are not seen any more; restart to take them up");
                 return;
@@ -75,11 +76,11 @@ async fn follow(paths: Paths, mut inotify: AsyncFd<Inotify>, sender: watch::Send
         }
         tokio::time::sleep(DEBOUNCE).await;
         // A new instance instead of reading the events: which folders there are to watch may have changed as well.
-        match watched(&paths).map_err(io::Error::from).and_then(AsyncFd::new) {
+        match watched(&paths).map_err(io::Error::from).and_then(readable) {
             Ok(fresh) => inotify = fresh,
             Err(error) => {
                 warn!(%error, "cannot renew the watch on the system's resolvers");
-                drain(inotify.get_ref());
+                drain(&inotify);
             }
         }
         match read(&paths) {
@@ -98,13 +99,19 @@ async fn follow(paths: Paths, mut inotify: AsyncFd<Inotify>, sender: watch::Send
     }
 }
 
-/// Drops queued events, so that the old instance does not stay readable.
-fn drain(inotify: &Inotify) {
-    while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+/// Tokio's readiness for an inotify descriptor: like a pipe's end it is polled and read, and `AsyncFd` would need `unsafe`.
+fn readable(inotify: OwnedFd) -> io::Result<Receiver> {
+    Receiver::from_owned_fd_unchecked(inotify)
+}
+
+/// Drops queued events: that something changed is all that counts.
+fn drain(inotify: &Receiver) {
+    let mut events = [0; 4096];
+    while inotify.try_read(&mut events).is_ok_and(|length| length > 0) {}
 }
 
 /// An instance that watches every file, link and folder that the two paths lead through.
-fn watched(paths: &Paths) -> Result<Inotify, Errno> {
+fn watched(paths: &Paths) -> Result<OwnedFd, Errno> {
     // In a folder: names that come and go, by rename or by link. In a file: writes (a bind-mounted file, as containers
     // have it, tells its own folder and not the one it is mounted in).
     let folder = AddWatchFlags::IN_CREATE
@@ -132,7 +139,7 @@ fn watched(paths: &Paths) -> Result<Inotify, Errno> {
             }
         }
     }
-    Ok(inotify)
+    Ok(inotify.into())
 }
 
 /// `path` and what it leads to, link by link.
