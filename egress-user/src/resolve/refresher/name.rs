@@ -40,7 +40,8 @@ struct Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Last {
     Found,
-    Nothing,
+    Empty,
+    Failed,
 }
 
 #[derive(Debug)]
@@ -166,11 +167,11 @@ impl Name {
         let negative = negative_ttl
             .unwrap_or_default()
             .clamp(settings.negative_min, settings.negative_max);
-        if reason == Reason::Empty && self.other(family).last != Some(Last::Nothing) {
+        if reason == Reason::Empty && self.other(family).last != Some(Last::Empty) {
             // Names with one family alone are the rule. When the other query was not answered yet, its own outcome
-            // will tell: it finds `Nothing` here then.
+            // will tell: it finds `Empty` here then.
             let side = self.side(family);
-            side.last = Some(Last::Nothing);
+            side.last = Some(Last::Empty);
             side.last_error = None;
             side.failures = 0;
             side.addresses.prune(usize::MAX, now);
@@ -181,7 +182,11 @@ impl Name {
             };
         }
         let side = self.side(family);
-        side.last = Some(Last::Nothing);
+        side.last = Some(if reason == Reason::Empty {
+            Last::Empty
+        } else {
+            Last::Failed
+        });
         side.last_error = Some((reason.clone(), now));
         side.failures = side.failures.saturating_add(1);
         let next_in = match reason {

@@ -1,8 +1,8 @@
 //! A small DNS server on loopback, UDP and TCP on one port, that says what a test tells it to.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME};
@@ -41,7 +41,9 @@ impl Server {
             loop {
                 let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
-                let Some(response) = respond(&buffer[..length], &*by_udp) else { continue };
+                let Some(response) = respond(&buffer[..length], &*by_udp) else {
+                    continue;
+                };
                 let mut bytes = response.to_vec().unwrap();
                 if bytes.len() > 1232 {
                     let mut truncated = response.truncate();
@@ -61,7 +63,9 @@ impl Server {
                         let mut query = vec![0; length.into()];
                         stream.read_exact(&mut query).await.unwrap();
                         count.fetch_add(1, Ordering::SeqCst);
-                        let Some(response) = respond(&query, &*script) else { continue };
+                        let Some(response) = respond(&query, &*script) else {
+                            continue;
+                        };
                         let bytes = response.to_vec().unwrap();
                         stream.write_u16(bytes.len().try_into().unwrap()).await.unwrap();
                         stream.write_all(&bytes).await.unwrap();
@@ -69,7 +73,12 @@ impl Server {
                 });
             }
         });
-        Self { address, udp_queries, tcp_queries, _tasks: tasks }
+        Self {
+            address,
+            udp_queries,
+            tcp_queries,
+            _tasks: tasks,
+        }
     }
 }
 
