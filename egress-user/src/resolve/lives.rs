@@ -1,0 +1,97 @@
+//! How long what one name gave lives. Pure: the time comes in.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::settings::Settings;
+
+/// Addresses (or CNAME targets) of one name, each with its own life.
+#[derive(Debug)]
+pub struct Lives<K> {
+    lives: HashMap<K, Life>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    expires: Instant,
+    /// How far failures can move `expires`: the end of the TTL plus `max_stale`, or no further once NXDOMAIN ended it.
+    stale_until: Instant,
+}
+
+impl<K> Default for Lives<K> {
+    fn default() -> Self {
+        Self { lives: HashMap::new() }
+    }
+}
+
+impl<K: Eq + Hash + Clone + Ord> Lives<K> {
+    /// Takes one answer's entry in and gives its life left: the later of the old expiry and the new.
+    pub fn learn(&mut self, key: K, ttl: Duration, now: Instant, settings: &Settings) -> Duration {
+        let ttl_end = now + ttl.max(settings.min_ttl);
+        let new = Life {
+            expires: ttl_end + settings.grace,
+            stale_until: ttl_end + settings.max_stale,
+        };
+        let life = self.lives.entry(key).or_insert(new);
+        life.stale_until = life.stale_until.max(new.stale_until);
+        life.expires = life.expires.max(new.expires);
+        life.expires - now
+    }
+
+    /// Keeps what lives until `until`, as far as `max_stale` lets it: the resolver has failed.
+    pub fn hold(&mut self, until: Instant, now: Instant) {
+        for life in self.living(now) {
+            life.expires = life.expires.max(until.min(life.stale_until));
+        }
+    }
+
+    /// Ends what lives after the grace: the name does not exist any more.
+    pub fn end(&mut self, now: Instant, settings: &Settings) {
+        for life in self.living(now) {
+            life.expires = life.expires.min(now + settings.grace);
+            life.stale_until = life.expires;
+        }
+    }
+
+    /// Forgets what has expired, then what expires first beyond `limit`; says how many the latter were.
+    pub fn prune(&mut self, limit: usize, now: Instant) -> usize {
+        self.lives.retain(|_, life| life.expires > now);
+        let excess = self.lives.len().saturating_sub(limit);
+        if excess > 0 {
+            let mut by_expiry: Vec<_> = self
+                .lives
+                .iter()
+                .map(|(key, life)| (life.expires, key.clone()))
+                .collect();
+            by_expiry.select_nth_unstable(excess - 1);
+            for (_, key) in &by_expiry[..excess] {
+                self.lives.remove(key);
+            }
+        }
+        excess
+    }
+
+    /// What lives, with the life left, ordered by key.
+    pub fn left(&self, now: Instant) -> Vec<(K, Duration)> {
+        let mut left: Vec<_> = self
+            .lives
+            .iter()
+            .filter(|(_, life)| life.expires > now)
+            .map(|(key, life)| (key.clone(), life.expires - now))
+            .collect();
+        left.sort_unstable();
+        left
+    }
+
+    /// When this one expires, if it is known.
+    pub fn expires(&self, key: &K) -> Option<Instant> {
+        self.lives.get(key).map(|life| life.expires)
+    }
+
+    fn living(&mut self, now: Instant) -> impl Iterator<Item = &mut Life> {
+        self.lives.values_mut().filter(move |life| life.expires > now)
+    }
+}

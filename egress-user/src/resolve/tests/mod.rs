@@ -1,0 +1,7 @@
+mod lives;
+mod private;
+mod refresher;
+mod schedule;
+mod server;
+mod system;
+mod wire;
