@@ -1,8 +1,11 @@
 //! Egress' control plane, one module for each arrow of the data's way: policy files are parsed, checked and compiled
-//! ([`policy`]), names are resolved ([`resolve`]), both are installed in the kernel ([`datapath`]); the commands are in
-//! [`cli`].
+//! ([`policy`]), names are resolved ([`resolve`]), both are installed in the kernel ([`datapath`]), whose events come
+//! back ([`events`]). The [`daemon`] holds them together, [`api`] shows its state, and the commands are in [`cli`].
 
+pub mod api;
 pub mod cli;
+pub mod daemon;
 pub mod datapath;
+pub mod events;
 pub mod policy;
 pub mod resolve;

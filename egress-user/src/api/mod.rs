@@ -1,0 +1,43 @@
+//! The control socket: HTTP/1 with JSON over a Unix socket, for root (and one group, for reading).
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/health` | [`Health`], 200 or 503 |
+//! | `GET /v1/explain?to=DEST` | [`Explanation`], or 400 |
+//! | `GET /v1/events?follow=&dropped=&recent=` | JSON lines of [`crate::events::Event`] |
+
+mod client;
+mod listen;
+mod peer;
+mod routes;
+mod server;
+mod types;
+
+pub use client::{Client, ClientError, EventStream};
+pub use listen::ListenError;
+pub use peer::{Peer, Role};
+pub use server::{Limits, Server};
+pub use types::*;
+
+use crate::events::Hub;
+
+/// Where the control socket is unless `--socket` or `EGRESS_SOCKET` says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/egress/egress.sock";
+
+/// The daemon's state, as the control socket shows it. Called on a thread that may block.
+pub trait Source: Send + Sync + 'static {
+    /// The state now.
+    fn status(&self) -> Status;
+    /// What happens to `to` (`NAME-or-ADDRESS[:PORT][/PROTO]`) now, and why.
+    fn explain(&self, to: &str) -> Result<Explanation, ExplainError>;
+    /// Whether all is well; cheaper than the whole status where that can be.
+    fn health(&self) -> Health {
+        self.status().health
+    }
+    /// Where events are published.
+    fn hub(&self) -> &Hub;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! What the control socket answers. Serialised by the daemon, read back by the client: every field goes both ways.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::events::Timestamp;
+
+/// `GET /v1/status`: the daemon's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// `enforce` or `audit`.
+    pub mode: String,
+    /// Whether what no rule allows is dropped now: `false` in audit mode, and while an attach point is missing.
+    pub enforcing: bool,
+    /// When the daemon started.
+    pub started: Timestamp,
+    /// The live generation; 0 before the first policy.
+    pub generation: u32,
+    /// The policy in force.
+    pub policy: PolicyStatus,
+    /// Where the programs are attached.
+    pub attach_points: Vec<AttachPoint>,
+    /// The rules, in the order of the policy.
+    pub rules: Vec<RuleStatus>,
+    /// The names that rules speak of or that were learned, with their addresses.
+    pub names: Vec<NameStatus>,
+    /// Packets by reason; reasons that never came up may be left out.
+    pub counters: Vec<Counter>,
+    /// Events that the kernel's ring buffer had no room for, since the programs were attached.
+    pub events_lost: u64,
+    /// How full the kernel's maps are.
+    pub maps: Vec<MapFill>,
+    /// What cannot be guaranteed on this machine, a sentence each.
+    pub warnings: Vec<String>,
+    /// Whether all is well.
+    pub health: Health,
+}
+
+/// Where the policy came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Files and names of embedded policies, as given.
+    pub files: Vec<String>,
+    /// A hash of the merged policy, in hex.
+    pub hash: String,
+    /// How many rules it has.
+    pub rules: usize,
+}
+
+/// A program's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachPoint {
+    /// `cgroup_skb/egress`, `tcx/ingress`, ....
+    pub hook: String,
+    /// The cgroup's path or the interface's name.
+    pub target: String,
+    /// The kernel's id of the link; absent where it is attached without one (clsact).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_id: Option<u32>,
+    /// Whether it is attached now.
+    pub present: bool,
+}
+
+/// A rule and what it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// `allow` or `deny`.
+    pub action: String,
+    /// Packets that it matched.
+    pub packets: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Where it is written: `FILE:LINE`.
+    pub source: String,
+}
+
+/// A name and its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameStatus {
+    /// The name.
+    pub name: String,
+    /// Its addresses now.
+    pub addresses: Vec<AddressStatus>,
+    /// The rules that allow it.
+    pub rules: Vec<String>,
+    /// Why the last question about it failed; absent where it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+/// An address that a name opens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// Seconds until it stops counting; 0 where `permanent`.
+    pub seconds_left: u64,
+    /// The policy itself names it.
+    pub permanent: bool,
+}
+
+/// Packets with one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    /// The stable name of an [`egress_ebpf::reason::Reason`].
+    pub reason: String,
+    /// Whether packets with this reason pass.
+    pub passes: bool,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapFill {
+    /// Its name.
+    pub name: String,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries that it can hold.
+    pub capacity: u64,
+}
+
+/// `GET /v1/health`: 200 where healthy, else 503.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Every attach point is in place, a policy is in force, and names can be resolved.
+    pub healthy: bool,
+    /// What is wrong, a sentence each; empty where healthy.
+    pub problems: Vec<String>,
+}
+
+/// `GET /v1/explain?to=DEST`: what the daemon does to a destination now, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The destination as it was understood: `api.example.com:443/tcp`.
+    pub destination: String,
+    /// Whether it may be reached.
+    pub allowed: bool,
+    /// The stable name of an [`egress_ebpf::reason::Reason`]: `rule`, `builtin`, `no-rule`, ....
+    pub reason: String,
+    /// The rule that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The builtin that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builtin: Option<String>,
+    /// The name through which the address is allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via_name: Option<String>,
+    /// The resolver that gave the address, as `ADDRESS:PORT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned_from: Option<String>,
+    /// Seconds until the address stops counting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// The live generation.
+    pub generation: u32,
+    /// For a denial: the rule that almost allows it, as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest_rule: Option<String>,
+    /// For a denial: what to write to allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// What else is worth knowing, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// The body of every answer that is not 2xx.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What is wrong.
+    pub error: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Why a destination could not be explained: it is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ExplainError {
+    /// What is wrong with it.
+    pub message: String,
+    /// What to write.
+    pub hint: Option<String>,
+}
+
+/// Which events `GET /v1/events` sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventFilter {
+    /// Stay, and send what comes.
+    #[serde(default)]
+    pub follow: bool,
+    /// Only dropped and would-drop (and what was lost).
+    #[serde(default)]
+    pub dropped: bool,
+    /// How many past events come first; by default all that are kept, or none with `follow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recent: Option<usize>,
+}
+
+/// The daemon's side of the socket: where it is and who may read.
+#[derive(Clone, Debug)]
+pub struct SocketOptions {
+    /// The socket's path; its parent is made where it is missing.
+    pub path: PathBuf,
+    /// A group whose members may read the state, by id. Without it root alone may.
+    pub group: Option<u32>,
+}

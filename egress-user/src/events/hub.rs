@@ -1,0 +1,117 @@
+//! Events to many readers, none of which can hold up the writer.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::Event;
+
+/// Events that are kept for those who ask later.
+pub const RECENT: usize = 1024;
+
+/// Where events are published. A clone is the same hub.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    capacity: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    recent: VecDeque<Arc<Event>>,
+    /// Gone after [`Hub::close`].
+    sender: Option<broadcast::Sender<Arc<Event>>>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new(RECENT)
+    }
+}
+
+impl Hub {
+    /// Keeps the last `capacity` events, and as many for each subscriber that lags behind.
+    pub fn new(capacity: usize) -> Self {
+        let capacity = capacity.max(1);
+        let state = State { recent: VecDeque::with_capacity(capacity), sender: Some(broadcast::Sender::new(capacity)) };
+        Self { inner: Arc::new(Inner { capacity, state: Mutex::new(state) }) }
+    }
+
+    /// Publishes an event; never waits for a subscriber.
+    pub fn publish(&self, event: Event) {
+        let event = Arc::new(event);
+        let mut state = self.lock();
+        if state.recent.len() >= self.inner.capacity {
+            state.recent.pop_front();
+        }
+        state.recent.push_back(Arc::clone(&event));
+        if let Some(sender) = &state.sender {
+            // Without subscribers there is nobody to tell.
+            let _ = sender.send(event);
+        }
+    }
+
+    /// The last events, oldest first.
+    pub fn recent(&self) -> Vec<Arc<Event>> {
+        self.lock().recent.iter().cloned().collect()
+    }
+
+    /// What is published from now on.
+    pub fn subscribe(&self) -> Subscription {
+        self.subscribe_with_recent().1
+    }
+
+    /// The last events, and what is published after them: nothing twice, nothing missing in between.
+    pub fn subscribe_with_recent(&self) -> (Vec<Arc<Event>>, Subscription) {
+        let state = self.lock();
+        let receiver = match &state.sender {
+            Some(sender) => sender.subscribe(),
+            None => broadcast::channel(1).1,
+        };
+        (state.recent.iter().cloned().collect(), Subscription { receiver })
+    }
+
+    /// Ends every subscription, once it has read what is there.
+    pub fn close(&self) {
+        self.lock().sender = None;
+    }
+
+    /// Nothing panics while it holds the lock, so that a poisoned state is still whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One reader's place in the stream.
+#[derive(Debug)]
+pub struct Subscription {
+    receiver: broadcast::Receiver<Arc<Event>>,
+}
+
+/// What a subscriber gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// An event.
+    Event(Arc<Event>),
+    /// The subscriber was too slow: so many events passed it by.
+    Lost(u64),
+}
+
+impl Subscription {
+    /// The next item; `None` when the hub is closed.
+    pub async fn next(&mut self) -> Option<Item> {
+        match self.receiver.recv().await {
+            Ok(event) => Some(Item::Event(event)),
+            Err(RecvError::Lagged(count)) => Some(Item::Lost(count)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What happened, from the kernel's ring buffer to a person: decode, enrich, broadcast, print.
+//!
+//! `bytes → [decode] → [RawEvent] → [Enricher] → [Event] → [Hub] → subscribers`. Decoding reads nothing but the bytes;
+//! the [`Enricher`] alone reads `/proc` and the cgroup tree. The JSON form is documented in `docs/events.md`.
+
+mod cgroup;
+mod container;
+mod decode;
+mod enrich;
+mod escape;
+mod event;
+mod hub;
+mod pretty;
+mod process;
+mod summary;
+mod time;
+
+pub use cgroup::CgroupPaths;
+pub use container::{Container, Workload};
+pub use decode::{DecodeError, RawEvent, decode};
+pub use enrich::{Enricher, Known, Nothing, Roots};
+pub use escape::escape;
+pub use event::{
+    Event, Hook, Icmp, Kind, LearnedAddress, LearnedName, Lost, LostWhere, PolicyChange, ProcessInfo, Refusal,
+    ResolverTrouble, SCHEMA_VERSION, Verdict,
+};
+pub use hub::{Hub, Item, RECENT, Subscription};
+pub use pretty::{Style, line};
+pub use summary::Summary;
+pub use time::{Clock, Timestamp};
+
+#[cfg(test)]
+mod tests;
