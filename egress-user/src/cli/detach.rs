@@ -1,9 +1,30 @@
-//! `egress detach`.
+//! `egress detach`: break-glass. It needs no daemon, no policy and no sound state: it removes what is pinned.
 
-use std::{path::Path, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode};
 
-use super::{Failure, args::DetachArgs};
+use super::{args::DetachArgs, exec, output};
+use crate::datapath::{Pins, cgroup_root};
 
-pub fn main(_args: DetachArgs, _socket: &Path) -> anyhow::Result<ExitCode> {
-    Err(Failure::machine("`egress detach` is not part of this build", "build the whole workspace").into())
+/// Removes every program, pin and cgroup that egress made. A daemon that still runs goes on without enforcing.
+pub fn main(args: DetachArgs, socket: &Path) -> anyhow::Result<ExitCode> {
+    let pins = Pins::new(&Pins::default_bpffs());
+    let mut removed = pins.detach_all()?;
+    if let Ok(root) = cgroup_root() {
+        removed.extend(exec::remove_leftovers(&root));
+    }
+    // A socket without a listener is a leftover of a daemon that was killed.
+    if socket.exists() && std::os::unix::net::UnixStream::connect(socket).is_err() && fs::remove_file(socket).is_ok() {
+        removed.push(format!("socket {}", socket.display()));
+    }
+    if args.json {
+        output::json(&serde_json::json!({ "removed": removed }))?;
+    } else if removed.is_empty() {
+        output::print("nothing to remove: no egress program is pinned here\n");
+    } else {
+        output::print(&format!("removed {} objects; nothing is enforced any more\n", removed.len()));
+        for object in &removed {
+            output::print(&format!("  {object}\n"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }

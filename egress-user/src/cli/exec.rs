@@ -1,9 +1,105 @@
-//! `egress exec`.
+//! `egress exec`: one command, and all it starts, in a cgroup of its own under a policy. No daemon.
+//!
+//! Nothing is pinned. Three processes hold the links: this one, and a *janitor* that it forks, which outlives it. When
+//! this process dies in whatever way, the janitor kills what is left in the cgroup and removes it, and the programs go
+//! with the last link; enforcement never ends before the last process that it governs.
 
-use std::process::ExitCode;
+mod cgroup;
+mod child;
 
-use super::{Failure, args::ExecArgs};
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
-pub fn main(_args: ExecArgs) -> anyhow::Result<ExitCode> {
-    Err(Failure::machine("`egress exec` is not part of this build", "build the whole workspace").into())
+use anyhow::Context as _;
+
+pub use cgroup::remove_leftovers;
+
+use self::cgroup::ExecCgroup;
+use super::{Failure, args::ExecArgs, output};
+use crate::{
+    daemon::{self, Believe, Core, Enforcement, Scope, ring},
+    datapath::{Settings, netns_cookie},
+    events::{Style, Summary},
+    policy,
+    resolve::system,
+};
+
+/// How long to wait for the last events after the command has ended.
+const LAST_EVENTS: Duration = Duration::from_millis(20);
+
+/// Runs the command; ends with its exit status, or 128 and the signal's number that ended it.
+pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
+    let system = system::read(&system::Paths::default()).ok();
+    let mut sources = args.policy.sources();
+    args.overrides.apply(&mut sources);
+    sources.internal = super::run::search_domains(system.as_ref());
+    if sources.policies.is_empty() && sources.allow.is_empty() {
+        return Err(Failure::input(
+            "nothing is allowed: no policy is given",
+            "allow something: `egress exec --allow github.com -- CMD`, or `--policy deny-all` if nothing is what you mean",
+        )
+        .into());
+    }
+    let loaded = policy::load(&sources)?;
+    let user = args.user.as_deref().map(child::User::find).transpose()?;
+    let machine = |error: crate::datapath::Error| Failure::machine(error.to_string(), "run it as root");
+    let exec_cgroup = ExecCgroup::make().map_err(machine)?;
+    let scope = Scope { cgroup: exec_cgroup.open().map_err(machine)?, uplinks: Vec::new(), pins: None };
+    let resolvers = daemon::resolvers(&loaded.compiled, system.as_ref(), Believe::AtCgroup);
+    let settings = Settings {
+        resolvers,
+        cgroup_level: scope.cgroup.level,
+        cgroup_id: scope.cgroup.id,
+        teaching_netns: netns_cookie(),
+    };
+    let enforcement = Enforcement::start(&loaded.compiled, settings, &scope).map_err(machine)?;
+    // Before any thread is started: the janitor is a fork of this process and inherits its links.
+    let janitor = exec_cgroup.start_janitor().context("start the process that cleans up")?;
+    let (core, events) = Core::new(enforcement, loaded.compiled, Vec::new());
+    let child = child::spawn(&args.command, &exec_cgroup, user.as_ref())?;
+    let code = supervise(&args, &core, events, child)?;
+    janitor.finish(&exec_cgroup);
+    Ok(code)
 }
+
+fn supervise(
+    args: &ExecArgs,
+    core: &Arc<Core>,
+    events: aya::maps::RingBuf<aya::maps::MapData>,
+    child: std::process::Child,
+) -> anyhow::Result<ExitCode> {
+    let summary = Arc::new(Mutex::new(Summary::new()));
+    let ended = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (core, summary, ended) = (Arc::clone(core), Arc::clone(&summary), Arc::clone(&ended));
+        thread::Builder::new().name("events".to_owned()).spawn(move || {
+            let mut reader = ring::Reader::new(&core, events);
+            let add = |event: &crate::events::Event| {
+                summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(event);
+            };
+            while !ended.load(Ordering::Acquire) {
+                reader.wait(LAST_EVENTS);
+                reader.drain(&add);
+            }
+            reader.drain(&add);
+        })?
+    };
+    let code = child::wait(child)?;
+    ended.store(true, Ordering::Release);
+    let _ = reader.join();
+    let summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if args.json {
+        output::eprint(&format!("{}\n", serde_json::to_string(&*summary)?));
+    } else if !args.quiet && !summary.is_empty() {
+        output::eprint(&summary.render(Style::detect(&std::io::stderr())));
+    }
+    Ok(code)
+}
+

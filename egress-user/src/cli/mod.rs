@@ -6,7 +6,7 @@ pub mod completions;
 pub mod detach;
 pub mod events;
 pub mod exec;
-pub mod explain_live;
+pub mod explain_daemon;
 pub mod explain_offline;
 pub mod output;
 pub mod policies;
@@ -118,9 +118,9 @@ fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {
         Command::Exec(args) => exec::main(args),
         Command::Check(args) => check::main(args),
         Command::Explain(args) if args.is_offline() => explain_offline::main(args),
-        Command::Explain(args) => explain_live::main(args, &socket),
-        Command::Status(args) => status::main(args, &socket),
-        Command::Events(args) => events::main(args, &socket),
+        Command::Explain(args) => explain_daemon::run(&socket, &args.destination.to_string(), args.json),
+        Command::Status(args) => status::run(&socket, args.json),
+        Command::Events(args) => events::run(&socket, args.follow, args.dropped, args.json),
         Command::Detach(args) => detach::main(args, &socket),
         Command::Policies(args) => policies::main(args),
         Command::Schema => schema::main(),

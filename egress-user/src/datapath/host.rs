@@ -76,11 +76,14 @@ pub fn accepted_connections() -> Vec<(SocketAddr, SocketAddr)> {
 }
 
 fn accepted_in(process: &Path, accepted: &mut Vec<(SocketAddr, SocketAddr)>) {
-    use procfs::FromRead as _;
+    use procfs::FromBufReadSI as _;
     let mut entries: Vec<TcpNetEntry> = Vec::new();
     for table in ["net/tcp", "net/tcp6"] {
-        if let Ok(entries_of) = procfs::net::TcpNetEntries::from_file(process.join(table)) {
-            entries.extend(entries_of.0);
+        if let Ok(file) = fs::File::open(process.join(table))
+            && let Ok(table) =
+                procfs::net::TcpNetEntries::from_buf_read(io::BufReader::new(file), procfs::current_system_info())
+        {
+            entries.extend(table.0);
         }
     }
     let listening: HashSet<u16> = entries

@@ -17,7 +17,7 @@ use egress_ebpf::{
 };
 
 use super::{
-    Error, Object, Table, boot_ticks,
+    Error, Object, Table, boot_ticks, control,
     lower::{self, Bases, Elements, Settings},
     sys,
 };
@@ -67,8 +67,6 @@ pub struct Datapath {
     events_lost: Table<u32, u64>,
     /// The indices of the classes of the live policy.
     class_index: Vec<u32>,
-    /// The address table elements that the live policy itself wrote down.
-    written: HashSet<IpAddr>,
 }
 
 impl Datapath {
@@ -94,7 +92,6 @@ impl Datapath {
             events_lost: object.table("EVENTS_LOST")?,
             object,
             class_index: Vec::new(),
-            written: HashSet::new(),
         })
     }
 
@@ -122,11 +119,8 @@ impl Datapath {
         self.write(&elements, bases)?;
         // From here on, what the kernel learns goes into both generations.
         self.configs.set(&(generation & 1), &elements.config, sys::ANY)?;
-        let mut written = HashSet::new();
-        for &(address, class) in &elements.addresses {
-            written.insert(address);
-            self.write_address(generation, address, class, NEVER)?;
-        }
+        let written: Vec<_> = elements.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
+        self.write_addresses(generation, &written)?;
         for learned in learned {
             self.learn_into(policy, &elements.class_index, generation, learned)?;
         }
@@ -134,7 +128,6 @@ impl Datapath {
         self.retire_grants(&grants, live)?;
         self.live.set(&0, &generation, sys::ANY)?;
         self.class_index = elements.class_index;
-        self.written = written;
         if live != 0 {
             thread::sleep(IN_FLIGHT);
             self.sweep(generation)?;
@@ -144,13 +137,16 @@ impl Datapath {
 
     /// Writes addresses of a name into the live generation, as `policy` (the live one) allows. Gives whether any rule
     /// wants the name.
-    pub fn learn(&self, policy: &Compiled, learned: &Learned) -> Result<bool, Error> {
+    pub fn learn(&mut self, policy: &Compiled, learned: &Learned) -> Result<bool, Error> {
         let generation = self.generation()?;
-        self.learn_into(policy, &self.class_index, generation, learned)
+        let class_index = std::mem::take(&mut self.class_index);
+        let result = self.learn_into(policy, &class_index, generation, learned);
+        self.class_index = class_index;
+        result
     }
 
     fn learn_into(
-        &self,
+        &mut self,
         policy: &Compiled,
         class_index: &[u32],
         generation: u32,
@@ -159,11 +155,18 @@ impl Datapath {
         let found = policy.match_name(&learned.name);
         for class in &found.classes {
             let Some(&index) = class_index.get(*class as usize) else { continue };
-            for &(address, expiry) in &learned.addresses {
-                self.write_address(generation, address, index, expiry)?;
-            }
+            let addresses: Vec<_> =
+                learned.addresses.iter().map(|&(address, expiry)| (address, index, expiry)).collect();
+            self.write_addresses(generation, &addresses)?;
         }
         Ok(!found.classes.is_empty())
+    }
+
+    fn write_addresses(&mut self, generation: u32, addresses: &[(IpAddr, u32, Ticks)]) -> Result<(), Error> {
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        control::learn(&mut self.object, generation, addresses, self.addresses_4.capacity())
     }
 
     /// Deletes the elements of every generation but `keep`.
@@ -175,7 +178,7 @@ impl Datapath {
         self.denies_4.retain(|key| key.generation != keep)?;
         self.denies_6.retain(|key| key.generation != keep)?;
         self.resolvers.retain(|key| key.generation != keep)?;
-        self.names.retain(|key| !key.is_of(keep))?;
+        self.names.retain(|key| key.generation != keep as u16)?;
         Ok(())
     }
 

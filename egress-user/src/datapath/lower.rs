@@ -167,7 +167,7 @@ fn names(policy: &Compiled, generation: u32, base: u32, elements: &mut Elements)
                 suffix: reversed(&inner.suffix),
             });
         }
-        elements.names.push((abi::NameKey::new(generation, name, exact), value));
+        elements.names.push((name_key(generation, name, exact), value));
     }
 }
 
@@ -182,6 +182,15 @@ fn covers(pattern: &crate::policy::NamePattern, key: &NameKey) -> bool {
         }
         _ => false,
     }
+}
+
+/// The key of a name in map `NAMES`: an exact name ends in a 0 byte, the suffix of a wildcard in a dot.
+fn name_key(generation: u32, name: &str, exact: bool) -> abi::NameKey {
+    let mut key = abi::NameKey { bits: 16 + 8 * (name.len() as u32 + 1), generation: generation as u16, name: [0; abi::NAME_KEY] };
+    for (slot, byte) in key.name.iter_mut().zip(name.bytes().rev().chain((!exact).then_some(b'.'))) {
+        *slot = byte;
+    }
+    key
 }
 
 fn reversed(text: &str) -> [u8; 64] {

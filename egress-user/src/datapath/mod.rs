@@ -5,6 +5,7 @@
 //! of bpffs ([`pins::Pins`]).
 
 mod attach;
+mod control;
 mod error;
 mod host;
 mod install;
@@ -14,7 +15,7 @@ mod pins;
 pub mod sys;
 mod table;
 
-pub use attach::{Attached, CGROUP_HOOKS, Cgroup, Uplink};
+pub use attach::{Attached, CGROUP_HOOKS, Cgroup, Uplink, cgroup as attach_cgroup, uplink as attach_uplink};
 pub use error::Error;
 pub use host::{accepted_connections, boot_ticks, cgroup_root, netns_cookie};
 pub use install::{Datapath, Installed, Learned};

@@ -47,7 +47,7 @@ impl Sizes {
         }
     }
 
-    fn of(&self) -> [(&'static str, u32); 10] {
+    fn of(&self) -> [(&'static str, u32); 11] {
         [
             ("ADDRESSES_4", self.addresses),
             ("ADDRESSES_6", self.addresses),
@@ -59,6 +59,7 @@ impl Sizes {
             ("GRANTS", self.grants),
             ("GRANT_HITS", self.grants),
             ("NAMES", self.names),
+            ("INNER_WILDCARDS", self.inner),
         ]
     }
 }
@@ -82,12 +83,23 @@ impl Object {
         for (name, size) in sizes.of() {
             loader.map_max_entries(name, size);
         }
-        loader.map_max_entries("INNER_WILDCARDS", sizes.inner);
         for (name, path) in &paths {
             loader.map_pin_path(name, path.as_path());
         }
         let ebpf = loader.load(OBJECT).map_err(|source| Error::Object(Box::new(source)))?;
         Ok(Self { ebpf })
+    }
+
+    /// Whether the maps, perhaps pinned by an earlier daemon, hold as much as `sizes` asks for.
+    pub fn has_room(&self, sizes: &Sizes) -> Result<bool, Error> {
+        for (name, wanted) in sizes.of() {
+            let shape = super::sys::map_shape(self.map_fd(name)?.as_fd())
+                .map_err(|source| Error::map("look at", name, source))?;
+            if shape.max_entries < wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A map as a typed table, with a descriptor of its own.

@@ -183,8 +183,8 @@ fn learned(event: &LearnedEvent, known: &dyn Known) -> LearnedName {
 }
 
 /// IPv4-mapped addresses are IPv4 ones.
-fn address(bytes: abi::Address) -> IpAddr {
-    Ipv6Addr::from(bytes).to_canonical()
+fn address(address: abi::Address) -> IpAddr {
+    IpAddr::from(address)
 }
 
 /// The kernel keeps names reversed; a length beyond the field is cut.

@@ -1,0 +1,74 @@
+//! From nothing to enforcement: load, install, attach, in an order that leaves no gap.
+
+use crate::{
+    datapath::{self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Settings, Sizes, Uplink},
+    policy::Compiled,
+};
+
+/// What is to be governed.
+#[derive(Debug)]
+pub struct Scope {
+    /// The cgroup.
+    pub cgroup: Cgroup,
+    /// The uplinks; empty for the cgroup alone.
+    pub uplinks: Vec<Uplink>,
+    /// Where to pin what must outlive this process; `None` to pin nothing.
+    pub pins: Option<Pins>,
+}
+
+/// A policy that is in force.
+pub struct Enforcement {
+    /// The maps.
+    pub datapath: Datapath,
+    /// The events' ring buffer.
+    pub events: aya::maps::RingBuf<aya::maps::MapData>,
+    /// What was installed.
+    pub installed: Installed,
+    /// What is attached.
+    pub attached: Vec<Attached>,
+    /// The settings of the generation.
+    pub settings: Settings,
+    /// Where things are pinned.
+    pub pins: Option<Pins>,
+}
+
+impl Enforcement {
+    /// Loads, installs `policy` and attaches. The policy is in the maps before the first program is attached, and those
+    /// that only remember are attached before those that drop.
+    ///
+    /// # Errors
+    /// On an error nothing new stays attached that is not pinned; what an earlier daemon pinned goes on as it was.
+    pub fn start(policy: &Compiled, settings: Settings, scope: &Scope) -> Result<Self, Error> {
+        let mut object = load(policy, scope.pins.as_ref())?;
+        let events = object.take_events()?;
+        let mut datapath = Datapath::new(object)?;
+        let installed = datapath.install(policy, &settings, &[])?;
+        let connections = datapath::accepted_connections();
+        datapath.remember_accepted(&connections)?;
+        let mut attached = datapath::attach_cgroup(datapath.object(), &scope.cgroup, scope.pins.as_ref())?;
+        for uplink in &scope.uplinks {
+            attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);
+        }
+        // Again for those that were accepted while the programs were being attached.
+        datapath.remember_accepted(&datapath::accepted_connections())?;
+        Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone() })
+    }
+}
+
+/// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and
+/// the pinned links are given programs that use these.
+fn load(policy: &Compiled, pins: Option<&Pins>) -> Result<Object, Error> {
+    let sizes = Sizes::for_policy(policy);
+    let Some(pins) = pins else { return Object::load(&sizes, None) };
+    pins.prepare()?;
+    if pins.has_maps() {
+        match Object::load(&sizes, Some(pins)).and_then(|object| Ok((object.has_room(&sizes)?, object))) {
+            Ok((true, object)) => return Ok(object),
+            Ok((false, _)) => tracing::info!("the policy has outgrown the pinned maps; making new ones"),
+            Err(error) => tracing::warn!(%error, "cannot take up the pinned maps; making new ones"),
+        }
+        pins.forget_maps()?;
+    }
+    Object::load(&sizes, Some(pins))
+}
+

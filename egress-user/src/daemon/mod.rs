@@ -1,0 +1,32 @@
+//! The state that a running policy has: shared by `egress run` and `egress exec`.
+//!
+//! Data flows one way: policy → [`Core::install`] → kernel; resolver → [`Core`] as an [`AnswerSink`] → kernel; kernel →
+//! [`ring`] → [`book`] (which name has which address) and the event hub.
+
+mod book;
+mod enforce;
+mod explain;
+pub mod ring;
+mod state;
+mod trust;
+mod uplinks;
+
+pub use book::Book;
+pub use enforce::{Enforcement, Scope};
+pub use state::{Active, Core};
+pub use trust::{Believe, resolvers};
+pub use uplinks::{Follower, default_uplinks};
+
+/// What the machine cannot guarantee, a sentence each, with the remedy.
+pub fn machine_warnings() -> Vec<String> {
+    let mut warnings = Vec::new();
+    let lsm = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    if !lsm.split(',').any(|name| name.trim() == "bpf") {
+        warnings.push(
+            "BPF LSM is not known to be on: a workload in the host's network namespace with CAP_NET_RAW can send past \
+             every egress hook (AF_PACKET with PACKET_QDISC_BYPASS, AF_XDP); boot with `lsm=...,bpf`"
+                .to_owned(),
+        );
+    }
+    warnings
+}

@@ -1,0 +1,78 @@
+//! The kernel's events, read on a thread of their own: looking up a process blocks, and nothing waits for it.
+
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use aya::maps::{MapData, RingBuf};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Core;
+use crate::{
+    api::Source as _,
+    datapath::cgroup_root,
+    events::{Enricher, Event, RawEvent, Roots, decode},
+};
+
+/// How long the reader sleeps when nothing comes: only to notice that the daemon is gone.
+const NAP: Duration = Duration::from_secs(60);
+
+/// Reads events until the process ends, and hands each to `seen` after the hub.
+pub fn read(core: &Arc<Core>, events: RingBuf<MapData>, seen: impl Fn(&Event) + Send + 'static) -> std::io::Result<()> {
+    let core = Arc::clone(core);
+    let root = cgroup_root().unwrap_or_else(|_| "/sys/fs/cgroup".into());
+    let mut reader = Reader { core, enricher: Enricher::new(Roots::host(root)), events };
+    thread::Builder::new().name("events".to_owned()).spawn(move || {
+        loop {
+            reader.drain(&seen);
+            reader.wait(NAP);
+        }
+    })?;
+    Ok(())
+}
+
+/// Reads events on the caller's thread.
+pub struct Reader {
+    core: Arc<Core>,
+    enricher: Enricher,
+    events: RingBuf<MapData>,
+}
+
+impl Reader {
+    /// A reader for the caller's own loop.
+    pub fn new(core: &Arc<Core>, events: RingBuf<MapData>) -> Self {
+        let root = cgroup_root().unwrap_or_else(|_| "/sys/fs/cgroup".into());
+        Self { core: Arc::clone(core), enricher: Enricher::new(Roots::host(root)), events }
+    }
+
+    /// Waits until there is something, at most `limit`.
+    pub fn wait(&self, limit: Duration) {
+        // SAFETY: the ring buffer keeps its descriptor open as long as it lives, which is longer than this call.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
+        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout);
+    }
+
+    /// Takes everything that is there.
+    pub fn drain(&mut self, seen: &impl Fn(&Event)) {
+        while let Some(item) = self.events.next() {
+            let raw = match decode(&item) {
+                Ok(raw) => raw,
+                Err(error) => {
+                    tracing::warn!(%error, "an event of the kernel cannot be read");
+                    continue;
+                }
+            };
+            drop(item);
+            if let RawEvent::Learned(learned) = &raw {
+                self.core.note(learned);
+            }
+            let event = self.enricher.enrich(&raw, &*self.core);
+            seen(&event);
+            self.core.hub().publish(event);
+        }
+    }
+}

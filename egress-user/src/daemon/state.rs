@@ -1,0 +1,391 @@
+//! The running state, and what it answers.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use egress_ebpf::abi::{self, LearnedEvent, NEVER, TICK_SHIFT, Ticks};
+
+use super::{Book, Enforcement, machine_warnings};
+use crate::{
+    api::{
+        AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, MapFill, NameStatus, PolicyStatus,
+        RuleStatus, Source, Status,
+    },
+    datapath::{Attached, Datapath, Error, Installed, Learned, Settings, Uplink, attach_uplink, boot_ticks, sys},
+    events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
+    policy::{Action, Compiled, Mode, Proto},
+    resolve::{Answer, AnswerSink, Failure, Refresher},
+};
+
+/// The policy in force, and where it went.
+#[derive(Debug)]
+pub struct Active {
+    /// The policy.
+    pub policy: Compiled,
+    /// Files and embedded names, as they were given.
+    pub files: Vec<String>,
+    /// Its generation and grants.
+    pub installed: Installed,
+    /// What the generation needed besides the policy.
+    pub settings: Settings,
+}
+
+/// The state of a running policy.
+pub struct Core {
+    datapath: Mutex<Datapath>,
+    attached: Mutex<Vec<Attached>>,
+    pins: Option<crate::datapath::Pins>,
+    active: ArcSwap<Active>,
+    book: Mutex<Book>,
+    hub: Hub,
+    refresher: OnceLock<Arc<Refresher>>,
+    started: Timestamp,
+    warnings: Vec<String>,
+    /// The last attempt to change something that failed, for `status`.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Core {
+    /// The state of what was started; the ring buffer is left to the caller.
+    pub fn new(
+        enforcement: Enforcement,
+        policy: Compiled,
+        files: Vec<String>,
+    ) -> (Arc<Self>, aya::maps::RingBuf<aya::maps::MapData>) {
+        let Enforcement { datapath, events, installed, attached, settings, pins } = enforcement;
+        let core = Self {
+            datapath: Mutex::new(datapath),
+            attached: Mutex::new(attached),
+            pins,
+            active: ArcSwap::from_pointee(Active { policy, files, installed, settings }),
+            book: Mutex::default(),
+            hub: Hub::new(RECENT),
+            refresher: OnceLock::new(),
+            started: Timestamp::now(),
+            warnings: machine_warnings(),
+            trouble: Mutex::default(),
+        };
+        (Arc::new(core), events)
+    }
+
+    /// The policy in force.
+    pub fn active(&self) -> Arc<Active> {
+        self.active.load_full()
+    }
+
+    /// Gives the refresher to `status`.
+    pub fn set_refresher(&self, refresher: Arc<Refresher>) {
+        let _ = self.refresher.set(refresher);
+    }
+
+    /// Puts another policy in force, or the same with other settings. On an error the old one stays.
+    pub fn install(&self, policy: Compiled, files: Vec<String>, settings: Settings) -> Result<(), Error> {
+        let learned = lock(&self.book).living(boot_ticks());
+        let mut datapath = lock(&self.datapath);
+        let result = datapath.install(&policy, &settings, &learned);
+        drop(datapath);
+        let mode = mode_name(policy.mode).to_owned();
+        match result {
+            Ok(installed) => {
+                *lock(&self.trouble) = None;
+                let change = PolicyChange {
+                    generation: installed.generation,
+                    applied: true,
+                    mode,
+                    rules: policy.rules.len(),
+                    message: format!("policy {:016x} is in force", policy.hash),
+                };
+                self.active.store(Arc::new(Active { policy, files, installed, settings }));
+                self.hub.publish(Event::new(Timestamp::now(), Kind::Policy(change)));
+                Ok(())
+            }
+            Err(error) => {
+                self.refused(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// Notes that a change of the policy was refused; the old one stays.
+    pub fn refused(&self, why: &str) {
+        *lock(&self.trouble) = Some(format!("the last change of the policy was refused: {why}"));
+        let active = self.active();
+        let change = PolicyChange {
+            generation: active.installed.generation,
+            applied: false,
+            mode: mode_name(active.policy.mode).to_owned(),
+            rules: active.policy.rules.len(),
+            message: why.to_owned(),
+        };
+        self.hub.publish(Event::new(Timestamp::now(), Kind::Policy(change)));
+    }
+
+    /// Governs uplinks that are not governed yet; gives the names of the new ones.
+    pub fn add_uplinks(&self, names: &[String]) -> Result<Vec<String>, Error> {
+        let mut added = Vec::new();
+        for name in names {
+            let Ok(uplink) = Uplink::named(name) else { continue };
+            let mut attached = lock(&self.attached);
+            let present = |point: &Attached| {
+                point.target == *name
+                    && point.link.as_ref().is_none_or(|link| {
+                        sys::link_info(link.as_fd()).is_ok_and(|info| info.target == uplink.index)
+                    })
+            };
+            if attached.iter().any(present) {
+                continue;
+            }
+            attached.retain(|point| point.target != *name);
+            let mut datapath = lock(&self.datapath);
+            attached.extend(attach_uplink(datapath.object(), &uplink, self.pins.as_ref())?);
+            added.push(name.clone());
+        }
+        Ok(added)
+    }
+
+    /// Writes down what the kernel learned.
+    pub fn note(&self, learned: &LearnedEvent) {
+        let reversed = learned.name.get(..usize::from(learned.name_len)).unwrap_or_default();
+        let name = String::from_utf8_lossy(&reversed.iter().rev().copied().collect::<Vec<u8>>()).into_owned();
+        let addresses: Vec<_> = learned
+            .addresses
+            .iter()
+            .take(usize::from(learned.count))
+            .map(|entry| (IpAddr::from(entry.address), entry.expiry))
+            .collect();
+        let resolver = SocketAddr::new(learned.resolver.into(), learned.resolver_port).to_string();
+        lock(&self.book).learn(&name, &addresses, &resolver, boot_ticks());
+    }
+
+    fn learn(&self, name: &str, addresses: &[(IpAddr, std::time::Duration)], resolver: &str) {
+        let now = boot_ticks();
+        let addresses: Vec<_> = addresses
+            .iter()
+            .map(|&(address, life)| {
+                let ticks = u32::try_from(life.as_nanos().div_ceil(1 << TICK_SHIFT)).unwrap_or(u32::MAX / 4);
+                (address, now.saturating_add(ticks).min(NEVER - 1))
+            })
+            .collect();
+        lock(&self.book).learn(name, &addresses, resolver, now);
+        let learned = Learned { name: name.to_owned(), addresses };
+        let result = lock(&self.datapath).learn(&self.active().policy, &learned);
+        if let Err(error) = result {
+            tracing::warn!(%error, name, "cannot write a name's addresses");
+        }
+    }
+
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+        lock(&self.book)
+    }
+
+    fn rules_of(active: &Active, classes: &[u32]) -> Vec<String> {
+        let mut rules: Vec<String> = classes
+            .iter()
+            .filter_map(|class| active.policy.classes.get(*class as usize))
+            .flat_map(|class| &class.grants)
+            .filter_map(|grant| active.policy.grants.get(*grant as usize))
+            .map(|grant| active.policy.rules[grant.rule as usize].name.clone())
+            .collect();
+        rules.sort();
+        rules.dedup();
+        rules
+    }
+
+    fn rules(active: &Active, datapath: &Datapath) -> Vec<RuleStatus> {
+        let mut rules: Vec<RuleStatus> = active
+            .policy
+            .rules
+            .iter()
+            .map(|rule| RuleStatus {
+                name: rule.name.clone(),
+                why: rule.why.clone(),
+                action: if rule.action == Action::Deny { "deny" } else { "allow" }.to_owned(),
+                packets: 0,
+                bytes: 0,
+                source: if rule.source.line == 0 {
+                    rule.source.file.clone()
+                } else {
+                    format!("{}:{}", rule.source.file, rule.source.line)
+                },
+            })
+            .collect();
+        for (grant, index) in active.policy.grants.iter().zip(&active.installed.grants) {
+            let hits = datapath.grant_hits(*index).unwrap_or_default();
+            rules[grant.rule as usize].packets += hits.packets;
+            rules[grant.rule as usize].bytes += hits.bytes;
+        }
+        rules
+    }
+
+    fn names(&self, active: &Active, now: Ticks) -> Vec<NameStatus> {
+        let errors: std::collections::HashMap<String, String> = self
+            .refresher
+            .get()
+            .map(|refresher| refresher.names())
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|name| name.last_error.map(|(error, _)| (name.name, error.to_string())))
+            .collect();
+        let book = lock(&self.book);
+        let mut names: std::collections::BTreeSet<String> =
+            active.policy.exact_names.iter().map(|name| name.as_str().to_owned()).collect();
+        names.extend(book.living(now).into_iter().map(|learned| learned.name));
+        names
+            .into_iter()
+            .map(|name| NameStatus {
+                addresses: book
+                    .addresses_of(&name, now)
+                    .into_iter()
+                    .map(|(address, entry)| AddressStatus {
+                        address,
+                        seconds_left: (u64::from(entry.expiry - now) << TICK_SHIFT) / 1_000_000_000,
+                        permanent: entry.expiry == NEVER,
+                    })
+                    .collect(),
+                rules: Self::rules_of(active, &active.policy.match_name(&name).classes),
+                last_error: errors.get(&name).cloned(),
+                name,
+            })
+            .collect()
+    }
+
+    fn attach_points(&self) -> Vec<AttachPoint> {
+        lock(&self.attached)
+            .iter()
+            .map(|point| {
+                let info = point.link.as_ref().and_then(|link| sys::link_info(link.as_fd()).ok());
+                AttachPoint {
+                    hook: point.hook.to_owned(),
+                    target: point.target.clone(),
+                    link_id: info.map(|info| info.id),
+                    present: point.link.is_none() || info.is_some_and(|info| info.target != 0),
+                }
+            })
+            .collect()
+    }
+}
+
+impl Source for Core {
+    fn status(&self) -> Status {
+        let active = self.active();
+        let now = boot_ticks();
+        let names = self.names(&active, now);
+        let attach_points = self.attach_points();
+        let datapath = lock(&self.datapath);
+        let counters = datapath.counters().unwrap_or_default();
+        let (drops_lost, answers_lost) = datapath.events_lost().unwrap_or_default();
+        let health = self.health_of(&attach_points);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: mode_name(active.policy.mode).to_owned(),
+            enforcing: active.policy.mode == Mode::Enforce && attach_points.iter().all(|point| point.present),
+            started: self.started,
+            generation: active.installed.generation,
+            policy: PolicyStatus {
+                files: active.files.clone(),
+                hash: format!("{:016x}", active.policy.hash),
+                rules: active.policy.rules.len(),
+            },
+            attach_points,
+            rules: Self::rules(&active, &datapath),
+            names,
+            counters: counters
+                .into_iter()
+                .map(|(reason, hits)| Counter {
+                    reason: reason.name().to_owned(),
+                    passes: reason.passes(),
+                    packets: hits.packets,
+                    bytes: hits.bytes,
+                })
+                .collect(),
+            events_lost: drops_lost + answers_lost,
+            maps: datapath
+                .fill()
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(name, entries, capacity)| MapFill {
+                    name: name.to_owned(),
+                    entries: entries as u64,
+                    capacity: u64::from(capacity),
+                })
+                .collect(),
+            warnings: self.warnings.clone(),
+            health,
+        }
+    }
+
+    fn explain(&self, to: &str) -> Result<Explanation, ExplainError> {
+        super::explain::explain(self, to)
+    }
+
+    fn health(&self) -> Health {
+        self.health_of(&self.attach_points())
+    }
+
+    fn hub(&self) -> &Hub {
+        &self.hub
+    }
+}
+
+impl Core {
+    fn health_of(&self, attach_points: &[AttachPoint]) -> Health {
+        let mut problems: Vec<String> = attach_points
+            .iter()
+            .filter(|point| !point.present)
+            .map(|point| format!("{} is no longer attached to {}", point.hook, point.target))
+            .collect();
+        problems.extend(lock(&self.trouble).clone());
+        Health { healthy: problems.is_empty(), problems }
+    }
+}
+
+impl Known for Core {
+    fn names(&self, address: IpAddr) -> Vec<String> {
+        lock(&self.book).names_of(address)
+    }
+
+    fn deny_rule(&self, destination: IpAddr, protocol: u8, port: u16) -> Option<String> {
+        let active = self.active();
+        let proto = match protocol {
+            abi::PROTO_TCP => Proto::Tcp,
+            abi::PROTO_UDP => Proto::Udp,
+            _ => Proto::Icmp,
+        };
+        let class = active.policy.match_deny(destination);
+        let range = active.policy.class_opens(class, proto, port)?;
+        let grant = active.policy.grants.get(range.grant as usize)?;
+        Some(active.policy.rules[grant.rule as usize].name.clone())
+    }
+}
+
+impl AnswerSink for Core {
+    fn learned(&self, answer: &Answer) {
+        self.learn(&answer.name, &answer.addresses, &answer.resolver.to_string());
+    }
+
+    fn failed(&self, failure: &Failure) {
+        tracing::debug!(name = %failure.name, reason = %failure.reason, "a name could not be resolved");
+        // The last good answer stays for a while: the kernel's slots are given the longer life.
+        let resolver = failure.resolver.map(|resolver| resolver.to_string()).unwrap_or_default();
+        if !failure.kept.is_empty() {
+            self.learn(&failure.name, &failure.kept, &resolver);
+        }
+    }
+}
+
+/// `enforce` or `audit`.
+pub fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Audit => "audit",
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves plain data behind, which every reader can go on with.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,51 @@
+//! Addresses written through the `control` program, by the very code that learns in the kernel, so that the two never
+//! overwrite one another.
+
+use std::net::IpAddr;
+
+use egress_ebpf::abi::{
+    CONTROL_LEARN, CONTROL_RECORDS, ControlHeader, ControlRecord, Ticks,
+};
+use zerocopy::IntoBytes as _;
+
+use super::{Error, Object, sys};
+
+/// Writes (address, class of map `CLASSES`, expiry) into a generation.
+///
+/// # Errors
+/// [`Error::Full`] where an address has no slot, or the map no room, for one of them. The others are written.
+pub(super) fn learn(
+    object: &mut Object,
+    generation: u32,
+    addresses: &[(IpAddr, u32, Ticks)],
+    capacity: u32,
+) -> Result<(), Error> {
+    let program = object.program("control")?;
+    let mut lost = 0;
+    for chunk in addresses.chunks(CONTROL_RECORDS) {
+        let header =
+            ControlHeader { command: CONTROL_LEARN, generation, count: chunk.len() as u32, ..ControlHeader::default() };
+        let mut data = header.as_bytes().to_vec();
+        for &(address, class, expiry) in chunk {
+            let record = ControlRecord { address: address.to_canonical().into(), class, expiry };
+            data.extend_from_slice(record.as_bytes());
+        }
+        let mut output = vec![0; data.len()];
+        let run = sys::test_run(program, &data, Some(&mut output), 1)
+            .map_err(|source| Error::map("write", "ADDRESSES", source))?;
+        if run.returned != 0 {
+            let source = std::io::Error::from_raw_os_error(run.returned as i32);
+            return Err(Error::map("write", "ADDRESSES", source));
+        }
+        let results = ControlHeader::results_of(&output);
+        lost += results[3] + results[4] + results[5];
+    }
+    if lost != 0 {
+        return Err(Error::Full {
+            what: "addresses and ports of names",
+            needed: lost as usize,
+            capacity: capacity as usize,
+        });
+    }
+    Ok(())
+}
