@@ -12,12 +12,7 @@ struct Run {
 }
 
 fn egress(args: &[&str]) -> Run {
-    let output = Command::cargo_bin("egress")
-        .unwrap()
-        .args(args)
-        .env_remove("EGRESS_SOCKET")
-        .output()
-        .unwrap();
+    let output = Command::cargo_bin("egress").unwrap().args(args).env_remove("EGRESS_SOCKET").output().unwrap();
     Run {
         code: output.status.code().expect("an exit code, not a signal"),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -41,21 +36,13 @@ const GOOD: &str = "rules:\n  - name: web\n    why: the site\n    to: [\"*.examp
 fn check_says_ok() {
     let run = egress(&["check", "aks-required", "aks-optional"]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
-    assert!(
-        run.out.starts_with("ok: 15 rules in 2 files, 0 warnings"),
-        "{}",
-        run.out
-    );
+    assert!(run.out.starts_with("ok: 15 rules in 2 files, 0 warnings"), "{}", run.out);
 }
 
 #[test]
 fn check_names_the_place_and_exits_2() {
     let directory = tempfile::tempdir().unwrap();
-    let path = write(
-        directory.path(),
-        "p.yaml",
-        "rules:\n  - name: x\n    to: [a.*.com]\n    ports: [443/tcp]\n",
-    );
+    let path = write(directory.path(), "p.yaml", "rules:\n  - name: x\n    to: [a.*.com]\n    ports: [443/tcp]\n");
     let run = egress(&["check", &path]);
     assert_eq!((run.code, run.out.as_str()), (2, ""));
     assert!(run.err.contains(&format!("{path}:3:10")), "{}", run.err);
@@ -64,32 +51,19 @@ fn check_names_the_place_and_exits_2() {
 
     let run = egress(&["check", "--json", &path]);
     let value = json(&run);
-    assert_eq!(
-        (run.code, &value["ok"], &value["hash"]),
-        (2, &Value::Bool(false), &Value::Null)
-    );
-    assert_eq!(
-        (&value["errors"][0]["line"], &value["errors"][0]["column"]),
-        (&3.into(), &10.into())
-    );
+    assert_eq!((run.code, &value["ok"], &value["hash"]), (2, &Value::Bool(false), &Value::Null));
+    assert_eq!((&value["errors"][0]["line"], &value["errors"][0]["column"]), (&3.into(), &10.into()));
 }
 
 #[test]
 fn warnings_fail_with_strict_only() {
     let directory = tempfile::tempdir().unwrap();
-    let path = write(
-        directory.path(),
-        "p.yaml",
-        "rules:\n  - {name: x, to: [any], ports: [any]}\n",
-    );
+    let path = write(directory.path(), "p.yaml", "rules:\n  - {name: x, to: [any], ports: [any]}\n");
     let run = egress(&["check", &path]);
     assert_eq!(run.code, 0);
     assert!(run.err.contains("warning[wide-ports]"), "{}", run.err);
     let run = egress(&["check", "--strict", "--json", &path]);
-    assert_eq!(
-        (run.code, &json(&run)["warnings"][0]["code"]),
-        (2, &"wide-ports".into())
-    );
+    assert_eq!((run.code, &json(&run)["warnings"][0]["code"]), (2, &"wide-ports".into()));
 }
 
 #[test]
@@ -112,11 +86,7 @@ fn a_directory_is_all_its_files_in_order() {
 fn files_that_cannot_be_read() {
     let run = egress(&["check", "aks-requird"]);
     assert_eq!(run.code, 2);
-    assert!(
-        run.err.contains("did you mean the embedded policy `aks-required`?"),
-        "{}",
-        run.err
-    );
+    assert!(run.err.contains("did you mean the embedded policy `aks-required`?"), "{}", run.err);
     let directory = tempfile::tempdir().unwrap();
     let binary = directory.path().join("p.yaml");
     fs::write(&binary, b"rules:\n\xff\xfe").unwrap();
@@ -142,11 +112,7 @@ fn a_file_of_10_mb_that_is_no_policy() {
 #[test]
 fn a_byte_order_mark_and_windows_lines_are_read() {
     let directory = tempfile::tempdir().unwrap();
-    let path = write(
-        directory.path(),
-        "p.yaml",
-        &format!("\u{feff}{}", GOOD.replace('\n', "\r\n")),
-    );
+    let path = write(directory.path(), "p.yaml", &format!("\u{feff}{}", GOOD.replace('\n', "\r\n")));
     let run = egress(&["check", &path]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
 }
@@ -155,39 +121,22 @@ fn a_byte_order_mark_and_windows_lines_are_read() {
 fn explain_answers_with_rule_and_exit_code() {
     let run = egress(&["explain", "--policy", "aks-required", "x.hcp.westeurope.azmk8s.io:9000"]);
     assert_eq!(run.code, 0);
-    assert!(
-        run.out.starts_with("allowed  x.hcp.westeurope.azmk8s.io:9000/tcp\n"),
-        "{}",
-        run.out
-    );
-    assert!(
-        run.out.contains("`aks-api-server` (aks-required.yaml:6)"),
-        "{}",
-        run.out
-    );
+    assert!(run.out.starts_with("allowed  x.hcp.westeurope.azmk8s.io:9000/tcp\n"), "{}", run.out);
+    assert!(run.out.contains("`aks-api-server` (aks-required.yaml:6)"), "{}", run.out);
     let run = egress(&["explain", "--policy", "aks-required", "example.com"]);
     assert_eq!(run.code, 1);
     assert!(run.out.starts_with("denied  example.com:443/tcp\n"), "{}", run.out);
     let run = egress(&["explain", "--json", "--policy", "aks-optional", "192.0.2.1:123/udp"]);
     let value = json(&run);
-    assert_eq!(
-        (&value["reason"], &value["rules"][0]["name"]),
-        (&"allow".into(), &"aks-ntp".into())
-    );
+    assert_eq!((&value["reason"], &value["rules"][0]["name"]), (&"allow".into(), &"aks-ntp".into()));
 }
 
 #[test]
 fn allow_needs_no_file() {
     assert_eq!(egress(&["explain", "--allow", "github.com", "github.com"]).code, 0);
     assert_eq!(egress(&["explain", "--allow", "github.com", "github.com:22"]).code, 1);
-    assert_eq!(
-        egress(&["explain", "--allow", "10.0.0.0/8:any", "10.1.2.3/icmp"]).code,
-        0
-    );
-    assert_eq!(
-        egress(&["explain", "--allow", "[2001:db8::1]:443", "[2001:db8::1]:443"]).code,
-        0
-    );
+    assert_eq!(egress(&["explain", "--allow", "10.0.0.0/8:any", "10.1.2.3/icmp"]).code, 0);
+    assert_eq!(egress(&["explain", "--allow", "[2001:db8::1]:443", "[2001:db8::1]:443"]).code, 0);
     let run = egress(&["explain", "--allow", "https://github.com/x", "github.com"]);
     assert_eq!(run.code, 2);
     assert!(run.err.contains("write the host alone, `github.com`"), "{}", run.err);
@@ -195,14 +144,7 @@ fn allow_needs_no_file() {
 
 #[test]
 fn wrong_destinations_exit_2() {
-    for wrong in [
-        "*.example.com",
-        "10.0.0.0/8",
-        "any",
-        "a.com:0",
-        "a.com:443/sctp",
-        "a.com:1-5",
-    ] {
+    for wrong in ["*.example.com", "10.0.0.0/8", "any", "a.com:0", "a.com:443/sctp", "a.com:1-5"] {
         assert_eq!(egress(&["explain", "--policy", "deny-all", wrong]).code, 2, "{wrong}");
     }
 }
@@ -217,10 +159,7 @@ fn placeholders_come_from_set() {
     assert!(run.err.contains("--set region="), "{}", run.err);
     assert_eq!(egress(&["check", &path, "--set", "region=westeurope"]).code, 0);
     assert_eq!(egress(&["check", &path, "--set", "region=west europe"]).code, 2);
-    assert_eq!(
-        egress(&["check", &path, "--set", "region=a", "--set", "regoin=b"]).code,
-        2
-    );
+    assert_eq!(egress(&["check", &path, "--set", "region=a", "--set", "regoin=b"]).code, 2);
     assert_eq!(egress(&["check", "deny-all", "--set", "region"]).code, 2);
 }
 
@@ -252,18 +191,9 @@ fn schema_and_completions_print() {
 
 #[test]
 fn arguments_of_every_command_hold_together() {
-    for command in [
-        "run",
-        "exec",
-        "check",
-        "explain",
-        "status",
-        "events",
-        "detach",
-        "policies",
-        "schema",
-        "completions",
-    ] {
+    for command in
+        ["run", "exec", "check", "explain", "status", "events", "detach", "policies", "schema", "completions"]
+    {
         let run = egress(&[command, "--help"]);
         assert!(run.code == 0 && run.out.contains("--socket"), "{command}: {}", run.err);
     }
@@ -275,11 +205,7 @@ fn arguments_of_every_command_hold_together() {
 fn every_example_of_the_documentation_is_valid() {
     let text = include_str!("../../docs/policy.md");
     let directory = tempfile::tempdir().unwrap();
-    let examples: Vec<_> = text
-        .split("```yaml\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .collect();
+    let examples: Vec<_> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert_eq!(examples.len(), 5);
     for (number, example) in examples.into_iter().enumerate() {
         let path = write(directory.path(), &format!("{number}.yaml"), example);
@@ -287,9 +213,6 @@ fn every_example_of_the_documentation_is_valid() {
         assert_eq!(run.code, 0, "{example}\n{}", run.err);
     }
     for (name, _) in egress_user::policy::WARNINGS {
-        assert!(
-            text.contains(&format!("| `{name}` |")),
-            "the documentation lacks the warning {name}"
-        );
+        assert!(text.contains(&format!("| `{name}` |")), "the documentation lacks the warning {name}");
     }
 }

@@ -45,11 +45,7 @@ impl Cgroup {
     fn make(path: PathBuf, owned: bool) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("create cgroup {}: kernel tests need root", path.display()))?;
         let procs = OpenOptions::new().write(true).open(path.join("cgroup.procs"))?.into();
-        Ok(Self {
-            path,
-            procs: Arc::new(procs),
-            owned,
-        })
+        Ok(Self { path, procs: Arc::new(procs), owned })
     }
 
     /// Its absolute path, as `egress run --cgroup` takes it.

@@ -29,20 +29,13 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(PathBuf::from(path));
     }
     let own = std::env::current_exe().context("find this executable")?;
-    let mut dir = own
-        .parent()
-        .ok_or_else(|| anyhow!("{} has no directory", own.display()))?;
+    let mut dir = own.parent().ok_or_else(|| anyhow!("{} has no directory", own.display()))?;
     if dir.ends_with("deps") {
-        dir = dir
-            .parent()
-            .ok_or_else(|| anyhow!("{} has no directory", dir.display()))?;
+        dir = dir.parent().ok_or_else(|| anyhow!("{} has no directory", dir.display()))?;
     }
     let path = dir.join("egress");
     if !path.exists() {
-        bail!(
-            "{} is not built: run `cargo xtask test`, or set EGRESS_BIN to the binary",
-            path.display()
-        );
+        bail!("{} is not built: run `cargo xtask test`, or set EGRESS_BIN to the binary", path.display());
     }
     Ok(path)
 }
@@ -51,10 +44,7 @@ pub fn binary() -> Result<PathBuf> {
 pub fn egress(place: &Place, args: &[&str], limit: Duration) -> Result<Run> {
     let mut command = place.command(&binary()?.to_string_lossy());
     command.args(args).env("EGRESS_BPFFS", BPFFS);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     crate::place::wait_limited(command.spawn()?, limit)
 }
 
@@ -138,41 +128,23 @@ impl DaemonBuilder<'_> {
     }
 
     fn command(&self) -> Result<(std::process::Command, PathBuf)> {
-        let cgroup = self
-            .cgroup
-            .as_ref()
-            .ok_or_else(|| anyhow!("name the governed cgroup: .cgroup(&cgroup)"))?;
+        let cgroup = self.cgroup.as_ref().ok_or_else(|| anyhow!("name the governed cgroup: .cgroup(&cgroup)"))?;
         let socket = self.world.dir().join("egress.sock");
         let binary = binary()?;
         let mut command = self.place.command(&binary.to_string_lossy());
-        command
-            .arg("run")
-            .arg("--cgroup")
-            .arg(cgroup)
-            .arg("--socket")
-            .arg(&socket);
+        command.arg("run").arg("--cgroup").arg(cgroup).arg("--socket").arg(&socket);
         for policy in &self.policies {
             command.arg("--policy").arg(policy);
         }
         let none = vec!["none".to_owned()];
-        for interface in if self.interfaces.is_empty() {
-            &none
-        } else {
-            &self.interfaces
-        } {
+        for interface in if self.interfaces.is_empty() { &none } else { &self.interfaces } {
             command.args(["--interface", interface]);
         }
         for resolver in &self.resolvers {
             command.args(["--resolver", resolver]);
         }
-        command
-            .args(&self.args)
-            .env("EGRESS_BPFFS", BPFFS)
-            .envs(self.envs.iter().cloned());
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(&self.args).env("EGRESS_BPFFS", BPFFS).envs(self.envs.iter().cloned());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok((command, socket))
     }
 
@@ -183,13 +155,7 @@ impl DaemonBuilder<'_> {
         let output = Output::default();
         let readers = vec![output.follow(child.stdout.take()), output.follow(child.stderr.take())];
         let place = self.world.node();
-        let mut daemon = Daemon {
-            child: Some(child),
-            output,
-            readers,
-            place,
-            socket,
-        };
+        let mut daemon = Daemon { child: Some(child), output, readers, place, socket };
         daemon.wait_ready()?;
         Ok(daemon)
     }
@@ -236,14 +202,9 @@ impl Daemon {
                 if self.output.text().contains(READY) && ended.is_none() {
                     break;
                 }
-                let how = ended.map_or_else(
-                    || format!("said nothing for {START_LIMIT:?}"),
-                    |status| status.to_string(),
-                );
-                bail!(
-                    "`egress run` did not say \"{READY}\" ({how}); its output:\n{}",
-                    self.output.text()
-                );
+                let how =
+                    ended.map_or_else(|| format!("said nothing for {START_LIMIT:?}"), |status| status.to_string());
+                bail!("`egress run` did not say \"{READY}\" ({how}); its output:\n{}", self.output.text());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -279,11 +240,7 @@ impl Daemon {
 
     /// Sends a signal and does not wait.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self
-            .child
-            .as_ref()
-            .ok_or_else(|| anyhow!("the daemon ended before"))?
-            .id();
+        let pid = self.child.as_ref().ok_or_else(|| anyhow!("the daemon ended before"))?.id();
         Ok(kill(Pid::from_raw(pid.cast_signed()), signal)?)
     }
 
@@ -299,10 +256,7 @@ impl Daemon {
             if start.elapsed() > STOP_LIMIT {
                 child.kill()?;
                 child.wait()?;
-                bail!(
-                    "the daemon did not end {STOP_LIMIT:?} after {signal}; its output:\n{}",
-                    self.output.text()
-                );
+                bail!("the daemon did not end {STOP_LIMIT:?} after {signal}; its output:\n{}", self.output.text());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -311,14 +265,8 @@ impl Daemon {
     /// Runs `egress ARGS` on the node against this daemon's socket and bpffs.
     pub fn egress(&self, args: &[&str]) -> Result<Run> {
         let mut command = self.place.command(&binary()?.to_string_lossy());
-        command
-            .args(args)
-            .env("EGRESS_SOCKET", &self.socket)
-            .env("EGRESS_BPFFS", BPFFS);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(args).env("EGRESS_SOCKET", &self.socket).env("EGRESS_BPFFS", BPFFS);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         crate::place::wait_limited(command.spawn()?, STOP_LIMIT)
     }
 
@@ -330,19 +278,13 @@ impl Daemon {
 
     /// `egress events --dropped --json` (or all events): one object a line, oldest first.
     pub fn events(&self, dropped_only: bool) -> Result<Vec<Value>> {
-        let args: &[&str] = if dropped_only {
-            &["events", "--dropped", "--json"]
-        } else {
-            &["events", "--json"]
-        };
+        let args: &[&str] = if dropped_only { &["events", "--dropped", "--json"] } else { &["events", "--json"] };
         let run = self.egress(args)?;
         if !run.ok() {
             bail!("egress events failed: {run:?}");
         }
         let lines = run.stdout.lines().filter(|line| !line.trim().is_empty());
-        lines
-            .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
-            .collect()
+        lines.map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
     }
 
     /// `egress detach`: every program, pin and cgroup that the tool made goes.
@@ -379,10 +321,7 @@ impl Output {
             let mut reader = BufReader::new(pipe);
             let mut line = Vec::new();
             while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                output
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push_str(&String::from_utf8_lossy(&line));
+                output.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&line));
                 line.clear();
             }
         })

@@ -148,11 +148,8 @@ impl Dns {
     pub fn set(&self, name: &str, ttl: u32, addresses: &[IpAddr]) {
         let mut state = self.lock();
         for kind in [RecordType::A, RecordType::AAAA] {
-            let records: Vec<_> = addresses
-                .iter()
-                .map(|&a| (ttl, rdata(a)))
-                .filter(|(_, data)| data.record_type() == kind)
-                .collect();
+            let records: Vec<_> =
+                addresses.iter().map(|&a| (ttl, rdata(a))).filter(|(_, data)| data.record_type() == kind).collect();
             state.records.insert((key(name), kind), records);
         }
     }
@@ -173,9 +170,7 @@ impl Dns {
     pub fn cname(&self, name: &str, ttl: u32, target: &str) {
         let target = CNAME(fqdn(target).expect("a domain name"));
         self.remove(name);
-        self.lock()
-            .records
-            .insert((key(name), RecordType::CNAME), vec![(ttl, RData::CNAME(target))]);
+        self.lock().records.insert((key(name), RecordType::CNAME), vec![(ttl, RData::CNAME(target))]);
     }
 
     /// Takes all records of `name` away: NXDOMAIN from now on.
@@ -231,9 +226,7 @@ impl Dns {
             let Some((bytes, _)) = self.answer(&query, from, at, true).await else {
                 return Ok(());
             };
-            stream
-                .write_u16(u16::try_from(bytes.len()).map_err(io::Error::other)?)
-                .await?;
+            stream.write_u16(u16::try_from(bytes.len()).map_err(io::Error::other)?).await?;
             stream.write_all(&bytes).await?;
         }
     }
@@ -246,24 +239,10 @@ impl Dns {
         let kind = question.query_type();
         let (fault, delay, answers) = {
             let mut state = self.lock();
-            state.asked.push(Asked {
-                name: name.clone(),
-                kind,
-                from,
-                at,
-                tcp,
-                when: Instant::now(),
-            });
-            let fault = state
-                .fault_everywhere
-                .clone()
-                .or_else(|| state.faults.get(&name).cloned());
+            state.asked.push(Asked { name: name.clone(), kind, from, at, tcp, when: Instant::now() });
+            let fault = state.fault_everywhere.clone().or_else(|| state.faults.get(&name).cloned());
             let chase = fault != Some(Fault::NoChase);
-            (
-                fault,
-                state.delays.get(&name).copied(),
-                state.lookup(question.name(), kind, chase),
-            )
+            (fault, state.delays.get(&name).copied(), state.lookup(question.name(), kind, chase))
         };
         if let Some(delay) = delay {
             tokio::time::sleep(delay).await;
@@ -329,16 +308,9 @@ impl State {
                 answer.push(Record::from_rdata(owner.clone(), *ttl, data.clone()));
                 self.rotation += 1;
             } else {
-                answer.extend(
-                    own.into_iter()
-                        .map(|(ttl, data)| Record::from_rdata(owner.clone(), ttl, data)),
-                );
+                answer.extend(own.into_iter().map(|(ttl, data)| Record::from_rdata(owner.clone(), ttl, data)));
             }
-            let alias = self
-                .records
-                .get(&(source, RecordType::CNAME))
-                .and_then(|records| records.first())
-                .cloned();
+            let alias = self.records.get(&(source, RecordType::CNAME)).and_then(|records| records.first()).cloned();
             let Some((ttl, RData::CNAME(target))) = alias.filter(|_| kind != RecordType::CNAME) else {
                 break;
             };

@@ -34,13 +34,7 @@ impl MountNs {
         fs::write(&hosts, "127.0.0.1 localhost\n::1 localhost\n")?;
         let fd = on_thread(|| -> Result<OwnedFd> {
             unshare(CloneFlags::CLONE_NEWNS).context("unshare a mount namespace: kernel tests need root")?;
-            mount(
-                None::<&str>,
-                "/",
-                None::<&str>,
-                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-                None::<&str>,
-            )?;
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
             mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("tmpfs on /run")?;
             mount(Some("none"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).context("a private bpffs")?;
             bind(&resolv_conf, Path::new("/etc/resolv.conf"))?;
@@ -48,10 +42,7 @@ impl MountNs {
             bind(&hosts, Path::new("/etc/hosts"))?;
             Ok(File::open("/proc/thread-self/ns/mnt")?.into())
         })?;
-        Ok(Self {
-            fd: Arc::new(fd),
-            resolv_conf,
-        })
+        Ok(Self { fd: Arc::new(fd), resolv_conf })
     }
 
     /// Writes `/etc/resolv.conf` as the namespace sees it, in place.

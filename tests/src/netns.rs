@@ -27,29 +27,19 @@ pub(crate) fn unique_name(role: &str) -> String {
         sweep_dead();
         crate::cgroup::sweep_dead();
     });
-    format!(
-        "{PREFIX}{}-{}-{role}",
-        std::process::id(),
-        COUNTER.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("{PREFIX}{}-{}-{role}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Whether `name` is one of ours and the process that made it is gone.
 pub(crate) fn is_leftover(name: &str) -> bool {
-    let pid = name
-        .strip_prefix(PREFIX)
-        .and_then(|rest| rest.split('-').next())
-        .and_then(|pid| pid.parse::<i32>().ok());
+    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse::<i32>().ok());
     pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
 fn sweep_dead() {
     let leftovers = |dir: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries
-            .filter(|e| is_leftover(&e.file_name().to_string_lossy()))
-            .map(|e| e.path())
-            .collect()
+        entries.filter(|e| is_leftover(&e.file_name().to_string_lossy())).map(|e| e.path()).collect()
     };
     for namespace in leftovers(Path::new(NETNS_DIR)) {
         remove(&namespace);
@@ -100,11 +90,7 @@ impl NetNs {
             Ok(File::open(own)?.into())
         });
         let fd = made.inspect_err(|_| remove(&path))?;
-        let ns = Self {
-            name,
-            path,
-            fd: Arc::new(fd),
-        };
+        let ns = Self { name, path, fd: Arc::new(fd) };
         ns.ip("link set lo up")?;
         Ok(ns)
     }
@@ -144,18 +130,10 @@ impl NetNs {
             .stderr(Stdio::piped())
             .spawn()
             .context("start `ip` (Debian package iproute2)")?;
-        child
-            .stdin
-            .take()
-            .expect("stdin is piped")
-            .write_all(format!("{lines}\n").as_bytes())?;
+        child.stdin.take().expect("stdin is piped").write_all(format!("{lines}\n").as_bytes())?;
         let out = child.wait_with_output()?;
         if !out.status.success() {
-            bail!(
-                "ip -n {}: {}\nin:\n{lines}",
-                self.name,
-                String::from_utf8_lossy(&out.stderr).trim()
-            );
+            bail!("ip -n {}: {}\nin:\n{lines}", self.name, String::from_utf8_lossy(&out.stderr).trim());
         }
         Ok(())
     }
@@ -188,22 +166,11 @@ impl NetNs {
 
     /// Ethernet address of `name` in this namespace.
     pub fn mac(&self, name: &str) -> Result<[u8; 6]> {
-        let out = Command::new("ip")
-            .args(["-n", &self.name, "-o", "link", "show", "dev", name])
-            .output()?;
+        let out = Command::new("ip").args(["-n", &self.name, "-o", "link", "show", "dev", name]).output()?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        let hex = text
-            .split_whitespace()
-            .skip_while(|word| *word != "link/ether")
-            .nth(1)
-            .context("no link/ether")?;
-        let bytes: Vec<u8> = hex
-            .split(':')
-            .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
-            .collect();
-        bytes
-            .try_into()
-            .map_err(|_| anyhow::anyhow!("{hex} is not an Ethernet address"))
+        let hex = text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("no link/ether")?;
+        let bytes: Vec<u8> = hex.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+        bytes.try_into().map_err(|_| anyhow::anyhow!("{hex} is not an Ethernet address"))
     }
 }
 
@@ -229,11 +196,7 @@ fn write_sysctl(key: &str, value: &str) -> Result<()> {
 /// Enters the namespace behind `fd` from a forked child: async-signal-safe.
 pub(crate) fn setns_raw(fd: RawFd, kind: CloneFlags) -> std::io::Result<()> {
     // SAFETY: setns takes two integers and touches no memory of ours.
-    if unsafe { libc::setns(fd, kind.bits()) } == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    if unsafe { libc::setns(fd, kind.bits()) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 pub(crate) fn raw(fd: Option<&Arc<OwnedFd>>) -> Option<RawFd> {

@@ -53,10 +53,7 @@ impl Run {
 impl Place {
     #[must_use]
     pub fn new(net: &NetNs) -> Self {
-        Self {
-            net: Some(net.fd()),
-            ..Self::default()
-        }
+        Self { net: Some(net.fd()), ..Self::default() }
     }
 
     #[must_use]
@@ -86,11 +83,7 @@ impl Place {
     /// Runs a command to its end, or kills it at `limit`.
     pub fn run(&self, program: &str, args: &[&str], limit: Duration) -> Result<Run> {
         let mut command = self.command(program);
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().with_context(|| format!("start `{program}`"))?;
         wait_limited(child, limit)
     }
@@ -177,12 +170,7 @@ pub fn wait_limited(mut child: Child, limit: Duration) -> Result<Run> {
         let took = start.elapsed();
         let text =
             |thread: std::thread::ScopedJoinHandle<'_, String>| thread.join().map_err(|_| anyhow!("reader died"));
-        Ok(Run {
-            status,
-            stdout: text(out)?,
-            stderr: text(err)?,
-            took,
-        })
+        Ok(Run { status, stdout: text(out)?, stderr: text(err)?, took })
     })
 }
 
@@ -216,6 +204,5 @@ fn read_outcome<T: DeserializeOwned>(child: Pid, reader: OwnedFd, limit: Duratio
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "of another type".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "of another type".into())
 }

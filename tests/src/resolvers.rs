@@ -35,36 +35,15 @@ impl Resolver {
         let file = dir.join("unbound.conf");
         std::fs::write(&file, config)?;
         let file = file.to_string_lossy().into_owned();
-        Self::start(
-            &world.world_ns,
-            &world.outside(),
-            address,
-            "unbound",
-            &["-d", "-c", &file],
-        )
+        Self::start(&world.world_ns, &world.outside(), address, "unbound", &["-d", "-c", &file])
     }
 
     /// dnsmasq (Debian package `dnsmasq-base`) in the world, at `address`, forwarding to the world's DNS server.
     pub fn dnsmasq(world: &World, address: &str) -> Result<Self> {
-        let (listen, server) = (
-            format!("--listen-address={address}"),
-            format!("--server={}", crate::world::DNS_V4),
-        );
-        let args = [
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--no-resolv",
-            "--no-hosts",
-            "--bind-interfaces",
-        ];
+        let (listen, server) = (format!("--listen-address={address}"), format!("--server={}", crate::world::DNS_V4));
+        let args = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"];
         let rest = ["--user=root", "--pid-file=", "--log-facility=-", &server, &listen];
-        Self::start(
-            &world.world_ns,
-            &world.outside(),
-            address,
-            "dnsmasq",
-            &[&args[..], &rest[..]].concat(),
-        )
+        Self::start(&world.world_ns, &world.outside(), address, "dnsmasq", &[&args[..], &rest[..]].concat())
     }
 
     fn start(ns: &NetNs, place: &Place, address: &str, program: &str, args: &[&str]) -> Result<Self> {
@@ -72,20 +51,11 @@ impl Resolver {
         let length = if ip.is_ipv4() { 32 } else { 128 };
         ns.ip(&format!("addr replace {address}/{length} dev lo"))?;
         let mut command = place.command(program);
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let child = command
-            .spawn()
-            .with_context(|| format!("start {program}: is its Debian package installed?"))?;
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().with_context(|| format!("start {program}: is its Debian package installed?"))?;
         let mut resolver = Self { address: ip, child };
         let start = Instant::now();
-        while ns
-            .run(|| TcpStream::connect_timeout(&SocketAddr::new(ip, 53), Duration::from_millis(200)))
-            .is_err()
-        {
+        while ns.run(|| TcpStream::connect_timeout(&SocketAddr::new(ip, 53), Duration::from_millis(200))).is_err() {
             let ended = resolver.child.try_wait()?;
             if ended.is_some() || start.elapsed() > Duration::from_secs(10) {
                 let _ = resolver.child.kill();

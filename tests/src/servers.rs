@@ -56,12 +56,7 @@ impl Hits {
 
     fn push(&self, service: Service, peer: SocketAddr, local: SocketAddr) -> usize {
         let mut hits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        hits.push(Hit {
-            service,
-            peer,
-            local,
-            name: None,
-        });
+        hits.push(Hit { service, peer, local, name: None });
         hits.len() - 1
     }
 
@@ -107,11 +102,8 @@ async fn serve_udp(socket: UdpSocket, service: Service, at: SocketAddr, hits: Hi
     let mut buffer = vec![0; 65_535];
     while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
         hits.push(service, peer, at);
-        let reply = if service == Service::Ntp {
-            ntp_answer(&buffer[..length])
-        } else {
-            Some(buffer[..length].to_vec())
-        };
+        let reply =
+            if service == Service::Ntp { ntp_answer(&buffer[..length]) } else { Some(buffer[..length].to_vec()) };
         if let Some(reply) = reply {
             let _ = socket.send_to(&reply, peer).await;
         }
@@ -152,14 +144,9 @@ async fn serve_http(mut stream: impl AsyncRead + AsyncWrite + Unpin, hits: &Hits
         request.extend_from_slice(&chunk[..length]);
     }
     let text = String::from_utf8_lossy(&request);
-    let host = text.lines().find_map(|line| {
-        line.split_once(':')
-            .filter(|(name, _)| name.eq_ignore_ascii_case("host"))
-    });
+    let host = text.lines().find_map(|line| line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("host")));
     hits.set_name(index, host.map(|(_, value)| value.trim().to_owned()));
-    stream
-        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
-        .await?;
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n").await?;
     stream.shutdown().await?;
     Ok(())
 }
@@ -180,9 +167,7 @@ pub fn ntp_answer(query: &[u8]) -> Option<Vec<u8>> {
     answer[3] = 0xec;
     // The client's transmit time comes back as the origin time: that is how it knows its own answer.
     answer[24..32].copy_from_slice(&query[40..48]);
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     // NTP counts seconds from 1900; era 0 wraps in 2036, as the field does.
     let seconds = (now.as_secs() as u32).wrapping_add(2_208_988_800).to_be_bytes();
     for at in [16, 32, 40] {

@@ -35,10 +35,7 @@ impl Frame {
     #[must_use]
     pub fn is_chatter(&self) -> bool {
         let icmp6 = self.protocol == Some(58)
-            && self
-                .payload
-                .first()
-                .is_some_and(|kind| (130..=137).contains(kind) || *kind == 143);
+            && self.payload.first().is_some_and(|kind| (130..=137).contains(kind) || *kind == 143);
         self.ether_type == 0x0806 || icmp6 || self.protocol == Some(2)
     }
 
@@ -57,17 +54,8 @@ impl fmt::Display for Frame {
             (Some(ip), None) => ip.to_string(),
             (None, _) => "-".into(),
         };
-        let (from, to) = (
-            end(self.source, self.source_port),
-            end(self.destination, self.destination_port),
-        );
-        write!(
-            f,
-            "{:#06x} proto {:?} {from} -> {to}, {} bytes",
-            self.ether_type,
-            self.protocol,
-            self.bytes.len()
-        )
+        let (from, to) = (end(self.source, self.source_port), end(self.destination, self.destination_port));
+        write!(f, "{:#06x} proto {:?} {from} -> {to}, {} bytes", self.ether_type, self.protocol, self.bytes.len())
     }
 }
 
@@ -83,11 +71,7 @@ impl Sniffer {
     pub fn new(ns: &NetNs) -> Result<Self> {
         let loopback = ns.ifindex("lo")?;
         let socket = ns.run(open).context("open a packet socket (needs CAP_NET_RAW)")?;
-        Ok(Self {
-            socket,
-            loopback,
-            seen: Mutex::default(),
-        })
+        Ok(Self { socket, loopback, seen: Mutex::default() })
     }
 
     /// Every frame that came in so far, oldest first.
@@ -168,13 +152,7 @@ impl Sniffer {
         let mut size = size_of_val(&stats) as libc::socklen_t;
         // SAFETY: stats has the shape of struct tpacket_stats (two u32) and its size is given.
         unsafe {
-            libc::getsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                6,
-                stats.as_mut_ptr().cast(),
-                &raw mut size,
-            );
+            libc::getsockopt(self.socket.as_raw_fd(), libc::SOL_PACKET, 6, stats.as_mut_ptr().cast(), &raw mut size);
         }
         stats[1]
     }
@@ -206,11 +184,7 @@ fn open() -> io::Result<OwnedFd> {
             size_of_val(&SOCKET_BUFFER) as libc::socklen_t,
         )
     };
-    if set == 0 {
-        Ok(socket)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if set == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
 }
 
 pub(crate) fn parse(ifindex: u32, bytes: &[u8]) -> Frame {
@@ -243,11 +217,7 @@ fn parse_v4(frame: &mut Frame, packet: &[u8]) -> Option<()> {
     frame.protocol = Some(header[9]);
     let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
     // A segment to be cut by the device later may have a total length of 0: then the frame's length counts.
-    let end = if total == 0 {
-        packet.len()
-    } else {
-        total.min(packet.len())
-    };
+    let end = if total == 0 { packet.len() } else { total.min(packet.len()) };
     let rest = packet.get(usize::from(header[0] & 15) * 4..end)?;
     let first = u16::from_be_bytes([header[6], header[7]]) & 0x1fff == 0;
     parse_transport(frame, rest, first)
@@ -280,11 +250,7 @@ fn parse_transport(frame: &mut Frame, rest: &[u8], first: bool) -> Option<()> {
         let ports = rest.get(..4)?;
         frame.source_port = Some(u16::from_be_bytes([ports[0], ports[1]]));
         frame.destination_port = Some(u16::from_be_bytes([ports[2], ports[3]]));
-        let header = if frame.protocol == Some(6) {
-            usize::from(rest.get(12)? >> 4) * 4
-        } else {
-            8
-        };
+        let header = if frame.protocol == Some(6) { usize::from(rest.get(12)? >> 4) * 4 } else { 8 };
         frame.payload = rest.get(header..)?.to_vec();
     }
     Some(())

@@ -22,10 +22,7 @@ pub enum Style {
 /// Asks `server` for the addresses of `name`, A first. An error when neither question got an answer with addresses.
 /// Made for [`Place::fork`](crate::Place::fork).
 pub fn resolve(style: Style, server: SocketAddr, name: &str) -> Result<Vec<IpAddr>> {
-    let queries = [
-        query(style, 0x1a2b, name, RecordType::A)?,
-        query(style, 0x3c4d, name, RecordType::AAAA)?,
-    ];
+    let queries = [query(style, 0x1a2b, name, RecordType::A)?, query(style, 0x3c4d, name, RecordType::AAAA)?];
     let mut answers = match style {
         Style::Go => {
             let sockets = [connected(server)?, connected(server)?];
@@ -43,10 +40,7 @@ pub fn resolve(style: Style, server: SocketAddr, name: &str) -> Result<Vec<IpAdd
                 socket.send_to(&query.to_vec()?, server).context("send the question")?;
             }
             let first = receive(&socket, server, &queries)?;
-            let rest = queries
-                .iter()
-                .find(|query| query.metadata.id != first.metadata.id)
-                .cloned();
+            let rest = queries.iter().find(|query| query.metadata.id != first.metadata.id).cloned();
             let second = receive(&socket, server, &rest.into_iter().collect::<Vec<_>>())?;
             vec![first, second]
         }
@@ -54,11 +48,7 @@ pub fn resolve(style: Style, server: SocketAddr, name: &str) -> Result<Vec<IpAdd
     answers.sort_by_key(|answer| answer.metadata.id);
     let mut found = Vec::new();
     for (answer, query) in answers.into_iter().zip(&queries) {
-        let answer = if answer.metadata.truncation {
-            over_tcp(server, query)?
-        } else {
-            answer
-        };
+        let answer = if answer.metadata.truncation { over_tcp(server, query)? } else { answer };
         let code = answer.metadata.response_code;
         ensure!(code == ResponseCode::NoError, "{name}: {code:?}");
         found.extend(answer.answers.iter().filter_map(|record| match &record.data {
@@ -86,11 +76,7 @@ fn query(style: Style, id: u16, name: &str, kind: RecordType) -> Result<Message>
 }
 
 fn unspecified(server: SocketAddr) -> IpAddr {
-    if server.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        std::net::Ipv6Addr::UNSPECIFIED.into()
-    }
+    if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() }
 }
 
 fn connected(server: SocketAddr) -> Result<UdpSocket> {
@@ -103,10 +89,7 @@ fn connected(server: SocketAddr) -> Result<UdpSocket> {
 fn receive(socket: &UdpSocket, server: SocketAddr, queries: &[Message]) -> Result<Message> {
     let until = Instant::now() + LIMIT;
     let mut buffer = [0; 4096];
-    while let Some(left) = until
-        .checked_duration_since(Instant::now())
-        .filter(|left| !left.is_zero())
-    {
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
         socket.set_read_timeout(Some(left))?;
         let (length, from) = socket.recv_from(&mut buffer).context("no answer")?;
         let Ok(answer) = Message::from_vec(&buffer[..length]) else {

@@ -41,24 +41,16 @@ impl fmt::Debug for Minter {
 impl Authority {
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Egress test authority");
+        params.distinguished_name.push(DnType::CommonName, "Egress test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        let minter = Arc::new(Minter {
-            issuer,
-            made: Mutex::default(),
-        });
+        let minter = Arc::new(Minter { issuer, made: Mutex::default() });
         let config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(minter.clone());
-        Ok(Self {
-            minter,
-            config: Arc::new(config),
-        })
+        Ok(Self { minter, config: Arc::new(config) })
     }
 
     /// The authority's certificate, for `curl --cacert`.
@@ -80,10 +72,7 @@ impl Minter {
         params.distinguished_name.push(DnType::CommonName, "Egress test server");
         let leaf = params.signed_by(&key, &self.issuer)?;
         let private = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
-        Ok(CertifiedKey::new(
-            vec![leaf.der().clone()],
-            ring::sign::any_supported_type(&private)?,
-        ))
+        Ok(CertifiedKey::new(vec![leaf.der().clone()], ring::sign::any_supported_type(&private)?))
     }
 }
 

@@ -85,10 +85,7 @@ impl World {
         node_ns.ip(&format!(
             "route add default via {GATEWAY_V4} dev {UPLINK}\nroute add default via {GATEWAY_V6} dev {UPLINK}"
         ))?;
-        let local: String = LOCAL_PREFIXES
-            .iter()
-            .map(|prefix| format!("route add local {prefix} dev lo\n"))
-            .collect();
+        let local: String = LOCAL_PREFIXES.iter().map(|prefix| format!("route add local {prefix} dev lo\n")).collect();
         world_ns.ip(&local)?;
         for (key, value) in [
             ("ipv4/ip_nonlocal_bind", "1"),
@@ -113,18 +110,7 @@ impl World {
         std::fs::write(dir.path().join("ca.pem"), authority.pem())?;
         let runtime = Some(runtime);
         let (hits, pod_ns) = (Hits::default(), None);
-        let world = Self {
-            dns,
-            sniffer,
-            hits,
-            node_ns,
-            world_ns,
-            pod_ns,
-            mounts,
-            authority,
-            runtime,
-            dir,
-        };
+        let world = Self { dns, sniffer, hits, node_ns, world_ns, pod_ns, mounts, authority, runtime, dir };
         world.set_resolvers(&[DNS_V4])?;
         Ok(world)
     }
@@ -133,17 +119,12 @@ impl World {
     pub fn with_pod() -> Result<Self> {
         let mut world = Self::new()?;
         let pod = NetNs::new("pod")?;
-        let (near, far) = (
-            ["10.244.0.1/24", "fd00:244::1/64"],
-            [format!("{POD_V4}/24"), format!("{POD_V6}/64")],
-        );
+        let (near, far) = (["10.244.0.1/24", "fd00:244::1/64"], [format!("{POD_V4}/24"), format!("{POD_V6}/64")]);
         world.node_ns.veth(POD_VETH, &near, &pod, "eth0", &[&far[0], &far[1]])?;
         pod.ip("route add default via 10.244.0.1\nroute add default via fd00:244::1")?;
         world.node_ns.sysctl("ipv4/ip_forward", "1")?;
         world.node_ns.sysctl("ipv6/conf/all/forwarding", "1")?;
-        world.world_ns.ip(&format!(
-            "route add 10.244.0.0/24 via {NODE_V4}\nroute add fd00:244::/64 via {NODE_V6}"
-        ))?;
+        world.world_ns.ip(&format!("route add 10.244.0.0/24 via {NODE_V4}\nroute add fd00:244::/64 via {NODE_V6}"))?;
         world.pod_ns = Some(pod);
         Ok(world)
     }
@@ -154,13 +135,7 @@ impl World {
         let name = format!("up{n}");
         let near = [format!("198.18.{n}.10/24"), format!("3fff:0:1:{n}::10/64")];
         let far = [format!("198.18.{n}.1/24"), format!("3fff:0:1:{n}::1/64")];
-        self.node_ns.veth(
-            &name,
-            &[&near[0], &near[1]],
-            &self.world_ns,
-            &format!("wup{n}"),
-            &[&far[0], &far[1]],
-        )?;
+        self.node_ns.veth(&name, &[&near[0], &near[1]], &self.world_ns, &format!("wup{n}"), &[&far[0], &far[1]])?;
         Ok(name)
     }
 
@@ -213,10 +188,7 @@ impl World {
 
     /// Writes the node's resolv.conf: these resolvers, two tries of one second.
     pub fn set_resolvers(&self, addresses: &[&str]) -> Result<()> {
-        let lines: String = addresses
-            .iter()
-            .map(|address| format!("nameserver {address}\n"))
-            .collect();
+        let lines: String = addresses.iter().map(|address| format!("nameserver {address}\n")).collect();
         self.mounts.set_resolv_conf(&(lines + "options timeout:1 attempts:2\n"))
     }
 
@@ -238,10 +210,7 @@ impl World {
     /// Never: it is there until drop.
     #[must_use]
     pub fn runtime(&self) -> &tokio::runtime::Handle {
-        self.runtime
-            .as_ref()
-            .expect("the runtime lives as long as the world")
-            .handle()
+        self.runtime.as_ref().expect("the runtime lives as long as the world").handle()
     }
 }
 

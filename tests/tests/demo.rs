@@ -16,9 +16,7 @@ fn demo(args: &[&str], egress: Option<&std::path::Path>) -> (Output, String) {
 }
 
 fn rows(text: &str) -> Vec<&str> {
-    text.lines()
-        .filter(|line| line.ends_with(" yes") || line.ends_with(" NO"))
-        .collect()
+    text.lines().filter(|line| line.ends_with(" yes") || line.ends_with(" NO")).collect()
 }
 
 #[test]
@@ -27,14 +25,8 @@ fn without_enforcement_every_forbidden_row_succeeds() {
     assert!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
     let forbidden = text.split_once("-- forbidden").unwrap().1;
     assert!(rows(forbidden).len() >= 30, "{text}");
-    assert_eq!(
-        rows(&text).len(),
-        rows(&text).iter().filter(|row| row.ends_with(" yes")).count()
-    );
-    assert!(
-        text.lines().all(|line| line.chars().count() <= 100),
-        "a line is wider than 100 columns:\n{text}"
-    );
+    assert_eq!(rows(&text).len(), rows(&text).iter().filter(|row| row.ends_with(" yes")).count());
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "a line is wider than 100 columns:\n{text}");
     assert!(!text.contains('\x1b'), "colours without a terminal");
 }
 
@@ -57,18 +49,10 @@ fn a_daemon_that_only_claims_to_enforce_fails_the_demo() {
     for report in ["true", drops] {
         let dir = tempfile::tempdir().unwrap();
         let (out, text) = demo(&[], Some(&pretender(dir.path(), report)));
-        assert_eq!(
-            out.status.code(),
-            Some(1),
-            "{text}\n{}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        assert_eq!(out.status.code(), Some(1), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
         let (allowed, forbidden) = text.split_once("-- forbidden").unwrap();
         assert!(rows(allowed).iter().all(|row| row.ends_with(" yes")), "{allowed}");
-        assert!(
-            rows(forbidden).len() >= 30 && rows(forbidden).iter().all(|row| row.ends_with(" NO")),
-            "{forbidden}"
-        );
+        assert!(rows(forbidden).len() >= 30 && rows(forbidden).iter().all(|row| row.ends_with(" NO")), "{forbidden}");
         assert_eq!(forbidden.contains(" drop "), report == drops, "{forbidden}");
     }
 }

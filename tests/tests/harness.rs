@@ -36,19 +36,9 @@ fn namespaces_and_cgroups_are_gone_after_a_panic() {
     let (paths, cgroup) = std::thread::spawn(|| {
         let world = World::with_pod().unwrap();
         let cgroup = Cgroup::new("panics").unwrap();
-        let mut sleeper = world
-            .node()
-            .in_cgroup(&cgroup)
-            .command("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
-        let paths = [
-            world.node_ns.path(),
-            world.world_ns.path(),
-            world.pod_ns.as_ref().unwrap().path(),
-        ]
-        .map(Path::to_owned);
+        let mut sleeper = world.node().in_cgroup(&cgroup).command("sleep").arg("60").spawn().unwrap();
+        let paths =
+            [world.node_ns.path(), world.world_ns.path(), world.pod_ns.as_ref().unwrap().path()].map(Path::to_owned);
         let cgroup_path = cgroup.path().to_owned();
         assert!(paths.iter().all(|path| path.exists()) && cgroup_path.exists());
         assert!(sleeper.try_wait().unwrap().is_none());
@@ -80,10 +70,7 @@ fn what_a_dead_process_left_is_swept() {
     std::fs::write(namespace, "").unwrap();
     let exe = std::env::current_exe().unwrap();
     // The sweep runs once per process, at the first guard: another process does it.
-    let status = Command::new(exe)
-        .args(["--exact", "a_namespace_runs_what_it_is_given"])
-        .status()
-        .unwrap();
+    let status = Command::new(exe).args(["--exact", "a_namespace_runs_what_it_is_given"]).status().unwrap();
     assert!(status.success());
     for path in [&left, &files, namespace] {
         assert!(!path.exists(), "{} is still there", path.display());
@@ -96,26 +83,16 @@ fn a_namespace_runs_what_it_is_given() {
     assert!(ns.run(|| UdpSocket::bind("192.0.2.77:9")).is_err());
     ns.ip("addr add 192.0.2.77/24 dev lo").unwrap();
     assert!(ns.run(|| UdpSocket::bind("192.0.2.77:9")).is_ok());
-    assert!(
-        ns.ip("no such command")
-            .unwrap_err()
-            .to_string()
-            .contains("no such command")
-    );
+    assert!(ns.ip("no such command").unwrap_err().to_string().contains("no such command"));
 }
 
 #[test]
 fn a_fork_runs_in_the_cgroup_and_gives_its_result_back() {
     let world = World::new().unwrap();
     let (cgroup, place) = world.governed("fork").unwrap();
-    let own = place
-        .fork(LIMIT, || Ok(std::fs::read_to_string("/proc/self/cgroup")?))
-        .unwrap();
+    let own = place.fork(LIMIT, || Ok(std::fs::read_to_string("/proc/self/cgroup")?)).unwrap();
     let name = cgroup.path().file_name().unwrap().to_string_lossy().into_owned();
-    assert!(
-        own.lines().any(|line| line.starts_with("0::") && line.ends_with(&name)),
-        "{own}"
-    );
+    assert!(own.lines().any(|line| line.starts_with("0::") && line.ends_with(&name)), "{own}");
     let panicked = place.fork::<()>(LIMIT, || panic!("inside the child")).unwrap_err();
     assert!(panicked.to_string().contains("inside the child"), "{panicked}");
     let failed = place.fork::<()>(LIMIT, || anyhow::bail!("refused")).unwrap_err();
@@ -147,9 +124,7 @@ fn the_sniffer_sees_what_arrives_and_only_that() {
         let to: SocketAddr = to.parse().unwrap();
         for place in [world.node(), world.pod()] {
             world.sniffer.clear();
-            world
-                .sniffer
-                .assert_none("nothing sent", |frame| frame.destination == Some(to.ip()));
+            world.sniffer.assert_none("nothing sent", |frame| frame.destination == Some(to.ip()));
             let answer = place.fork(LIMIT, || {
                 let socket = UdpSocket::bind(bind)?;
                 socket.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -159,9 +134,7 @@ fn the_sniffer_sees_what_arrives_and_only_that() {
                 Ok(buffer[..length].to_vec())
             });
             assert_eq!(answer.unwrap(), b"sesame");
-            let frames = world
-                .sniffer
-                .matching(Duration::ZERO, |frame| frame.goes_to(to.ip(), 17, Some(7000)));
+            let frames = world.sniffer.matching(Duration::ZERO, |frame| frame.goes_to(to.ip(), 17, Some(7000)));
             assert_eq!(frames.len(), 1, "{frames:?}");
             assert_eq!(frames[0].payload, b"sesame");
         }
@@ -175,29 +148,19 @@ fn assert_none_panics_when_a_packet_got_there() {
     let world = World::new().unwrap();
     let to: IpAddr = "203.0.113.9".parse().unwrap();
     let _ = world.node().run("ping", &["-c1", "-W1", "203.0.113.9"], LIMIT).unwrap();
-    world
-        .sniffer
-        .assert_none("the ping", |frame| frame.goes_to(to, 1, None));
+    world.sniffer.assert_none("the ping", |frame| frame.goes_to(to, 1, None));
 }
 
 #[test]
 fn a_second_uplink_carries_packets() {
     let world = World::new().unwrap();
     let name = world.add_uplink(1).unwrap();
-    world
-        .node_ns
-        .ip(&format!("route add 203.0.113.44/32 via 198.18.1.1 dev {name}"))
-        .unwrap();
-    let ping = world
-        .node()
-        .run("ping", &["-c1", "-W1", "203.0.113.44"], LIMIT)
-        .unwrap();
+    world.node_ns.ip(&format!("route add 203.0.113.44/32 via 198.18.1.1 dev {name}")).unwrap();
+    let ping = world.node().run("ping", &["-c1", "-W1", "203.0.113.44"], LIMIT).unwrap();
     assert!(ping.ok(), "{ping:?}");
     let index = world.world_ns.ifindex("wup1").unwrap();
     let to = "203.0.113.44".parse().unwrap();
-    let frames = world
-        .sniffer
-        .matching(Duration::ZERO, |frame| frame.goes_to(to, 1, None));
+    let frames = world.sniffer.matching(Duration::ZERO, |frame| frame.goes_to(to, 1, None));
     assert_eq!(frames.iter().map(|frame| frame.ifindex).collect::<Vec<_>>(), [index]);
 }
 
@@ -205,9 +168,7 @@ fn a_second_uplink_carries_packets() {
 fn curl_reaches_https_and_http_by_name() {
     let world = World::with_pod().unwrap();
     world.dns.cname("www.example.com", 20, "edge.example.net");
-    world
-        .dns
-        .set_text("edge.example.net", 20, &["203.0.113.80", "2001:db8::80"]);
+    world.dns.set_text("edge.example.net", 20, &["203.0.113.80", "2001:db8::80"]);
     world.serve_everywhere(Service::Https, 443).unwrap();
     world.serve_everywhere(Service::Http, 80).unwrap();
     let ca = world.ca_file();
@@ -229,14 +190,7 @@ fn curl_reaches_https_and_http_by_name() {
         }
     }
     // Without the authority curl refuses: the TLS is real.
-    assert_eq!(
-        world
-            .node()
-            .run("curl", &["-sS", "https://www.example.com/"], LIMIT)
-            .unwrap()
-            .code(),
-        Some(60)
-    );
+    assert_eq!(world.node().run("curl", &["-sS", "https://www.example.com/"], LIMIT).unwrap().code(), Some(60));
 }
 
 #[test]
@@ -264,30 +218,18 @@ fn tcp_banner_and_ntp_answer() {
         Ok(answer[..length].to_vec())
     });
     let answer = answer.unwrap();
-    assert_eq!(
-        (answer.len(), answer[0] & 7, &answer[24..32]),
-        (48, 4, &b"transmit"[..])
-    );
+    assert_eq!((answer.len(), answer[0] & 7, &answer[24..32]), (48, 4, &b"transmit"[..]));
 }
 
 #[test]
 fn dns_answers_what_it_was_told() {
     let world = World::new().unwrap();
     world.dns.cname("a.example.com", 5, "b.example.net");
-    world
-        .dns
-        .set_text("b.example.net", 7, &["203.0.113.1", "203.0.113.2", "2001:db8::1"]);
+    world.dns.set_text("b.example.net", 7, &["203.0.113.1", "203.0.113.2", "2001:db8::1"]);
     let chain = dig(&world, &["a.example.com"]);
     assert_eq!(chain.stdout, "b.example.net.\n203.0.113.1\n203.0.113.2\n");
-    assert_eq!(
-        dig(&world, &["+tcp", "AAAA", "b.example.net", &format!("@{DNS_V6}")]).stdout,
-        "2001:db8::1\n"
-    );
-    let full = world
-        .node()
-        .run("dig", &["+noall", "+answer", "a.example.com"], LIMIT)
-        .unwrap()
-        .stdout;
+    assert_eq!(dig(&world, &["+tcp", "AAAA", "b.example.net", &format!("@{DNS_V6}")]).stdout, "2001:db8::1\n");
+    let full = world.node().run("dig", &["+noall", "+answer", "a.example.com"], LIMIT).unwrap().stdout;
     let ttls: Vec<&str> = full.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert_eq!(ttls, ["5", "7", "7"], "{full}");
     world.dns.fault("a.example.com", Fault::NoChase);
@@ -304,13 +246,7 @@ fn dns_answers_what_it_was_told() {
     assert_eq!(turns, ["203.0.113.1\n", "203.0.113.2\n"]);
 
     assert_eq!(world.dns.count("wild.example.com"), 1);
-    assert!(
-        world
-            .dns
-            .asked()
-            .iter()
-            .any(|asked| asked.tcp && asked.name == "b.example.net")
-    );
+    assert!(world.dns.asked().iter().any(|asked| asked.tcp && asked.name == "b.example.net"));
     world.dns.remove("a.example.com");
     let status = world.node().run("dig", &["a.example.com"], LIMIT).unwrap().stdout;
     assert!(status.contains("NXDOMAIN"), "{status}");
@@ -322,10 +258,7 @@ fn dns_fails_as_it_was_told() {
     world.dns.set_text("x.example.com", 5, &["203.0.113.1"]);
     let says = |fault: Fault, text: &str| {
         world.dns.fault("x.example.com", fault.clone());
-        let run = world
-            .node()
-            .run("dig", &["+time=1", "+tries=1", "x.example.com"], LIMIT)
-            .unwrap();
+        let run = world.node().run("dig", &["+time=1", "+tries=1", "x.example.com"], LIMIT).unwrap();
         let all = run.stdout + &run.stderr;
         assert!(all.contains(text), "{fault:?}: no `{text}` in {all}");
     };
@@ -335,28 +268,19 @@ fn dns_fails_as_it_was_told() {
     says(Fault::Empty, "ANSWER: 0");
     says(Fault::Silent, "timed out");
     says(Fault::WrongId, "ID mismatch");
-    says(
-        Fault::WrongQuestion("y.example.com".into()),
-        "Question section mismatch",
-    );
+    says(Fault::WrongQuestion("y.example.com".into()), "Question section mismatch");
     // dig's socket is connected: the kernel keeps a wrong source from it. An unconnected one sees the answer.
     says(Fault::WrongPort, "timed out");
     assert_ne!(answer_port(&world, "x.example.com"), 53);
     says(Fault::Truncated, "retrying in TCP mode");
     let poison = egress_tests::dns::address_record("bank.example", 60, "203.0.113.66".parse().unwrap()).unwrap();
-    says(
-        Fault::Additional(vec![poison.clone()]),
-        "ADDITIONAL SECTION:\nbank.example.",
-    );
+    says(Fault::Additional(vec![poison.clone()]), "ADDITIONAL SECTION:\nbank.example.");
     says(Fault::Appended(vec![poison]), "IN\tA\t203.0.113.66");
     world.dns.fault("x.example.com", None);
     assert_eq!(answer_port(&world, "x.example.com"), 53);
     world.dns.delay("x.example.com", Duration::from_millis(300));
     let run = dig(&world, &["x.example.com"]);
-    assert!(
-        run.took >= Duration::from_millis(300) && run.stdout == "203.0.113.1\n",
-        "{run:?}"
-    );
+    assert!(run.took >= Duration::from_millis(300) && run.stdout == "203.0.113.1\n", "{run:?}");
     world.dns.fault_everywhere(Fault::Silent);
     assert!(!dig(&world, &["other.example.com"]).ok());
 }
@@ -364,17 +288,10 @@ fn dns_fails_as_it_was_told() {
 #[test]
 fn a_thousand_addresses_come_over_tcp() {
     let world = World::new().unwrap();
-    let many: Vec<IpAddr> = (0..1000_u32)
-        .map(|n| std::net::Ipv4Addr::from(0x1400_0001 + n).into())
-        .collect();
+    let many: Vec<IpAddr> = (0..1000_u32).map(|n| std::net::Ipv4Addr::from(0x1400_0001 + n).into()).collect();
     world.dns.set("many.example.com", 60, &many);
     let run = dig(&world, &["many.example.com"]);
-    assert_eq!(
-        run.stdout.lines().filter(|line| line.starts_with("20.")).count(),
-        1000,
-        "{}",
-        run.stderr
-    );
+    assert_eq!(run.stdout.lines().filter(|line| line.starts_with("20.")).count(), 1000, "{}", run.stderr);
     let ways: Vec<bool> = world.dns.asked().iter().map(|asked| asked.tcp).collect();
     assert_eq!(ways, [false, true]);
 }
@@ -389,10 +306,7 @@ fn real_resolvers_forward_to_it() {
     for address in ["203.0.113.54", "203.0.113.55"] {
         world.dns.forget();
         world.set_resolvers(&[address]).unwrap();
-        let run = world
-            .node()
-            .run("getent", &["ahostsv4", "www.example.com"], LIMIT)
-            .unwrap();
+        let run = world.node().run("getent", &["ahostsv4", "www.example.com"], LIMIT).unwrap();
         assert!(run.stdout.starts_with("203.0.113.80 "), "{address}: {run:?}");
         assert!(world.dns.count("www.example.com") >= 1);
     }
@@ -401,85 +315,43 @@ fn real_resolvers_forward_to_it() {
 #[test]
 fn the_node_has_its_addresses_and_resolver() {
     let world = World::new().unwrap();
-    let addresses = world
-        .node()
-        .run("ip", &["-brief", "addr", "show", "up0"], LIMIT)
-        .unwrap()
-        .stdout;
-    assert!(
-        addresses.contains(NODE_V4) && addresses.contains(NODE_V6),
-        "{addresses}"
-    );
+    let addresses = world.node().run("ip", &["-brief", "addr", "show", "up0"], LIMIT).unwrap().stdout;
+    assert!(addresses.contains(NODE_V4) && addresses.contains(NODE_V6), "{addresses}");
     let conf = world.node().run("cat", &["/etc/resolv.conf"], LIMIT).unwrap().stdout;
     assert!(conf.contains(DNS_V4), "{conf}");
-    assert!(
-        !std::fs::read_to_string("/etc/resolv.conf")
-            .unwrap_or_default()
-            .contains(DNS_V4)
-    );
+    assert!(!std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default().contains(DNS_V4));
 }
 
 #[test]
 fn the_nodes_sysfs_shows_its_own_interfaces_and_the_cgroups() {
     let world = World::new().unwrap();
     let mac = world.node().run("cat", &["/sys/class/net/up0/address"], LIMIT).unwrap();
-    let bytes: Vec<String> = world
-        .node_ns
-        .mac("up0")
-        .unwrap()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let bytes: Vec<String> = world.node_ns.mac("up0").unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(mac.stdout.trim(), bytes.join(":"), "{mac:?}");
     let cgroups = egress_tests::cgroup::mount_point().unwrap().join("cgroup.controllers");
-    assert!(
-        world
-            .node()
-            .run("test", &["-e", cgroups.to_str().unwrap()], LIMIT)
-            .unwrap()
-            .ok()
-    );
+    assert!(world.node().run("test", &["-e", cgroups.to_str().unwrap()], LIMIT).unwrap().ok());
 }
 
 #[test]
 fn stub_resolvers_ask_as_go_and_musl_do() {
     let world = World::new().unwrap();
     world.dns.cname("www.example.com", 20, "edge.example.net");
-    world
-        .dns
-        .set_text("edge.example.net", 20, &["203.0.113.80", "2001:db8::80"]);
+    world.dns.set_text("edge.example.net", 20, &["203.0.113.80", "2001:db8::80"]);
     let server: SocketAddr = SocketAddr::new(DNS_V4.parse().unwrap(), 53);
     for (style, sockets) in [(Style::Go, 2), (Style::Musl, 1)] {
         world.dns.forget();
-        let found = world
-            .node()
-            .fork(LIMIT, || stub::resolve(style, server, "www.example.com"))
-            .unwrap();
-        assert_eq!(
-            found,
-            ["203.0.113.80", "2001:db8::80"].map(|a| a.parse::<IpAddr>().unwrap())
-        );
+        let found = world.node().fork(LIMIT, || stub::resolve(style, server, "www.example.com")).unwrap();
+        assert_eq!(found, ["203.0.113.80", "2001:db8::80"].map(|a| a.parse::<IpAddr>().unwrap()));
         let mut ports: Vec<u16> = world.dns.asked().iter().map(|asked| asked.from.port()).collect();
         ports.dedup();
         assert_eq!((world.dns.asked().len(), ports.len()), (2, sockets), "{style:?}");
     }
     world.dns.fault("www.example.com", Fault::Truncated);
-    let found = world
-        .node()
-        .fork(LIMIT, || stub::resolve(Style::Go, server, "www.example.com"))
-        .unwrap();
+    let found = world.node().fork(LIMIT, || stub::resolve(Style::Go, server, "www.example.com")).unwrap();
     assert_eq!(found.len(), 2);
     world.dns.fault("www.example.com", Fault::WrongId);
-    assert!(
-        world
-            .node()
-            .fork(LIMIT, || stub::resolve(Style::Go, server, "www.example.com"))
-            .is_err()
-    );
+    assert!(world.node().fork(LIMIT, || stub::resolve(Style::Go, server, "www.example.com")).is_err());
     world.dns.fault("www.example.com", Fault::NxDomain);
-    let error = world
-        .node()
-        .fork(LIMIT, || stub::resolve(Style::Musl, server, "www.example.com"))
-        .unwrap_err();
+    let error = world.node().fork(LIMIT, || stub::resolve(Style::Musl, server, "www.example.com")).unwrap_err();
     assert!(error.to_string().contains("NXDomain"), "{error}");
 }

@@ -9,6 +9,7 @@
 mod address;
 mod addresses;
 mod config;
+mod control;
 mod events;
 mod flows;
 mod names;
@@ -16,6 +17,7 @@ mod names;
 pub use address::Address;
 pub use addresses::*;
 pub use config::*;
+pub use control::*;
 pub use events::*;
 pub use flows::*;
 pub use names::*;

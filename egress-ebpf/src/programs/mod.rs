@@ -9,5 +9,6 @@ mod skb;
 mod sock_addr;
 mod sock_create;
 mod sockets;
+mod stub;
 mod tables;
 mod uplink;

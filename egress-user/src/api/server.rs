@@ -162,9 +162,8 @@ fn refuse(stream: &UnixStream, status: &str, error: &str) {
 async fn serve_connection(stream: UnixStream, peer: Peer, connection: Connection) {
     let limits = connection.limits;
     let following = Arc::clone(&connection.following);
-    let router: Router = routes::router(connection)
-        .layer(axum::Extension(peer))
-        .layer(axum::extract::DefaultBodyLimit::max(HEAD_MAX));
+    let router: Router =
+        routes::router(connection).layer(axum::Extension(peer)).layer(axum::extract::DefaultBodyLimit::max(HEAD_MAX));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)

@@ -46,11 +46,7 @@ struct Silenced {
 }
 
 pub fn main(args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let sources = Sources {
-        policies: args.policies.clone(),
-        set: args.set.clone(),
-        ..Sources::default()
-    };
+    let sources = Sources { policies: args.policies.clone(), set: args.set.clone(), ..Sources::default() };
     let loaded = match policy::load(&sources) {
         Ok(loaded) => loaded,
         Err(error) if args.json => {
@@ -114,10 +110,7 @@ fn outcome(loaded: &Loaded, warnings: &[Diagnostic], ok: bool) -> Outcome {
         silenced: loaded
             .silenced
             .iter()
-            .map(|(warning, reason)| Silenced {
-                warning: warning.report(&loaded.files),
-                reason: reason.clone(),
-            })
+            .map(|(warning, reason)| Silenced { warning: warning.report(&loaded.files), reason: reason.clone() })
             .collect(),
     }
 }
@@ -130,11 +123,7 @@ fn refused(error: &PolicyError) -> Outcome {
         names: 0,
         prefixes: 0,
         hash: None,
-        errors: error
-            .diagnostics
-            .iter()
-            .map(|diagnostic| diagnostic.report(&error.files))
-            .collect(),
+        errors: error.diagnostics.iter().map(|diagnostic| diagnostic.report(&error.files)).collect(),
         warnings: Vec::new(),
         silenced: Vec::new(),
     }

@@ -102,4 +102,3 @@ fn supervise(
     }
     Ok(code)
 }
-

@@ -91,11 +91,7 @@ fn rule(compiled: &Compiled, grant: u32) -> RuleAnswer<'_> {
 }
 
 fn text(explanation: &Explanation, compiled: &Compiled, color: bool) -> String {
-    let verdict = if explanation.allowed {
-        styled("allowed", "1;32", color)
-    } else {
-        styled("denied", "1;31", color)
-    };
+    let verdict = if explanation.allowed { styled("allowed", "1;32", color) } else { styled("denied", "1;31", color) };
     let mut text = format!("{verdict}  {}\n", explanation.destination);
     let mut line = |what: std::fmt::Arguments<'_>| {
         // Writing to a string cannot fail.
@@ -105,12 +101,7 @@ fn text(explanation: &Explanation, compiled: &Compiled, color: bool) -> String {
         for grant in grants {
             let rule = rule(compiled, *grant);
             let source = &compiled.rules[compiled.grants[*grant as usize].rule as usize].source;
-            line(format_args!(
-                "by rule `{}` ({source}): `{}` on {}",
-                rule.name,
-                rule.item,
-                rule.ports.join(", ")
-            ));
+            line(format_args!("by rule `{}` ({source}): `{}` on {}", rule.name, rule.item, rule.ports.join(", ")));
             if let Some(why) = rule.why {
                 line(format_args!("  why: {}", why.trim()));
             }
@@ -136,9 +127,7 @@ fn text(explanation: &Explanation, compiled: &Compiled, color: bool) -> String {
             rules(grants, &mut line);
         }
         Reason::NotAsked { grants } => {
-            line(format_args!(
-                "no rule allows the name, so it may not be asked for (`dns.queries: allowlisted`)"
-            ));
+            line(format_args!("no rule allows the name, so it may not be asked for (`dns.queries: allowlisted`)"));
             line(format_args!("to its address the packet would pass:"));
             rules(grants, &mut line);
         }

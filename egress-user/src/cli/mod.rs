@@ -38,10 +38,8 @@ pub const DEFAULT_SOCKET: &str = "/run/egress/egress.sock";
 /// Locks a node's outbound traffic to a written allowlist of names
 #[derive(Debug, Parser)]
 #[command(name = "egress", version, arg_required_else_help = true, max_term_width = 100)]
-#[command(
-    after_help = "Exit codes: 0 done or yes, 1 a clean no, 2 wrong input, 3 the machine cannot do it.\n\
-                        A policy P is a file, a directory of *.yaml, or the name of an embedded policy (`egress policies`)."
-)]
+#[command(after_help = "Exit codes: 0 done or yes, 1 a clean no, 2 wrong input, 3 the machine cannot do it.\n\
+                        A policy P is a file, a directory of *.yaml, or the name of an embedded policy (`egress policies`).")]
 pub struct Cli {
     /// The daemon's socket, for commands that talk to it
     #[arg(long, global = true, value_name = "PATH", env = "EGRESS_SOCKET", default_value = DEFAULT_SOCKET)]
@@ -86,20 +84,12 @@ pub struct Failure {
 impl Failure {
     /// The input is wrong (exit 2).
     pub fn input(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code: exit::WRONG_INPUT,
-            what: what.into(),
-            hint: Some(hint.into()),
-        }
+        Self { code: exit::WRONG_INPUT, what: what.into(), hint: Some(hint.into()) }
     }
 
     /// The machine cannot do it (exit 3).
     pub fn machine(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code: exit::MACHINE,
-            what: what.into(),
-            hint: Some(hint.into()),
-        }
+        Self { code: exit::MACHINE, what: what.into(), hint: Some(hint.into()) }
     }
 }
 

@@ -38,9 +38,5 @@ pub fn count(number: usize, what: &str) -> String {
 
 /// `text` in an SGR style (`1` bold, `31` red, ...) where `color` says so.
 pub fn styled(text: &str, sgr: &str, color: bool) -> String {
-    if color {
-        format!("\x1b[{sgr}m{text}\x1b[0m")
-    } else {
-        text.to_owned()
-    }
+    if color { format!("\x1b[{sgr}m{text}\x1b[0m") } else { text.to_owned() }
 }

@@ -28,19 +28,11 @@ pub fn main(args: PoliciesArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(exit::DONE));
     }
     if args.json {
-        let rows: Vec<_> = ALL
-            .iter()
-            .map(|policy| Row {
-                name: policy.name,
-                about: policy.about,
-            })
-            .collect();
+        let rows: Vec<_> = ALL.iter().map(|policy| Row { name: policy.name, about: policy.about }).collect();
         output::json(&rows)?;
     } else {
         let width = ALL.iter().map(|policy| policy.name.len()).max().unwrap_or(0);
-        let rows = ALL
-            .iter()
-            .map(|policy| format!("{:width$}  {}\n", policy.name, policy.about));
+        let rows = ALL.iter().map(|policy| format!("{:width$}  {}\n", policy.name, policy.about));
         output::print(&rows.collect::<String>());
         output::print("\nPrint one with `egress policies NAME`; use it with `--policy NAME`.\n");
     }

@@ -51,7 +51,11 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     let resolver = Resolver::new(&asked(&enforcement.settings), Limits::default());
     let what = format!(
         "{} in {}{}",
-        if loaded.compiled.mode == policy::Mode::Enforce { "enforcement is on" } else { "enforcement is on (audit: nothing is dropped)" },
+        if loaded.compiled.mode == policy::Mode::Enforce {
+            "enforcement is on"
+        } else {
+            "enforcement is on (audit: nothing is dropped)"
+        },
         scope.cgroup.path.display(),
         scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>(),
     );
@@ -128,7 +132,9 @@ fn files(args: &RunArgs) -> Vec<String> {
 }
 
 fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
-    let machine = |error: crate::datapath::Error| Failure::machine(error.to_string(), "`egress run --help` says what each option takes");
+    let machine = |error: crate::datapath::Error| {
+        Failure::machine(error.to_string(), "`egress run --help` says what each option takes")
+    };
     let cgroup = Cgroup::open(args.cgroup.as_deref()).map_err(machine)?;
     let names = match args.interface.as_slice() {
         [none] if none == "none" => Vec::new(),

@@ -42,11 +42,8 @@ impl Book {
         }
         let entries = self.names.entry(name.to_owned()).or_default();
         for &(address, expiry) in addresses {
-            let entry = entries.entry(address).or_insert_with(|| Entry {
-                expiry,
-                resolver: resolver.to_owned(),
-                learned: now,
-            });
+            let entry =
+                entries.entry(address).or_insert_with(|| Entry { expiry, resolver: resolver.to_owned(), learned: now });
             entry.expiry = entry.expiry.max(expiry);
             entry.learned = now;
             resolver.clone_into(&mut entry.resolver);

@@ -71,4 +71,3 @@ fn load(policy: &Compiled, pins: Option<&Pins>) -> Result<Object, Error> {
     }
     Object::load(&sizes, Some(pins))
 }
-

@@ -86,7 +86,8 @@ pub(super) fn explain(core: &Core, to: &str) -> Result<Explanation, ExplainError
         Reason::NoRule => explanation.reason = "no-rule".to_owned(),
     }
     if !said.allowed && explanation.reason != "denied" {
-        explanation.hint = Some(format!("to allow it, start with `--allow {}`, or add it to a rule's `to`", said.destination));
+        explanation.hint =
+            Some(format!("to allow it, start with `--allow {}`, or add it to a rule's `to`", said.destination));
     }
     Ok(explanation)
 }

@@ -132,9 +132,10 @@ impl Core {
             let mut attached = lock(&self.attached);
             let present = |point: &Attached| {
                 point.target == *name
-                    && point.link.as_ref().is_none_or(|link| {
-                        sys::link_info(link.as_fd()).is_ok_and(|info| info.target == uplink.index)
-                    })
+                    && point
+                        .link
+                        .as_ref()
+                        .is_none_or(|link| sys::link_info(link.as_fd()).is_ok_and(|info| info.target == uplink.index))
             };
             if attached.iter().any(present) {
                 continue;

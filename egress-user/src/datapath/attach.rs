@@ -79,8 +79,7 @@ impl Uplink {
     /// # Errors
     /// [`Error::NoInterface`].
     pub fn named(name: &str) -> Result<Self, Error> {
-        let index =
-            nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoInterface(name.to_owned()))?;
+        let index = nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoInterface(name.to_owned()))?;
         // ARPHRD_ETHER (1) and ARPHRD_LOOPBACK (772) have Ethernet headers; TUN (65534), WireGuard and the like none.
         let kind = fs::read_to_string(format!("/sys/class/net/{name}/type")).unwrap_or_default();
         let ethernet = matches!(kind.trim(), "" | "1" | "772");

@@ -3,10 +3,8 @@
 
 use std::net::IpAddr;
 
-use egress_ebpf::abi::{
-    CONTROL_LEARN, CONTROL_RECORDS, ControlHeader, ControlRecord, Ticks,
-};
-use zerocopy::IntoBytes as _;
+use egress_ebpf::abi::{CONTROL_LEARN, CONTROL_RECORDS, ControlHeader, ControlRecord, Ticks};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{Error, Object, sys};
 
@@ -37,8 +35,9 @@ pub(super) fn learn(
             let source = std::io::Error::from_raw_os_error(run.returned as i32);
             return Err(Error::map("write", "ADDRESSES", source));
         }
-        let results = ControlHeader::results_of(&output);
-        lost += results[3] + results[4] + results[5];
+        let Ok((header, _)) = ControlHeader::read_from_prefix(&output) else { continue };
+        let [_unchanged, _extended, _added, slots_full, map_full, contended] = header.results;
+        lost += slots_full + map_full + contended;
     }
     if lost != 0 {
         return Err(Error::Full {

@@ -13,11 +13,17 @@ pub enum Error {
     Missing { kind: &'static str, name: &'static str },
     #[error("cannot {action} the map {name}: {source}")]
     Map { action: &'static str, name: &'static str, source: io::Error },
-    #[error("the map {name} has keys of {key} and values of {value} bytes, which another version of egress made; run `egress detach` first")]
+    #[error(
+        "the map {name} has keys of {key} and values of {value} bytes, which another version of egress made; run `egress detach` first"
+    )]
     Shape { name: &'static str, key: u32, value: u32 },
-    #[error("the policy needs {needed} {what}, and {capacity} fit; restart the daemon with it, so that its tables are sized for it")]
+    #[error(
+        "the policy needs {needed} {what}, and {capacity} fit; restart the daemon with it, so that its tables are sized for it"
+    )]
     Full { what: &'static str, needed: usize, capacity: usize },
-    #[error("a rule opens {ranges} port ranges together with the others of its names, and {most} fit; write ranges instead of single ports")]
+    #[error(
+        "a rule opens {ranges} port ranges together with the others of its names, and {most} fit; write ranges instead of single ports"
+    )]
     Ports { ranges: usize, most: usize },
     #[error("cannot attach to {what}: {source}")]
     Attach { what: String, source: io::Error },

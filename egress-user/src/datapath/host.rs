@@ -43,13 +43,7 @@ pub fn netns_cookie() -> u64 {
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the option writes 8 bytes at most into `cookie`, whose size it is told.
     let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
     };
     if result == 0 { cookie } else { 0 }
 }

@@ -190,7 +190,11 @@ impl Datapath {
 
     fn check_room(&self, elements: &Elements) -> Result<(), Error> {
         let check = |what, needed: usize, capacity: u32| {
-            if needed > capacity as usize { Err(Error::Full { what, needed, capacity: capacity as usize }) } else { Ok(()) }
+            if needed > capacity as usize {
+                Err(Error::Full { what, needed, capacity: capacity as usize })
+            } else {
+                Ok(())
+            }
         };
         check("sets of ports", elements.classes.len(), self.classes.capacity() / 2 - 1)?;
         check("wildcards inside a label", elements.inner.len(), self.inner.capacity() / 2 - 1)?;
@@ -349,12 +353,12 @@ impl Datapath {
     pub fn address(&self, address: IpAddr) -> Result<Vec<(u32, Ticks)>, Error> {
         let generation = self.generation()?;
         let entry = match address.to_canonical() {
-            IpAddr::V4(address) => {
-                self.addresses_4.get(&AddressKey4 { address: address.octets(), generation })?
-            }
-            IpAddr::V6(address) => {
-                self.addresses_6.get(&AddressKey6 { address: abi::Address::v6(address.octets()), generation, pad: 0 })?
-            }
+            IpAddr::V4(address) => self.addresses_4.get(&AddressKey4 { address: address.octets(), generation })?,
+            IpAddr::V6(address) => self.addresses_6.get(&AddressKey6 {
+                address: abi::Address::v6(address.octets()),
+                generation,
+                pad: 0,
+            })?,
         };
         let now = boot_ticks();
         Ok(entry

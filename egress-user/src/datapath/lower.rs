@@ -119,7 +119,8 @@ fn classes(policy: &Compiled, grants: &[u32], base: u32, elements: &mut Elements
         let chunks = class.ports.chunks(CHUNK_PORTS);
         let last = chunks.len() - 1;
         for (number, ranges) in chunks.enumerate() {
-            let mut chunk = ClassChunk { ports_id: class.ports_id, count: ranges.len() as u32, ..ClassChunk::default() };
+            let mut chunk =
+                ClassChunk { ports_id: class.ports_id, count: ranges.len() as u32, ..ClassChunk::default() };
             if number != last {
                 chunk.next = base + elements.classes.len() as u32 + 1;
             }
@@ -186,7 +187,11 @@ fn covers(pattern: &crate::policy::NamePattern, key: &NameKey) -> bool {
 
 /// The key of a name in map `NAMES`: an exact name ends in a 0 byte, the suffix of a wildcard in a dot.
 fn name_key(generation: u32, name: &str, exact: bool) -> abi::NameKey {
-    let mut key = abi::NameKey { bits: 16 + 8 * (name.len() as u32 + 1), generation: generation as u16, name: [0; abi::NAME_KEY] };
+    let mut key = abi::NameKey {
+        bits: 16 + 8 * (name.len() as u32 + 1),
+        generation: generation as u16,
+        name: [0; abi::NAME_KEY],
+    };
     for (slot, byte) in key.name.iter_mut().zip(name.bytes().rev().chain((!exact).then_some(b'.'))) {
         *slot = byte;
     }

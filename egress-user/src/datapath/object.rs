@@ -74,9 +74,8 @@ impl Object {
     /// Makes the maps and loads no program yet. With `pins` the maps are pinned there, and those that are pinned there
     /// already are taken up as they are.
     pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Self, Error> {
-        let paths: Vec<_> = pins
-            .map(|pins| super::pins::MAPS.iter().map(|name| (*name, pins.map(name))).collect())
-            .unwrap_or_default();
+        let paths: Vec<_> =
+            pins.map(|pins| super::pins::MAPS.iter().map(|name| (*name, pins.map(name))).collect()).unwrap_or_default();
         let mut loader = EbpfLoader::new();
         // The programs use no CO-RE relocation; parsing the kernel's types would be half of the start-up time.
         loader.btf(None);
@@ -127,8 +126,7 @@ impl Object {
     /// Takes the ring buffer of events out of the object.
     pub fn take_events(&mut self) -> Result<aya::maps::RingBuf<aya::maps::MapData>, Error> {
         let map = self.ebpf.take_map("EVENTS").ok_or(Error::Missing { kind: "map", name: "EVENTS" })?;
-        aya::maps::RingBuf::try_from(map)
-            .map_err(|source| Error::Object(Box::new(aya::EbpfError::MapError(source))))
+        aya::maps::RingBuf::try_from(map).map_err(|source| Error::Object(Box::new(aya::EbpfError::MapError(source))))
     }
 
     /// Loads a program, if it is not yet, and gives its descriptor.

@@ -92,8 +92,7 @@ pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> 
 
 /// Deletes an element; `false` where there was none.
 pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
-    let mut attr =
-        ElemAttr { map_fd: map.as_raw_fd() as u32, key: key.as_ptr() as u64, ..ElemAttr::default() };
+    let mut attr = ElemAttr { map_fd: map.as_raw_fd() as u32, key: key.as_ptr() as u64, ..ElemAttr::default() };
     absent_is_false(bpf(MAP_DELETE_ELEM, &mut attr))
 }
 
@@ -190,11 +189,8 @@ fn info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
         len: u32,
         info: u64,
     }
-    let mut attr = Attr {
-        fd: object.as_raw_fd() as u32,
-        len: size_of::<T>() as u32,
-        info: std::ptr::from_mut(info) as u64,
-    };
+    let mut attr =
+        Attr { fd: object.as_raw_fd() as u32, len: size_of::<T>() as u32, info: std::ptr::from_mut(info) as u64 };
     bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 

@@ -146,7 +146,10 @@ impl<V: Plain> Table<u32, V> {
         let mut bytes = vec![0; stride * cpus];
         sys::map_lookup(self.fd(), index.as_bytes(), &mut bytes)
             .map_err(|source| Error::map("read", self.name, source))?;
-        Ok(bytes.chunks_exact(stride).filter_map(|chunk| T::read_from_prefix(chunk).ok().map(|(value, _)| value)).collect())
+        Ok(bytes
+            .chunks_exact(stride)
+            .filter_map(|chunk| T::read_from_prefix(chunk).ok().map(|(value, _)| value))
+            .collect())
     }
 }
 

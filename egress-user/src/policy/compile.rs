@@ -63,11 +63,7 @@ pub fn compile(
             let grant = number(grants.len());
             grants.push(compiled_grant(number(index), rule, &item.target));
             grant_ports.push(Arc::clone(&ports));
-            let nets = if rule.action == Action::Deny {
-                &mut denies
-            } else {
-                &mut allows
-            };
+            let nets = if rule.action == Action::Deny { &mut denies } else { &mut allows };
             match &item.target {
                 Target::Any => nets.extend(everything().map(|net| (net, grant))),
                 Target::Net(net) => nets.push((*net, grant)),
@@ -99,19 +95,7 @@ pub fn compile(
     exact_names.sort_unstable();
 
     let hash = content_hash(document, mode, &dns, builtins);
-    Ok(Compiled {
-        mode,
-        dns,
-        builtins,
-        rules,
-        grants,
-        classes,
-        names,
-        addresses,
-        denies,
-        exact_names,
-        hash,
-    })
+    Ok(Compiled { mode, dns, builtins, rules, grants, classes, names, addresses, denies, exact_names, hash })
 }
 
 fn too_entangled() -> Diagnostic {
@@ -154,8 +138,7 @@ fn dns(document: &Document, internal: &[DomainName]) -> Dns {
         dns.allow_private.sort_unstable();
         dns.allow_private.dedup();
     }
-    dns.internal
-        .extend(written.internal.iter().flat_map(|names| names.value.iter().cloned()));
+    dns.internal.extend(written.internal.iter().flat_map(|names| names.value.iter().cloned()));
     dns.internal.extend_from_slice(internal);
     dns.internal.sort_unstable();
     dns.internal.dedup();
@@ -166,22 +149,11 @@ fn compiled_rule(rule: &Rule, files: &[Arc<SourceFile>]) -> CompiledRule {
     let source = match &rule.place {
         Some(place) => {
             let file = &files[place.file as usize];
-            RuleSource {
-                file: file.name.clone(),
-                line: file.line_column(place.span.start).0,
-            }
+            RuleSource { file: file.name.clone(), line: file.line_column(place.span.start).0 }
         }
-        None => RuleSource {
-            file: rule.origin.to_owned(),
-            line: 0,
-        },
+        None => RuleSource { file: rule.origin.to_owned(), line: 0 },
     };
-    CompiledRule {
-        name: rule.name.clone(),
-        why: rule.why.clone(),
-        action: rule.action,
-        source,
-    }
+    CompiledRule { name: rule.name.clone(), why: rule.why.clone(), action: rule.action, source }
 }
 
 fn compiled_grant(rule_index: u32, rule: &Rule, target: &Target) -> Grant {
@@ -191,24 +163,13 @@ fn compiled_grant(rule_index: u32, rule: &Rule, target: &Target) -> Grant {
         Action::Deny => "deny",
     };
     // The name comes last: it is the only part that can hold spaces.
-    let key = format!(
-        "{action} {item} {} {}",
-        super::ports::list(&rule.ports).replace(", ", ","),
-        rule.name
-    );
-    Grant {
-        rule: rule_index,
-        item,
-        ports: rule.ports.clone(),
-        key,
-    }
+    let key = format!("{action} {item} {} {}", super::ports::list(&rule.ports).replace(", ", ","), rule.name);
+    Grant { rule: rule_index, item, ports: rule.ports.clone(), key }
 }
 
 /// FNV-1a, 64 bit: short, without seed, and the same on every machine and version.
 fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 fn content_hash(document: &Document, mode: super::compiled::Mode, dns: &Dns, builtins: Builtins) -> u64 {
@@ -228,10 +189,5 @@ fn content_hash(document: &Document, mode: super::compiled::Mode, dns: &Dns, bui
 fn port_range(ports: Ports, grant: u32) -> super::compiled::PortRange {
     let whole = matches!(ports.proto, Proto::Any | Proto::Icmp);
     let (from, to) = if whole { (0, u16::MAX) } else { (ports.from, ports.to) };
-    super::compiled::PortRange {
-        proto: ports.proto,
-        from,
-        to,
-        grant,
-    }
+    super::compiled::PortRange { proto: ports.proto, from, to, grant }
 }

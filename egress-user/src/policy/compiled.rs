@@ -87,10 +87,7 @@ pub enum Queries {
 /// What passes without a rule. All on by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "these are nine switches of the language, each its own key"
-)]
+#[allow(clippy::struct_excessive_bools, reason = "these are nine switches of the language, each its own key")]
 pub struct Builtins {
     pub loopback: bool,
     pub arp: bool,
@@ -230,17 +227,8 @@ impl Default for Dns {
 
 impl Builtins {
     /// The keys of `builtins:`, in the order in which they are documented.
-    pub const NAMES: [&'static str; 9] = [
-        "loopback",
-        "arp",
-        "eapol",
-        "lldp",
-        "neighbour-discovery",
-        "mld",
-        "igmp",
-        "dhcpv4",
-        "dhcpv6",
-    ];
+    pub const NAMES: [&'static str; 9] =
+        ["loopback", "arp", "eapol", "lldp", "neighbour-discovery", "mld", "igmp", "dhcpv4", "dhcpv6"];
 
     /// The switch with this key, or `None` for an unknown key.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut bool> {
@@ -305,11 +293,6 @@ impl fmt::Display for RuleSource {
 
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        super::ports::Ports {
-            proto: self.proto,
-            from: self.from,
-            to: self.to,
-        }
-        .fmt(f)
+        super::ports::Ports { proto: self.proto, from: self.from, to: self.to }.fmt(f)
     }
 }

@@ -77,20 +77,9 @@ const LONG_LINE: usize = 400;
 impl SourceFile {
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
         let text = text.into();
-        let starts = text
-            .bytes()
-            .enumerate()
-            .filter(|(_, byte)| *byte == b'\n')
-            .map(|(at, _)| at + 1);
-        let lines = std::iter::once(0)
-            .chain(starts)
-            .map(|at| u32::try_from(at).unwrap_or(u32::MAX))
-            .collect();
-        Self {
-            name: name.into(),
-            text,
-            lines,
-        }
+        let starts = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        let lines = std::iter::once(0).chain(starts).map(|at| u32::try_from(at).unwrap_or(u32::MAX)).collect();
+        Self { name: name.into(), text, lines }
     }
 
     /// Line and column of a byte offset, both from 1; columns count characters.
@@ -99,20 +88,14 @@ impl SourceFile {
         let start = self.lines[line - 1] as usize;
         let end = self.text.floor_char_boundary((offset as usize).min(self.text.len()));
         let column = self.text[start.min(end)..end].chars().count() + 1;
-        (
-            u32::try_from(line).unwrap_or(u32::MAX),
-            u32::try_from(column).unwrap_or(u32::MAX),
-        )
+        (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
     }
 
     /// The bytes of the line (from 1) without its end.
     fn line(&self, line: u32) -> Range<usize> {
         let index = line as usize - 1;
         let start = self.lines[index] as usize;
-        let end = self
-            .lines
-            .get(index + 1)
-            .map_or(self.text.len(), |next| *next as usize - 1);
+        let end = self.lines.get(index + 1).map_or(self.text.len(), |next| *next as usize - 1);
         start..end
     }
 }
@@ -131,11 +114,7 @@ impl Diagnostic {
     }
 
     pub fn warning(code: &'static str, title: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Warning,
-            code: Some(code),
-            ..Self::error(title)
-        }
+        Self { severity: Severity::Warning, code: Some(code), ..Self::error(title) }
     }
 
     #[must_use]
@@ -194,10 +173,7 @@ impl Diagnostic {
         if let Some((place, label)) = self.at.as_deref() {
             let mut here = vec![(place, label.as_str(), AnnotationKind::Primary)];
             let (same, other): (Vec<_>, Vec<_>) = self.also.iter().partition(|(also, _)| also.file == place.file);
-            here.extend(
-                same.iter()
-                    .map(|(place, label)| (place, label.as_str(), AnnotationKind::Context)),
-            );
+            here.extend(same.iter().map(|(place, label)| (place, label.as_str(), AnnotationKind::Context)));
             for (place, label, kind) in here {
                 group = group.element(snippet(&files[place.file as usize], &place.span, label, kind));
             }
@@ -222,13 +198,7 @@ impl Diagnostic {
 /// Control characters of the input must not reach the terminal; line feeds are the layout's own.
 fn visible(text: &str) -> String {
     text.chars()
-        .flat_map(|c| {
-            if c.is_control() && c != '\n' {
-                c.escape_default().collect()
-            } else {
-                vec![c]
-            }
-        })
+        .flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect() } else { vec![c] })
         .collect()
 }
 
@@ -243,24 +213,15 @@ fn snippet<'a>(
     let mut start = bytes.start;
     let mut end = bytes.end;
     if end - start > LONG_LINE {
-        start = file
-            .text
-            .floor_char_boundary((span.start as usize).saturating_sub(LONG_LINE / 2).max(start));
+        start = file.text.floor_char_boundary((span.start as usize).saturating_sub(LONG_LINE / 2).max(start));
         end = file.text.ceil_char_boundary((start + LONG_LINE).min(end));
     }
     let text = &file.text[start..end];
     let from = (span.start as usize).clamp(start, end) - start;
     let to = (span.end as usize).clamp(start + from, end) - start;
     let annotation = kind.span(from..to.max(from));
-    let annotation = if label.is_empty() {
-        annotation
-    } else {
-        annotation.label(label)
-    };
-    Snippet::source(text)
-        .path(file.name.as_str())
-        .line_start(line as usize)
-        .annotation(annotation)
+    let annotation = if label.is_empty() { annotation } else { annotation.label(label) };
+    Snippet::source(text).path(file.name.as_str()).line_start(line as usize).annotation(annotation)
 }
 
 /// Why a policy was refused. Displays as the whole report without colour.
@@ -286,28 +247,17 @@ impl PolicyError {
 pub fn eprint_all(diagnostics: &[Diagnostic], files: &[Arc<SourceFile>]) {
     let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // A closed standard error must not turn a refusal into a panic.
-    let _ = std::io::stderr()
-        .lock()
-        .write_all(render_all(diagnostics, files, color).as_bytes());
+    let _ = std::io::stderr().lock().write_all(render_all(diagnostics, files, color).as_bytes());
 }
 
 /// The first [`SHOWN`] diagnostics, a blank line between two, and how many more there are.
 pub fn render_all(diagnostics: &[Diagnostic], files: &[Arc<SourceFile>], color: bool) -> String {
-    let mut text = diagnostics
-        .iter()
-        .take(SHOWN)
-        .map(|diagnostic| diagnostic.render(files, color))
-        .collect::<Vec<_>>()
-        .join("\n");
+    let mut text =
+        diagnostics.iter().take(SHOWN).map(|diagnostic| diagnostic.render(files, color)).collect::<Vec<_>>().join("\n");
     if diagnostics.len() > SHOWN {
-        let errors = diagnostics[SHOWN..]
-            .iter()
-            .filter(|d| d.severity == Severity::Error)
-            .count();
+        let errors = diagnostics[SHOWN..].iter().filter(|d| d.severity == Severity::Error).count();
         let warnings = diagnostics.len() - SHOWN - errors;
-        let count = [(errors, "error"), (warnings, "warning")]
-            .into_iter()
-            .filter(|(n, _)| *n > 0);
+        let count = [(errors, "error"), (warnings, "warning")].into_iter().filter(|(n, _)| *n > 0);
         let count = count.map(|(n, what)| format!("{n} more {what}{}", if n == 1 { "" } else { "s" }));
         text.push_str(&format!("\n... and {}\n", count.collect::<Vec<_>>().join(" and ")));
     }

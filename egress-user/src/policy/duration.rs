@@ -23,16 +23,10 @@ pub fn parse(text: &str) -> Result<Duration, ItemError> {
         ));
     }
     let duration = humantime::parse_duration(text).map_err(|_| {
-        ItemError::new(
-            format!("`{}` is not a time", excerpt(text)),
-            "write one like `60s`, `10m`, `1h` or `0s`",
-        )
+        ItemError::new(format!("`{}` is not a time", excerpt(text)), "write one like `60s`, `10m`, `1h` or `0s`")
     })?;
     if duration > MOST {
-        return Err(ItemError::new(
-            format!("`{}` is too long", excerpt(text)),
-            "write at most `365d`",
-        ));
+        return Err(ItemError::new(format!("`{}` is too long", excerpt(text)), "write at most `365d`"));
     }
     Ok(duration)
 }

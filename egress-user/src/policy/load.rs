@@ -70,59 +70,32 @@ pub fn load(sources: &Sources) -> Result<Loaded, PolicyError> {
         .iter()
         .enumerate()
         .map(|(index, file)| {
-            parse::parse(
-                u32::try_from(index).unwrap_or(u32::MAX),
-                file,
-                &mut settings,
-                &mut diagnostics,
-            )
+            parse::parse(u32::try_from(index).unwrap_or(u32::MAX), file, &mut settings, &mut diagnostics)
         })
         .collect();
     check_settings(sources, &settings, &mut diagnostics);
     let mut document = merge::merge(documents, &mut diagnostics);
     add_command_line(sources, &mut document, &mut diagnostics);
-    if diagnostics
-        .iter()
-        .any(|diagnostic| diagnostic.severity == Severity::Error)
-    {
+    if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
         // In the order of the files; what has no place (a file that is not there) comes first.
-        diagnostics.sort_by_key(|diagnostic| {
-            diagnostic
-                .at
-                .as_deref()
-                .map(|(place, _)| (place.file, place.span.start))
-        });
+        diagnostics.sort_by_key(|diagnostic| diagnostic.at.as_deref().map(|(place, _)| (place.file, place.span.start)));
         return Err(PolicyError { diagnostics, files });
     }
     let compiled = match compile::compile(&document, &files, &sources.internal) {
         Ok(compiled) => compiled,
         Err(diagnostic) => {
-            return Err(PolicyError {
-                diagnostics: vec![diagnostic],
-                files,
-            });
+            return Err(PolicyError { diagnostics: vec![diagnostic], files });
         }
     };
     let warn::Found { warnings, silenced } = warn::check(&document, &compiled);
     let exact = exact_places(&document);
-    Ok(Loaded {
-        compiled,
-        warnings,
-        silenced,
-        files,
-        paths,
-        exact,
-    })
+    Ok(Loaded { compiled, warnings, silenced, files, paths, exact })
 }
 
 impl Loaded {
     /// The exact names for which [`Loaded::unresolved`] will ask.
     pub fn names_to_resolve(&self) -> Vec<DomainName> {
-        self.exact
-            .iter()
-            .filter(|(.., silenced)| !silenced)
-            .map(|(name, ..)| name.clone())
-            .collect()
+        self.exact.iter().filter(|(.., silenced)| !silenced).map(|(name, ..)| name.clone()).collect()
     }
 
     /// Warnings `unresolved` for exact names of which `resolves` says no; silenced ones are not asked for.
@@ -198,10 +171,7 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diag
     let mut found: Vec<PathBuf> = entries
         .into_iter()
         .map(|entry| entry.path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "yaml" || extension == "yml")
-        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml"))
         .filter(|path| !path.is_dir())
         .collect();
     if found.is_empty() {
@@ -217,29 +187,18 @@ fn read_file(path: &Path) -> Result<SourceFile, Diagnostic> {
     let failed =
         |error: std::io::Error| Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(&error)));
     let mut bytes = Vec::new();
-    fs::File::open(path)
-        .map_err(failed)?
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    fs::File::open(path).map_err(failed)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(
-            Diagnostic::error(format!("the policy `{shown}` is larger than {} MiB", MAX_BYTES >> 20))
-                .hint("is it a policy? If so, write prefixes and wildcards instead of single addresses and names"),
-        );
+        return Err(Diagnostic::error(format!("the policy `{shown}` is larger than {} MiB", MAX_BYTES >> 20))
+            .hint("is it a policy? If so, write prefixes and wildcards instead of single addresses and names"));
     }
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(SourceFile::new(
-            shown.to_string(),
-            text.strip_prefix('\u{feff}').unwrap_or(&text),
-        )),
+        Ok(text) => Ok(SourceFile::new(shown.to_string(), text.strip_prefix('\u{feff}').unwrap_or(&text))),
         Err(error) => {
             let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
             let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-            Err(
-                Diagnostic::error(format!("the policy `{shown}` is not UTF-8 text (line {line})"))
-                    .hint("save it as UTF-8"),
-            )
+            Err(Diagnostic::error(format!("the policy `{shown}` is not UTF-8 text (line {line})"))
+                .hint("save it as UTF-8"))
         }
     }
 }
@@ -249,9 +208,7 @@ fn cause(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
-    chars
-        .next()
-        .map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
 fn check_settings(sources: &Sources, settings: &Settings, diagnostics: &mut Vec<Diagnostic>) {
@@ -273,16 +230,11 @@ fn check_settings(sources: &Sources, settings: &Settings, diagnostics: &mut Vec<
 fn add_command_line(sources: &Sources, document: &mut Document, diagnostics: &mut Vec<Diagnostic>) {
     let nowhere = Place { file: 0, span: 0..0 };
     if let Some(mode) = sources.mode {
-        document.mode = Some(At {
-            value: mode,
-            place: nowhere.clone(),
-        });
+        document.mode = Some(At { value: mode, place: nowhere.clone() });
     }
     if !sources.resolvers.is_empty() {
-        document.dns.resolvers = Some(At {
-            value: Resolvers::Addresses(sources.resolvers.clone()),
-            place: nowhere.clone(),
-        });
+        document.dns.resolvers =
+            Some(At { value: Resolvers::Addresses(sources.resolvers.clone()), place: nowhere.clone() });
     }
     let mut taken: std::collections::HashSet<String> = document.rules.iter().map(|rule| rule.name.clone()).collect();
     for (index, text) in sources.allow.iter().enumerate() {
@@ -299,11 +251,7 @@ fn add_command_line(sources: &Sources, document: &mut Document, diagnostics: &mu
 /// `--allow DEST` as a rule `allow-NUMBER`, or the next name that is free.
 fn allow_rule(text: &str, mut number: usize, taken: &mut std::collections::HashSet<String>) -> Result<Rule, ItemError> {
     let (target, ports) = target::parse_destination(text)?;
-    let ports = ports.unwrap_or(Ports {
-        proto: super::compiled::Proto::Tcp,
-        from: 443,
-        to: 443,
-    });
+    let ports = ports.unwrap_or(Ports { proto: super::compiled::Proto::Tcp, from: 443, to: 443 });
     while !taken.insert(format!("allow-{number}")) {
         number += 1;
     }

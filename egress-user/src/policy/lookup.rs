@@ -27,29 +27,20 @@ impl Compiled {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let any = self.dns.queries == Queries::Any;
         let Some(entry) = self.name_entry(&name) else {
-            return NameMatch {
-                classes: Vec::new(),
-                ask: any,
-            };
+            return NameMatch { classes: Vec::new(), ask: any };
         };
         let mut classes = vec![entry.class];
         if let NameKey::Suffix(base) = &entry.key
             && let Some((label, rest)) = name.split_once('.')
             && rest == base.as_str()
         {
-            let fits = entry
-                .inner
-                .iter()
-                .filter(|inner| label_matches(label, &inner.prefix, &inner.suffix));
+            let fits = entry.inner.iter().filter(|inner| label_matches(label, &inner.prefix, &inner.suffix));
             classes.extend(fits.map(|inner| inner.class));
         }
         classes.retain(|class| *class != 0);
         classes.sort_unstable();
         classes.dedup();
-        NameMatch {
-            ask: any || entry.ask || !classes.is_empty(),
-            classes,
-        }
+        NameMatch { ask: any || entry.ask || !classes.is_empty(), classes }
     }
 
     /// The longest match: the exact key, else the longest suffix that is shorter than the name.
@@ -106,10 +97,7 @@ impl Compiled {
     /// The first range of the class that holds this protocol and port. `port` is not looked at for other protocols
     /// than TCP and UDP; [`Proto::Any`] asks for a protocol that is neither TCP, UDP nor ICMP.
     pub fn class_opens(&self, class: u32, proto: Proto, port: u16) -> Option<&PortRange> {
-        self.classes[class as usize]
-            .ports
-            .iter()
-            .find(|range| range_matches(range, proto, port))
+        self.classes[class as usize].ports.iter().find(|range| range_matches(range, proto, port))
     }
 }
 

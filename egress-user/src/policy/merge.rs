@@ -14,15 +14,8 @@ pub fn merge(documents: Vec<Document>, diagnostics: &mut Vec<Diagnostic>) -> Doc
     for document in documents {
         once("mode", &mut merged.mode, document.mode, diagnostics);
         // Full destructuring: a new key cannot be forgotten here.
-        let super::document::DnsDocument {
-            resolvers,
-            queries,
-            internal,
-            min_ttl,
-            grace,
-            max_stale,
-            allow_private,
-        } = document.dns;
+        let super::document::DnsDocument { resolvers, queries, internal, min_ttl, grace, max_stale, allow_private } =
+            document.dns;
         let dns = &mut merged.dns;
         once("dns.resolvers", &mut dns.resolvers, resolvers, diagnostics);
         once("dns.queries", &mut dns.queries, queries, diagnostics);
@@ -77,12 +70,9 @@ fn same_rule(before: &mut Rule, again: Rule, diagnostics: &mut Vec<Diagnostic>) 
         return;
     };
     diagnostics.push(
-        Diagnostic::error(format!(
-            "two files have different rules named `{}`",
-            excerpt(&again.name)
-        ))
-        .at(second, "another one here")
-        .also(first, "one here")
-        .hint("name one of them differently, or make both the same"),
+        Diagnostic::error(format!("two files have different rules named `{}`", excerpt(&again.name)))
+            .at(second, "another one here")
+            .also(first, "one here")
+            .hint("name one of them differently, or make both the same"),
     );
 }

@@ -23,11 +23,7 @@ pub enum NamePattern {
     /// `*.base`: one or more labels below `base`, never `base` itself.
     Below(DomainName),
     /// `prefix*suffix.base`: exactly one label below `base`, with one byte or more for the `*`.
-    InLabel {
-        prefix: Box<str>,
-        suffix: Box<str>,
-        base: DomainName,
-    },
+    InLabel { prefix: Box<str>, suffix: Box<str>, base: DomainName },
 }
 
 /// What is wrong with a written item (a name, an address, ports, a time). The text says what; `hint` says what to write.
@@ -76,11 +72,7 @@ impl DomainName {
             }
         }
         check_lengths(&name)?;
-        if name
-            .rsplit('.')
-            .next()
-            .is_some_and(|top| top.bytes().all(|b| b.is_ascii_digit()))
-        {
+        if name.rsplit('.').next().is_some_and(|top| top.bytes().all(|b| b.is_ascii_digit())) {
             return Err(ItemError::new(
                 format!("`{}` is neither a name nor an address", excerpt(text)),
                 "an IPv4 address has four numbers from 0 to 255 without leading zeros, like `192.0.2.1`; \
@@ -107,9 +99,7 @@ impl DomainName {
 
     /// Whether this name is one or more labels below `base`.
     pub fn is_below(&self, base: &Self) -> bool {
-        self.0
-            .strip_suffix(&*base.0)
-            .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+        self.0.strip_suffix(&*base.0).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
     }
 }
 
@@ -147,10 +137,7 @@ impl NamePattern {
             return DomainName::parse(text).map(Self::Exact);
         }
         if text == "*" || text == "*." {
-            return Err(ItemError::new(
-                "`*` alone is not a name",
-                "write `any` for every destination",
-            ));
+            return Err(ItemError::new("`*` alone is not a name", "write `any` for every destination"));
         }
         if let Some(rest) = text.strip_prefix("**") {
             let base = rest.trim_start_matches(['*', '.']);
@@ -166,20 +153,14 @@ impl NamePattern {
             ));
         };
         if base.contains('*') {
-            let tail = base
-                .rsplit_once('*')
-                .and_then(|(_, tail)| tail.split_once('.'))
-                .map_or("", |(_, tail)| tail);
+            let tail = base.rsplit_once('*').and_then(|(_, tail)| tail.split_once('.')).map_or("", |(_, tail)| tail);
             // `*.com` is no advice.
             let hint = if tail.contains('.') {
                 format!("a `*` stands only in the leftmost label; write `*.{tail}`, or each name by itself")
             } else {
                 "a `*` stands only in the leftmost label; write each name by itself".to_owned()
             };
-            return Err(ItemError::new(
-                format!("`{shown}` has a `*` that is not in the leftmost label"),
-                hint,
-            ));
+            return Err(ItemError::new(format!("`{shown}` has a `*` that is not in the leftmost label"), hint));
         }
         let base = DomainName::parse(base)?;
         if first == "*" {
@@ -190,10 +171,7 @@ impl NamePattern {
         }
         let (prefix, suffix) = first.split_once('*').unwrap_or((first, ""));
         if suffix.contains('*') {
-            return Err(ItemError::new(
-                format!("`{shown}` has two `*`"),
-                format!("one is allowed: {WILDCARD_HELP}"),
-            ));
+            return Err(ItemError::new(format!("`{shown}` has two `*`"), format!("one is allowed: {WILDCARD_HELP}")));
         }
         if !first.is_ascii() {
             return Err(ItemError::new(
@@ -237,10 +215,7 @@ pub(super) fn label_matches(label: &str, prefix: &str, suffix: &str) -> bool {
 
 impl ItemError {
     pub(super) fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            hint: Some(hint.into()),
-        }
+        Self { what: what.into(), hint: Some(hint.into()) }
     }
 }
 
@@ -268,10 +243,7 @@ fn check_lengths(name: &str) -> Result<(), ItemError> {
 }
 
 fn too_long(len: usize) -> ItemError {
-    ItemError::new(
-        format!("a name of {len} bytes is too long"),
-        "DNS names have at most 253 bytes",
-    )
+    ItemError::new(format!("a name of {len} bytes is too long"), "DNS names have at most 253 bytes")
 }
 
 fn label_too_long(label: &str) -> ItemError {

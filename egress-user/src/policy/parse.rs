@@ -23,10 +23,7 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(values: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self {
-            values: values.into_iter().collect(),
-            used: Default::default(),
-        }
+        Self { values: values.into_iter().collect(), used: Default::default() }
     }
 
     /// The names of placeholders that were seen, filled or not.
@@ -44,23 +41,11 @@ impl Settings {
 pub const MAX_BYTES: u64 = 64 << 20;
 
 const TOP_KEYS: &[&str] = &["version", "mode", "dns", "builtins", "rules"];
-const DNS_KEYS: &[&str] = &[
-    "resolvers",
-    "queries",
-    "internal",
-    "minTtl",
-    "grace",
-    "maxStale",
-    "allowPrivate",
-];
+const DNS_KEYS: &[&str] = &["resolvers", "queries", "internal", "minTtl", "grace", "maxStale", "allowPrivate"];
 
 /// Parses `files[file]`. What could be read comes back even when there are errors; the caller refuses it then.
 pub fn parse(file: u32, source: &SourceFile, settings: &mut Settings, diagnostics: &mut Vec<Diagnostic>) -> Document {
-    let mut reader = Reader {
-        file,
-        settings,
-        diagnostics,
-    };
+    let mut reader = Reader { file, settings, diagnostics };
     let node = match yaml::parse(&source.text) {
         Ok(node) => node,
         Err(error) => {
@@ -73,16 +58,12 @@ pub fn parse(file: u32, source: &SourceFile, settings: &mut Settings, diagnostic
             let empty = Diagnostic::error("the file is empty").hint(
                 "write at least `version: 1` and `rules:`; a policy that allows nothing is embedded as `deny-all`",
             );
-            reader
-                .diagnostics
-                .push(empty.at(&Place { file, span: 0..0 }, "no policy here"));
+            reader.diagnostics.push(empty.at(&Place { file, span: 0..0 }, "no policy here"));
             Document::default()
         }
         Value::Map(entries) => reader.document(entries),
         _ => {
-            reader
-                .error(&node.span, "a policy is a map", "this is not a key")
-                .hint("write `version: 1` and `rules:`");
+            reader.error(&node.span, "a policy is a map", "this is not a key").hint("write `version: 1` and `rules:`");
             Document::default()
         }
     }
@@ -111,10 +92,7 @@ impl Pushed<'_> {
 
 impl Reader<'_> {
     fn place(&self, span: &Span) -> Place {
-        Place {
-            file: self.file,
-            span: span.clone(),
-        }
+        Place { file: self.file, span: span.clone() }
     }
 
     fn error(&mut self, span: &Span, title: impl Into<String>, label: impl Into<String>) -> Pushed<'_> {
@@ -148,12 +126,8 @@ impl Reader<'_> {
             let word = &rest[..end];
             let start = at + (source.text[at..].len() - rest.len());
             let span = u32::try_from(start).unwrap_or(u32::MAX)..u32::try_from(start + end).unwrap_or(u32::MAX);
-            self.error(
-                &span,
-                "a wildcard without quotes",
-                "YAML reads `*` as a reference to an anchor",
-            )
-            .hint(format!("write it in quotes: \"{}\"", excerpt(word)));
+            self.error(&span, "a wildcard without quotes", "YAML reads `*` as a reference to an anchor")
+                .hint(format!("write it in quotes: \"{}\"", excerpt(word)));
             return;
         }
         self.error(&error.span, format!("not YAML: {}", error.message), "here")
@@ -169,8 +143,7 @@ impl Reader<'_> {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => format!("the keys of {of} are {}", quoted(known)),
                 };
-                self.error(&key.span, format!("unknown key `{}` in {of}", excerpt(&key.name)), "")
-                    .hint(hint);
+                self.error(&key.span, format!("unknown key `{}` in {of}", excerpt(&key.name)), "").hint(hint);
                 continue;
             };
             if let Some((first, _)) = fields.get(name) {
@@ -191,8 +164,7 @@ impl Reader<'_> {
         if let Some((_, node)) = fields.remove("version") {
             let version = self.text(&node, "version");
             if version.is_some_and(|version| version != "1") {
-                self.error(&node.span, "unknown version of the language", "")
-                    .hint("this program reads `version: 1`");
+                self.error(&node.span, "unknown version of the language", "").hint("this program reads `version: 1`");
             }
         }
         if let Some((_, node)) = fields.remove("mode") {
@@ -213,17 +185,10 @@ impl Reader<'_> {
                 };
                 match node.value {
                     Value::Bool(value) => {
-                        document.builtins.push((
-                            name,
-                            At {
-                                value,
-                                place: self.place(&node.span),
-                            },
-                        ));
+                        document.builtins.push((name, At { value, place: self.place(&node.span) }));
                     }
                     _ => {
-                        self.error(&node.span, format!("`{name}` is on or off"), "")
-                            .hint("write `true` or `false`");
+                        self.error(&node.span, format!("`{name}` is on or off"), "").hint("write `true` or `false`");
                     }
                 }
             }
@@ -241,11 +206,8 @@ impl Reader<'_> {
             dns.resolvers = self.resolvers(&key, node);
         }
         if let Some((_, node)) = fields.remove("queries") {
-            dns.queries = self.choice(
-                &node,
-                "queries",
-                &[("allowlisted", Queries::Allowlisted), ("any", Queries::Any)],
-            );
+            dns.queries =
+                self.choice(&node, "queries", &[("allowlisted", Queries::Allowlisted), ("any", Queries::Any)]);
         }
         if let Some((key, node)) = fields.remove("internal") {
             dns.internal = self.items(&key, node, "dns.internal", |text| {
@@ -262,11 +224,8 @@ impl Reader<'_> {
         if let Some((key, node)) = fields.remove("allowPrivate") {
             dns.allow_private = self.items(&key, node, "dns.allowPrivate", NamePattern::parse);
         }
-        for (name, slot) in [
-            ("minTtl", &mut dns.min_ttl),
-            ("grace", &mut dns.grace),
-            ("maxStale", &mut dns.max_stale),
-        ] {
+        for (name, slot) in [("minTtl", &mut dns.min_ttl), ("grace", &mut dns.grace), ("maxStale", &mut dns.max_stale)]
+        {
             let Some((_, node)) = fields.remove(name) else {
                 continue;
             };
@@ -274,12 +233,7 @@ impl Reader<'_> {
                 continue;
             };
             match duration::parse(&text) {
-                Ok(value) => {
-                    *slot = Some(At {
-                        value,
-                        place: self.place(&node.span),
-                    })
-                }
+                Ok(value) => *slot = Some(At { value, place: self.place(&node.span) }),
                 Err(error) => self.item_error(&node.span, error),
             }
         }
@@ -290,24 +244,17 @@ impl Reader<'_> {
         let place = self.place(&node.span);
         if let Value::Text(text) = &node.value {
             if text == "system" {
-                return Some(At {
-                    value: Resolvers::System,
-                    place,
-                });
+                return Some(At { value: Resolvers::System, place });
             }
             let hint = match parse_resolver(text) {
                 Ok(_) => format!("write a list: `resolvers: [\"{text}\"]`"),
                 Err(_) => "write `system`, or a list of addresses like `[192.0.2.53]`".to_owned(),
             };
-            self.error(&node.span, "`resolvers` is `system` or a list of addresses", "")
-                .hint(hint);
+            self.error(&node.span, "`resolvers` is `system` or a list of addresses", "").hint(hint);
             return None;
         }
         let addresses = self.items(key, node, "dns.resolvers", parse_resolver)?;
-        Some(At {
-            value: Resolvers::Addresses(addresses.value),
-            place,
-        })
+        Some(At { value: Resolvers::Addresses(addresses.value), place })
     }
 }
 
@@ -351,11 +298,7 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 pub(super) fn quoted(words: &[&str]) -> String {
-    words
-        .iter()
-        .map(|word| format!("`{word}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
 }
 
 type Fields = HashMap<&'static str, (Key, Node)>;

@@ -14,30 +14,17 @@ pub struct Ports {
 
 impl Ports {
     /// Every IP protocol.
-    pub const ANY: Self = Self {
-        proto: Proto::Any,
-        from: 0,
-        to: u16::MAX,
-    };
+    pub const ANY: Self = Self { proto: Proto::Any, from: 0, to: u16::MAX };
 
     pub fn parse(text: &str) -> Result<Self, ItemError> {
         let text = text.trim();
         let lower = text.to_ascii_lowercase();
-        let whole = |proto| {
-            Ok(Self {
-                proto,
-                from: 0,
-                to: u16::MAX,
-            })
-        };
+        let whole = |proto| Ok(Self { proto, from: 0, to: u16::MAX });
         match lower.as_str() {
             "any" => return Ok(Self::ANY),
             "icmp" => return whole(Proto::Icmp),
             "" => {
-                return Err(error(
-                    "an empty port",
-                    "write a port with its protocol, like `443/tcp`, or `any`",
-                ));
+                return Err(error("an empty port", "write a port with its protocol, like `443/tcp`, or `any`"));
             }
             "icmpv6" | "icmp6" | "ping" => {
                 return Err(error(
@@ -46,10 +33,7 @@ impl Ports {
                 ));
             }
             "all" | "*" => {
-                return Err(error(
-                    &format!("`{text}` is not a port"),
-                    "write `any` for every protocol and port",
-                ));
+                return Err(error(&format!("`{text}` is not a port"), "write `any` for every protocol and port"));
             }
             "tcp" | "udp" => {
                 return Err(error(
@@ -65,19 +49,12 @@ impl Ports {
                     "dns" => "53/udp",
                     _ => "123/udp",
                 };
-                return Err(error(
-                    &format!("`{text}` is a service's name"),
-                    &format!("write its port: `{port}`"),
-                ));
+                return Err(error(&format!("`{text}` is a service's name"), &format!("write its port: `{port}`")));
             }
             _ => {}
         }
         let Some((range, proto)) = lower.split_once('/') else {
-            let hint = match lower
-                .split_once('-')
-                .map_or(lower.as_str(), |(from, _)| from)
-                .parse::<u16>()
-            {
+            let hint = match lower.split_once('-').map_or(lower.as_str(), |(from, _)| from).parse::<u16>() {
                 Ok(_) => format!("write `{text}/tcp` or `{text}/udp`"),
                 Err(_) => "write a port with its protocol, like `443/tcp`, or `icmp`, or `any`".to_owned(),
             };
@@ -85,10 +62,7 @@ impl Ports {
         };
         // People who know other tools write it the other way round.
         if matches!(range, "tcp" | "udp") && proto.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
-            return Err(error(
-                &format!("`{text}` has the protocol first"),
-                &format!("write `{proto}/{range}`"),
-            ));
+            return Err(error(&format!("`{text}` has the protocol first"), &format!("write `{proto}/{range}`")));
         }
         let proto = match proto {
             "tcp" => Proto::Tcp,
@@ -113,19 +87,13 @@ impl Ports {
             return if range == "any" {
                 whole(proto)
             } else {
-                Err(error(
-                    &format!("`{text}` is not a port"),
-                    &format!("write `any/{proto}`"),
-                ))
+                Err(error(&format!("`{text}` is not a port"), &format!("write `any/{proto}`")))
             };
         }
         let (from, to) = range.split_once('-').unwrap_or((range, range));
         let (from, to) = (port(from.trim())?, port(to.trim())?);
         if from > to {
-            return Err(error(
-                &format!("the range {from}-{to} is reversed"),
-                &format!("write `{to}-{from}/{proto}`"),
-            ));
+            return Err(error(&format!("the range {from}-{to} is reversed"), &format!("write `{to}-{from}/{proto}`")));
         }
         Ok(Self { proto, from, to })
     }
@@ -143,28 +111,21 @@ impl Ports {
 
 fn port(text: &str) -> Result<u16, ItemError> {
     match text.parse::<u64>() {
-        Ok(0) => Err(error(
-            "port 0 does not exist",
-            "ports go from 1 to 65535; write `any/tcp` for all of them",
-        )),
+        Ok(0) => Err(error("port 0 does not exist", "ports go from 1 to 65535; write `any/tcp` for all of them")),
         Ok(port) => {
             u16::try_from(port).map_err(|_| error(&format!("port {port} is too large"), "ports go from 1 to 65535"))
         }
         Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
             Err(error(&format!("port {text} is too large"), "ports go from 1 to 65535"))
         }
-        Err(_) => Err(error(
-            &format!("`{text}` is not a port number"),
-            "write a number from 1 to 65535, like `443/tcp`",
-        )),
+        Err(_) => {
+            Err(error(&format!("`{text}` is not a port number"), "write a number from 1 to 65535, like `443/tcp`"))
+        }
     }
 }
 
 fn error(what: &str, hint: &str) -> ItemError {
-    ItemError {
-        what: what.to_owned(),
-        hint: Some(hint.to_owned()),
-    }
+    ItemError { what: what.to_owned(), hint: Some(hint.to_owned()) }
 }
 
 /// Sorts, joins what overlaps or touches, and drops what `any` covers: one form for each set of ports.

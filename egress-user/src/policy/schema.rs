@@ -1,9 +1,6 @@
 //! The JSON schema of a policy. These types exist for it alone: reading is done on the tree, which keeps positions.
 
-#![allow(
-    dead_code,
-    reason = "the types are never built: schemars reads their shape and doc comments"
-)]
+#![allow(dead_code, reason = "the types are never built: schemars reads their shape and doc comments")]
 
 use std::collections::BTreeMap;
 
@@ -11,9 +8,7 @@ use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 
 /// The schema, draft 2020-12.
 pub fn json_schema() -> Schema {
-    SchemaSettings::draft2020_12()
-        .into_generator()
-        .into_root_schema_for::<Policy>()
+    SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Policy>()
 }
 
 /// An Egress policy: what may leave a node. Everything that no rule allows is dropped.

@@ -65,10 +65,7 @@ impl Target {
         {
             return Err(ItemError::new(
                 format!("`{}` has a port", excerpt(text)),
-                format!(
-                    "write `{}` here, and the port below `ports: [{port}/tcp]`",
-                    excerpt(host)
-                ),
+                format!("write `{}` here, and the port below `ports: [{port}/tcp]`", excerpt(host)),
             ));
         }
         NamePattern::parse(text).map(Self::Name)
@@ -88,17 +85,13 @@ fn prefix(text: &str, address: IpAddr, length: &str) -> Result<IpNet, ItemError>
             },
         ));
     }
-    let length = length
-        .parse::<u8>()
-        .ok()
-        .filter(|length| *length <= most)
-        .ok_or_else(|| {
-            let family = if most == 32 { "IPv4" } else { "IPv6" };
-            ItemError::new(
-                format!("`{}` is not the length of an {family} prefix", excerpt(length)),
-                format!("write a number from 0 to {most}, like `{address}/{most}` for the one address"),
-            )
-        })?;
+    let length = length.parse::<u8>().ok().filter(|length| *length <= most).ok_or_else(|| {
+        let family = if most == 32 { "IPv4" } else { "IPv6" };
+        ItemError::new(
+            format!("`{}` is not the length of an {family} prefix", excerpt(length)),
+            format!("write a number from 0 to {most}, like `{address}/{most}` for the one address"),
+        )
+    })?;
     // The length is in range, so these cannot fail.
     let net = match address {
         IpAddr::V4(address) => Ipv4Net::new(address, length).map(IpNet::V4),
@@ -108,10 +101,7 @@ fn prefix(text: &str, address: IpAddr, length: &str) -> Result<IpNet, ItemError>
     if net.trunc() != net {
         return Err(ItemError::new(
             format!("`{text}` has host bits set"),
-            format!(
-                "write the network, `{}`, or `{address}` for the one address",
-                net.trunc()
-            ),
+            format!("write the network, `{}`, or `{address}` for the one address", net.trunc()),
         ));
     }
     Ok(unmap(net))
@@ -159,10 +149,7 @@ pub fn parse_destination(text: &str) -> Result<(Target, Option<Ports>), ItemErro
         return match rest.strip_prefix(':').or_else(|| rest.strip_prefix('/')) {
             None if rest.is_empty() => Ok((target, None)),
             Some(ports) => Ok((target, Some(destination_ports(ports)?))),
-            None => Err(ItemError::new(
-                format!("`{}` after the bracket", excerpt(rest)),
-                "write `[2001:db8::1]:443`",
-            )),
+            None => Err(ItemError::new(format!("`{}` after the bracket", excerpt(rest)), "write `[2001:db8::1]:443`")),
         };
     }
     // A bare address or prefix, IPv6 included, has no port.
@@ -174,9 +161,7 @@ pub fn parse_destination(text: &str) -> Result<(Target, Option<Ports>), ItemErro
         return Ok((Target::parse(text)?, None));
     }
     if text.contains("://") {
-        return Err(NamePattern::parse(text)
-            .err()
-            .unwrap_or_else(|| ItemError::new("a URL", "write the host alone")));
+        return Err(NamePattern::parse(text).err().unwrap_or_else(|| ItemError::new("a URL", "write the host alone")));
     }
     if let Some((host, ports)) = text.rsplit_once(':') {
         // `2001:db8::1:443` cannot be told from an address; one that ends in a protocol can, but is asked to be clear.
@@ -198,13 +183,7 @@ pub fn parse_destination(text: &str) -> Result<(Target, Option<Ports>), ItemErro
 }
 
 fn destination_ports(text: &str) -> Result<Ports, ItemError> {
-    let whole = |proto| {
-        Ok(Ports {
-            proto,
-            from: 0,
-            to: u16::MAX,
-        })
-    };
+    let whole = |proto| Ok(Ports { proto, from: 0, to: u16::MAX });
     match text.to_ascii_lowercase().as_str() {
         "tcp" => whole(Proto::Tcp),
         "udp" => whole(Proto::Udp),

@@ -15,22 +15,13 @@ use super::{
 
 /// Every warning and what it means.
 pub const NAMES: &[(&str, &str)] = &[
-    (
-        "public-suffix",
-        "a wildcard right under a public suffix: anyone can register a name below it",
-    ),
-    (
-        "covered",
-        "another rule allows (or denies) everything that the item does",
-    ),
+    ("public-suffix", "a wildcard right under a public suffix: anyone can register a name below it"),
+    ("covered", "another rule allows (or denies) everything that the item does"),
     ("denied", "a deny rule closes everything that the item allows"),
     ("wide-ports", "`any`, or a prefix as wide as a continent, on many ports"),
     ("resolver-denied", "a deny rule closes a resolver that the policy asks"),
     ("unused-silence", "a rule silences a warning that it does not cause"),
-    (
-        "unresolved",
-        "a name that does not resolve (looked at with --resolve only)",
-    ),
+    ("unresolved", "a name that does not resolve (looked at with --resolve only)"),
 ];
 
 /// More ports than this to `any` are many.
@@ -60,11 +51,7 @@ pub fn check(document: &Document, compiled: &Compiled) -> Found {
                 denied(document, compiled, rule, item, grant),
                 covered(document, compiled, rule, item, grant),
             ];
-            for (diagnostic, place) in found
-                .into_iter()
-                .flatten()
-                .map(|warning| (warning, item.place.as_ref()))
-            {
+            for (diagnostic, place) in found.into_iter().flatten().map(|warning| (warning, item.place.as_ref())) {
                 push(&mut warnings, rule, diagnostic, place);
             }
             grant += 1;
@@ -100,14 +87,8 @@ fn push(found: &mut Found, rule: &Rule, mut warning: Diagnostic, place: Option<&
     }
     // The command line has no place to write a reason, and what is typed by hand is meant.
     if rule.place.is_some() && code != "unused-silence" {
-        let hint = warning
-            .hint
-            .take()
-            .map(|hint| format!("{hint}; or "))
-            .unwrap_or_default();
-        warning.hint = Some(format!(
-            "{hint}say why it is right: `silence: {{{code}: \"...\"}}` in the rule"
-        ));
+        let hint = warning.hint.take().map(|hint| format!("{hint}; or ")).unwrap_or_default();
+        warning.hint = Some(format!("{hint}say why it is right: `silence: {{{code}: \"...\"}}` in the rule"));
     }
     found.warnings.push(warning);
 }
@@ -119,14 +100,9 @@ fn public_suffix(item: &Item) -> Option<Diagnostic> {
     // psl also answers with an unknown top-level name by its default rule `*`; that is a wide wildcard all the same.
     let suffix = psl::suffix_str(base.as_str())?;
     (suffix == base.as_str()).then(|| {
-        Diagnostic::warning(
-            "public-suffix",
-            format!("`{}` is right under a public suffix", item.target),
-        )
-        .note(format!(
-            "anyone can get a name below `{base}`, and data can leave to it"
-        ))
-        .hint("write the names that are needed")
+        Diagnostic::warning("public-suffix", format!("`{}` is right under a public suffix", item.target))
+            .note(format!("anyone can get a name below `{base}`, and data can leave to it"))
+            .hint("write the names that are needed")
     })
 }
 
@@ -142,11 +118,7 @@ fn wide_ports(rule: &Rule, item: &Item) -> Option<Diagnostic> {
         Proto::Icmp => 1,
         Proto::Tcp | Proto::Udp => u32::from(ports.to - ports.from) + 1,
     };
-    let many = rule
-        .ports
-        .iter()
-        .fold(0_u32, |sum, ports| sum.saturating_add(count(ports)))
-        > MANY_PORTS;
+    let many = rule.ports.iter().fold(0_u32, |sum, ports| sum.saturating_add(count(ports))) > MANY_PORTS;
     (rule.action == Action::Allow && wide && many).then(|| {
         let title = format!("`{}` on {}", item.target, ports::list(&rule.ports));
         Diagnostic::warning("wide-ports", title)
@@ -162,10 +134,8 @@ fn denied(document: &Document, compiled: &Compiled, rule: &Rule, item: &Item, gr
     }
     let class = |net: IpNet| compiled.denies_covering(net);
     let nets: Vec<IpNet> = nets(&item.target)?;
-    let deny = nets
-        .iter()
-        .map(|net| other(document, compiled, rule, class(*net), grant))
-        .collect::<Option<Vec<_>>>()?;
+    let deny =
+        nets.iter().map(|net| other(document, compiled, rule, class(*net), grant)).collect::<Option<Vec<_>>>()?;
     let other = deny.first()?;
     let title = format!("rule `{}` denies all that `{}` allows", other.name, item.target);
     Some(also(Diagnostic::warning("denied", title), other).hint("drop one of the two"))
@@ -181,10 +151,8 @@ fn covered(document: &Document, compiled: &Compiled, rule: &Rule, item: &Item, g
                 Action::Deny => compiled.denies_covering(net),
             };
             let nets = nets(target)?;
-            let found: Option<Vec<_>> = nets
-                .iter()
-                .map(|net| other(document, compiled, rule, class(*net), grant))
-                .collect();
+            let found: Option<Vec<_>> =
+                nets.iter().map(|net| other(document, compiled, rule, class(*net), grant)).collect();
             found?.into_iter().next()?
         }
     };
@@ -219,19 +187,15 @@ fn nets(target: &Target) -> Option<Vec<IpNet>> {
 /// The rule of another grant of the class whose ports cover this rule's. Of two equal grants the later one is covered.
 fn other<'a>(document: &'a Document, compiled: &Compiled, rule: &Rule, class: u32, grant: u32) -> Option<&'a Rule> {
     let this = &compiled.grants[grant as usize];
-    compiled.classes[class as usize]
-        .grants
-        .iter()
-        .take(LOOKED_AT)
-        .find_map(|number| {
-            let grant_of = &compiled.grants[*number as usize];
-            if *number == grant || grant_of.rule == this.rule && grant_of.item == this.item {
-                return None;
-            }
-            let candidate = &document.rules[grant_of.rule as usize];
-            let equal = grant_of.item == this.item && candidate.ports == rule.ports && candidate.action == rule.action;
-            (ports::cover(&candidate.ports, &rule.ports) && (!equal || *number < grant)).then_some(candidate)
-        })
+    compiled.classes[class as usize].grants.iter().take(LOOKED_AT).find_map(|number| {
+        let grant_of = &compiled.grants[*number as usize];
+        if *number == grant || grant_of.rule == this.rule && grant_of.item == this.item {
+            return None;
+        }
+        let candidate = &document.rules[grant_of.rule as usize];
+        let equal = grant_of.item == this.item && candidate.ports == rule.ports && candidate.action == rule.action;
+        (ports::cover(&candidate.ports, &rule.ports) && (!equal || *number < grant)).then_some(candidate)
+    })
 }
 
 fn resolver_denied(compiled: &Compiled, rule: &Rule, warnings: &mut Found) {
@@ -261,17 +225,12 @@ fn resolver_denied(compiled: &Compiled, rule: &Rule, warnings: &mut Found) {
 /// `before`: how many warnings the rules before this one silenced.
 fn unused_silence(rule: &Rule, found: &mut Found, before: usize) {
     for silence in &rule.silence {
-        let used = found.silenced[before..]
-            .iter()
-            .any(|(warning, _)| warning.code == Some(silence.warning));
+        let used = found.silenced[before..].iter().any(|(warning, _)| warning.code == Some(silence.warning));
         // Whether a name resolves is asked later, and seldom; a silence of this warning is for the next one.
         if used || matches!(silence.warning, "unresolved" | "unused-silence") {
             continue;
         }
-        let title = format!(
-            "rule `{}` silences `{}`, which it does not cause",
-            rule.name, silence.warning
-        );
+        let title = format!("rule `{}` silences `{}`, which it does not cause", rule.name, silence.warning);
         let warning = Diagnostic::warning("unused-silence", title).hint("drop the line");
         push(found, rule, warning, Some(&silence.place));
     }

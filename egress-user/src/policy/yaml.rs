@@ -56,14 +56,8 @@ pub struct SyntaxError {
 ///
 /// The budgets are far above what a policy of a million rules needs, and stop alias bombs.
 pub fn parse(text: &str) -> Result<Node, SyntaxError> {
-    if text
-        .lines()
-        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
-    {
-        return Ok(Node {
-            value: Value::Null,
-            span: 0..0,
-        });
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(Node { value: Value::Null, span: 0..0 });
     }
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -90,11 +84,7 @@ fn syntax_error(error: &serde_saphyr::Error, text: &str) -> SyntaxError {
     let error = error.without_snippet();
     let message = UserMessageFormatter.format_message(error).into_owned();
     let span = error.location().map_or(0..0, |location| span(location, text));
-    SyntaxError {
-        message,
-        span,
-        unknown_anchor: matches!(error, serde_saphyr::Error::UnknownAnchor { .. }),
-    }
+    SyntaxError { message, span, unknown_anchor: matches!(error, serde_saphyr::Error::UnknownAnchor { .. }) }
 }
 
 /// What the YAML crate gives: numbers lose their spelling, which [`finish`] takes from the source again.
@@ -122,10 +112,7 @@ fn finish(raw: Spanned<RawValue>, text: &str) -> Node {
             entries
                 .into_iter()
                 .map(|(key, value)| {
-                    let key = Key {
-                        span: self::span(key.referenced, text),
-                        name: key.value,
-                    };
+                    let key = Key { span: self::span(key.referenced, text), name: key.value };
                     (key, finish(value, text))
                 })
                 .collect(),

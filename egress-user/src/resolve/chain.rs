@@ -36,13 +36,7 @@ pub enum Broken {
 
 impl Chain {
     pub fn new(name: Name) -> Self {
-        Self {
-            visited: vec![name.clone()],
-            end: name,
-            aliases: vec![],
-            addresses: vec![],
-            least_ttl: MAX_TTL,
-        }
+        Self { visited: vec![name.clone()], end: name, aliases: vec![], addresses: vec![], least_ttl: MAX_TTL }
     }
 
     /// Takes one answer section in. Records that are not on the chain count for nothing, in whatever order they come.
@@ -66,10 +60,7 @@ impl Chain {
             self.visited.push(self.end.clone());
             self.aliases.push((presentation(&self.end), self.least_ttl));
         }
-        for record in answers
-            .iter()
-            .filter(|record| record.dns_class == DNSClass::IN && record.name == self.end)
-        {
+        for record in answers.iter().filter(|record| record.dns_class == DNSClass::IN && record.name == self.end) {
             let address = match (&record.data, family) {
                 (RData::A(address), Family::V4) => IpAddr::V4(address.0),
                 // A mapped address goes out as IPv4, so it is allowed as what the packet will hold.
@@ -80,8 +71,7 @@ impl Chain {
             self.addresses.push((address, ttl));
         }
         // An address given twice has the longer of its TTLs.
-        self.addresses
-            .sort_unstable_by_key(|&(address, ttl)| (address, Reverse(ttl)));
+        self.addresses.sort_unstable_by_key(|&(address, ttl)| (address, Reverse(ttl)));
         self.addresses.dedup_by_key(|(address, _)| *address);
         Ok(())
     }

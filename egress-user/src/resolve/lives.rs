@@ -31,10 +31,7 @@ impl<K: Eq + Hash + Clone + Ord> Lives<K> {
     /// Takes one answer's entry in and gives its life left: the later of the old expiry and the new.
     pub fn learn(&mut self, key: K, ttl: Duration, now: Instant, settings: &Settings) -> Duration {
         let ttl_end = now + ttl.max(settings.min_ttl);
-        let new = Life {
-            expires: ttl_end + settings.grace,
-            stale_until: ttl_end + settings.max_stale,
-        };
+        let new = Life { expires: ttl_end + settings.grace, stale_until: ttl_end + settings.max_stale };
         let life = self.lives.entry(key).or_insert(new);
         life.stale_until = life.stale_until.max(new.stale_until);
         life.expires = life.expires.max(new.expires);
@@ -61,11 +58,7 @@ impl<K: Eq + Hash + Clone + Ord> Lives<K> {
         self.lives.retain(|_, life| life.expires > now);
         let excess = self.lives.len().saturating_sub(limit);
         if excess > 0 {
-            let mut by_expiry: Vec<_> = self
-                .lives
-                .iter()
-                .map(|(key, life)| (life.expires, key.clone()))
-                .collect();
+            let mut by_expiry: Vec<_> = self.lives.iter().map(|(key, life)| (life.expires, key.clone())).collect();
             by_expiry.select_nth_unstable(excess - 1);
             for (_, key) in &by_expiry[..excess] {
                 self.lives.remove(key);

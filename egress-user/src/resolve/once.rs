@@ -29,14 +29,7 @@ pub async fn resolve_once(
     resolvers: &[SocketAddr],
     timeout: Duration,
 ) -> Vec<(String, Result<Resolved, Reason>)> {
-    let resolver = Resolver::new(
-        resolvers,
-        Limits {
-            timeout,
-            attempts: 1,
-            ..Limits::default()
-        },
-    );
+    let resolver = Resolver::new(resolvers, Limits { timeout, attempts: 1, ..Limits::default() });
     stream::iter(names.to_vec())
         .map(|name| {
             let resolver = resolver.clone();
@@ -56,12 +49,8 @@ fn resolved(outcomes: [Outcome; 2]) -> Result<Resolved, Reason> {
     for outcome in outcomes {
         match outcome {
             Ok(found) => {
-                resolved
-                    .addresses
-                    .extend(found.addresses.iter().map(|(address, _)| *address));
-                resolved
-                    .aliases
-                    .extend(found.aliases.into_iter().map(|(alias, _)| alias));
+                resolved.addresses.extend(found.addresses.iter().map(|(address, _)| *address));
+                resolved.aliases.extend(found.aliases.into_iter().map(|(alias, _)| alias));
             }
             Err(miss) => misses.push(miss.reason),
         }
@@ -72,10 +61,7 @@ fn resolved(outcomes: [Outcome; 2]) -> Result<Resolved, Reason> {
     }
     resolved.aliases.sort();
     resolved.aliases.dedup();
-    resolved.private = resolved
-        .addresses
-        .iter()
-        .filter_map(|address| is_private(*address).map(|kind| (*address, kind)))
-        .collect();
+    resolved.private =
+        resolved.addresses.iter().filter_map(|address| is_private(*address).map(|kind| (*address, kind))).collect();
     Ok(resolved)
 }

@@ -20,10 +20,7 @@ pub struct Provider {
 
 impl Provider {
     pub fn new(scope_id: u32) -> Self {
-        Self {
-            tokio: TokioRuntimeProvider::default(),
-            scope_id,
-        }
+        Self { tokio: TokioRuntimeProvider::default(), scope_id }
     }
 }
 
@@ -63,9 +60,7 @@ impl RuntimeProvider for Provider {
             socket.set_nodelay(true)?;
             let connect = socket.connect(server);
             let stream = match timeout {
-                Some(timeout) => tokio::time::timeout(timeout, connect)
-                    .await
-                    .map_err(io::Error::from)??,
+                Some(timeout) => tokio::time::timeout(timeout, connect).await.map_err(io::Error::from)??,
                 None => connect.await?,
             };
             Ok(AsyncIoTokioAsStd(stream))

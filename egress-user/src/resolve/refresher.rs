@@ -57,17 +57,8 @@ impl Refresher {
         sink: Arc<dyn AnswerSink>,
     ) -> Self {
         let schedule = Schedule::new(&settings, Instant::now());
-        let state = State {
-            names: HashMap::new(),
-            schedule,
-            settings,
-            allow_private,
-            next_id: 0,
-        };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            changed: Notify::new(),
-        });
+        let state = State { names: HashMap::new(), schedule, settings, allow_private, next_id: 0 };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
         let task = tokio::spawn(run(shared.clone(), ask, sink)).abort_handle();
         Self { shared, task }
     }
@@ -77,12 +68,7 @@ impl Refresher {
     pub fn set_names(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
         let wanted: HashSet<Arc<str>> = names.into_iter().map(|name| name.as_ref().into()).collect();
         self.change(|state| {
-            let gone: Vec<_> = state
-                .names
-                .keys()
-                .filter(|name| !wanted.contains(*name))
-                .cloned()
-                .collect();
+            let gone: Vec<_> = state.names.keys().filter(|name| !wanted.contains(*name)).cloned().collect();
             for name in gone {
                 state.names.remove(&name);
                 for family in Family::BOTH {
@@ -126,10 +112,7 @@ impl Refresher {
             .names
             .iter()
             .map(|(name, entry)| {
-                let due = Family::BOTH
-                    .iter()
-                    .filter_map(|family| state.schedule.due(&(name.clone(), *family)))
-                    .min();
+                let due = Family::BOTH.iter().filter_map(|family| state.schedule.due(&(name.clone(), *family))).min();
                 entry.status(name, due, now)
             })
             .collect();
@@ -140,11 +123,7 @@ impl Refresher {
     /// The living addresses of one name; empty when it is not in the set.
     pub fn addresses(&self, name: &str) -> Vec<IpAddr> {
         let state = self.shared.lock();
-        state
-            .names
-            .get(name)
-            .map(|entry| entry.addresses(Instant::now()))
-            .unwrap_or_default()
+        state.names.get(name).map(|entry| entry.addresses(Instant::now())).unwrap_or_default()
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -196,9 +175,7 @@ async fn run(shared: Arc<Shared>, ask: Arc<dyn Ask>, sink: Arc<dyn AnswerSink>) 
 /// A lookup that panicked is one name's failure, not the end of all.
 fn crashed(error: &JoinError) -> Miss {
     Miss {
-        reason: Reason::Unusable {
-            problem: format!("the lookup crashed: {error}"),
-        },
+        reason: Reason::Unusable { problem: format!("the lookup crashed: {error}") },
         resolver: None,
         negative_ttl: None,
     }

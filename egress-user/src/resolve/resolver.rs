@@ -64,11 +64,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(2),
-            attempts: 2,
-            per_connection: 256,
-        }
+        Self { timeout: Duration::from_secs(2), attempts: 2, per_connection: 256 }
     }
 }
 
@@ -90,14 +86,8 @@ struct Server {
 impl Resolver {
     /// `resolvers` in order of preference; a link-local one carries its scope. Needs a Tokio runtime when asked.
     pub fn new(resolvers: &[SocketAddr], limits: Limits) -> Self {
-        let servers = resolvers
-            .iter()
-            .map(|address| Arc::new(Server::new(*address, &limits)))
-            .collect();
-        Self {
-            servers: Arc::new(ArcSwap::from_pointee(servers)),
-            limits,
-        }
+        let servers = resolvers.iter().map(|address| Arc::new(Server::new(*address, &limits))).collect();
+        Self { servers: Arc::new(ArcSwap::from_pointee(servers)), limits }
     }
 
     /// Asks others from now on. Resolvers in both sets keep their connections; lookups under way end with the old.
@@ -122,11 +112,7 @@ impl Resolver {
             .map_err(|error| Miss::unusable(None, format!("{name:?} is not a domain name: {error}")))?;
         name.set_fqdn(true);
         let servers = self.servers.load_full();
-        let mut last = Miss {
-            reason: Reason::NoResolver,
-            resolver: None,
-            negative_ttl: None,
-        };
+        let mut last = Miss { reason: Reason::NoResolver, resolver: None, negative_ttl: None };
         for _ in 0..self.limits.attempts {
             for server in in_order(&servers) {
                 // Each query has its own time; a chain that is dealt out link by link gets no more than a few.
@@ -181,17 +167,9 @@ impl Server {
         });
         let config = NameServerConfig::new(ip, true, connections.into());
         let tls = TlsConfig::new().expect("without the TLS features there is nothing in it that can fail");
-        let pool = NameServerPool::from_config(
-            [config],
-            Arc::new(PoolContext::new(options, tls)),
-            Provider::new(scope_id),
-        );
-        Self {
-            address,
-            pool,
-            suspect_until: AtomicU64::new(0),
-            epoch: Instant::now(),
-        }
+        let pool =
+            NameServerPool::from_config([config], Arc::new(PoolContext::new(options, tls)), Provider::new(scope_id));
+        Self { address, pool, suspect_until: AtomicU64::new(0), epoch: Instant::now() }
     }
 
     /// Follows the chain over as many answers as it takes; `timeout` is for each.
@@ -221,16 +199,10 @@ impl Server {
             }
             let negative_ttl = response.negative_ttl().map(seconds);
             if response.response_code == ResponseCode::NXDomain {
-                return Err(Miss {
-                    negative_ttl,
-                    ..self.because(Reason::NxDomain)
-                });
+                return Err(Miss { negative_ttl, ..self.because(Reason::NxDomain) });
             }
             if chain.end == asked || response.soa().is_some() {
-                return Err(Miss {
-                    negative_ttl,
-                    ..self.because(Reason::Empty)
-                });
+                return Err(Miss { negative_ttl, ..self.because(Reason::Empty) });
             }
         }
     }
@@ -247,26 +219,14 @@ impl Server {
 
     fn found(&self, chain: Chain) -> Found {
         Found {
-            addresses: chain
-                .addresses
-                .into_iter()
-                .map(|(address, ttl)| (address, seconds(ttl)))
-                .collect(),
-            aliases: chain
-                .aliases
-                .into_iter()
-                .map(|(alias, ttl)| (alias, seconds(ttl)))
-                .collect(),
+            addresses: chain.addresses.into_iter().map(|(address, ttl)| (address, seconds(ttl))).collect(),
+            aliases: chain.aliases.into_iter().map(|(alias, ttl)| (alias, seconds(ttl))).collect(),
             resolver: self.address,
         }
     }
 
     fn because(&self, reason: Reason) -> Miss {
-        Miss {
-            reason,
-            resolver: Some(self.address),
-            negative_ttl: None,
-        }
+        Miss { reason, resolver: Some(self.address), negative_ttl: None }
     }
 
     fn miss(&self, error: &NetError) -> Miss {
@@ -275,9 +235,7 @@ impl Server {
             ResponseCode::Refused => Reason::Refused,
             ResponseCode::NXDomain => Reason::NxDomain,
             ResponseCode::NoError => Reason::Empty,
-            other => Reason::Code {
-                code: other.to_string(),
-            },
+            other => Reason::Code { code: other.to_string() },
         };
         match error {
             NetError::Dns(DnsError::NoRecordsFound(no_records)) => Miss {
@@ -287,9 +245,9 @@ impl Server {
             NetError::Dns(DnsError::ResponseCode(response_code)) => self.because(code(response_code)),
             NetError::Timeout => self.because(Reason::Timeout),
             NetError::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => self.because(Reason::Timeout),
-            NetError::Io(_) | NetError::NoConnections | NetError::Busy => self.because(Reason::Unreachable {
-                error: error.to_string(),
-            }),
+            NetError::Io(_) | NetError::NoConnections | NetError::Busy => {
+                self.because(Reason::Unreachable { error: error.to_string() })
+            }
             _ => Miss::unusable(Some(self.address), error.to_string()),
         }
     }
@@ -299,8 +257,7 @@ impl Server {
     }
 
     fn suspect(&self) {
-        self.suspect_until
-            .store(self.millis(Instant::now() + SUSPECT_FOR), Ordering::Relaxed);
+        self.suspect_until.store(self.millis(Instant::now() + SUSPECT_FOR), Ordering::Relaxed);
     }
 
     fn trust_again(&self) {
@@ -308,20 +265,13 @@ impl Server {
     }
 
     fn millis(&self, at: Instant) -> u64 {
-        at.saturating_duration_since(self.epoch)
-            .as_millis()
-            .try_into()
-            .unwrap_or(u64::MAX)
+        at.saturating_duration_since(self.epoch).as_millis().try_into().unwrap_or(u64::MAX)
     }
 }
 
 impl Miss {
     fn unusable(resolver: Option<SocketAddr>, problem: String) -> Self {
-        Self {
-            reason: Reason::Unusable { problem },
-            resolver,
-            negative_ttl: None,
-        }
+        Self { reason: Reason::Unusable { problem }, resolver, negative_ttl: None }
     }
 
     /// Whether another resolver may know better.

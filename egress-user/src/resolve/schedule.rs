@@ -121,12 +121,7 @@ impl<K: Ord + Hash + Clone> Schedule<K> {
 
 impl<K: Ord> Default for Lane<K> {
     fn default() -> Self {
-        Self {
-            heap: BinaryHeap::new(),
-            due: HashMap::new(),
-            in_flight: 0,
-            limit: 1,
-        }
+        Self { heap: BinaryHeap::new(), due: HashMap::new(), in_flight: 0, limit: 1 }
     }
 }
 

@@ -12,10 +12,7 @@ pub use super::system_watch::{Watcher, watch};
 
 const PORT: u16 = 53;
 /// systemd-resolved's stubs (systemd-resolved.service(8)): with its own features, and a plain proxy.
-const STUBS: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)),
-    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54)),
-];
+const STUBS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 /// More than any sane file holds; the rest is not read.
 const MAX_BYTES: u64 = 64 * 1024;
 
@@ -29,10 +26,7 @@ pub struct Paths {
 
 impl Default for Paths {
     fn default() -> Self {
-        Self {
-            resolv_conf: "/etc/resolv.conf".into(),
-            resolved: "/run/systemd/resolve/resolv.conf".into(),
-        }
+        Self { resolv_conf: "/etc/resolv.conf".into(), resolved: "/run/systemd/resolve/resolv.conf".into() }
     }
 }
 
@@ -64,10 +58,7 @@ pub struct ReadError {
 /// # Errors
 /// When `resolv_conf` cannot be read.
 pub fn read(paths: &Paths) -> Result<SystemResolvers, ReadError> {
-    let text = read_file(&paths.resolv_conf).map_err(|source| ReadError {
-        path: paths.resolv_conf.clone(),
-        source,
-    })?;
+    let text = read_file(&paths.resolv_conf).map_err(|source| ReadError { path: paths.resolv_conf.clone(), source })?;
     let config = parse(&text, &paths.resolv_conf);
     let mut system = SystemResolvers {
         asked: nameservers(&config),
@@ -113,12 +104,7 @@ fn parse(text: &[u8], path: &Path) -> resolv_conf::Config {
 
 fn nameservers(config: &resolv_conf::Config) -> Vec<SocketAddr> {
     let mut seen = HashSet::new();
-    config
-        .nameservers
-        .iter()
-        .filter_map(socket_address)
-        .filter(|address| seen.insert(*address))
-        .collect()
+    config.nameservers.iter().filter_map(socket_address).filter(|address| seen.insert(*address)).collect()
 }
 
 fn socket_address(nameserver: &ScopedIp) -> Option<SocketAddr> {

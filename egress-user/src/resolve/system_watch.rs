@@ -50,16 +50,11 @@ impl Drop for Watcher {
 /// # Errors
 /// When the first reading fails, or inotify is not to be had.
 pub fn watch(paths: Paths) -> Result<Watcher, WatchError> {
-    let failed = |source: Errno| WatchError::Inotify {
-        path: paths.resolv_conf.clone(),
-        source: source.into(),
-    };
+    let failed = |source: Errno| WatchError::Inotify { path: paths.resolv_conf.clone(), source: source.into() };
     // Watched before it is read: a change in between is seen.
     let inotify = watched(&paths).map_err(failed)?;
-    let inotify = readable(inotify).map_err(|source| WatchError::Inotify {
-        path: paths.resolv_conf.clone(),
-        source,
-    })?;
+    let inotify =
+        readable(inotify).map_err(|source| WatchError::Inotify { path: paths.resolv_conf.clone(), source })?;
     let (sender, resolvers) = watch::channel(read(&paths)?);
     let task = tokio::spawn(follow(paths, inotify, sender)).abort_handle();
     Ok(Watcher { resolvers, task })

@@ -6,9 +6,5 @@ use clap::Parser as _;
 use egress_tests::demo::{Options, run};
 
 fn main() -> anyhow::Result<ExitCode> {
-    Ok(if run(Options::parse())? {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if run(Options::parse())? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -73,17 +73,7 @@ pub fn drive(client: &Client, place: &Place, world: &World) -> Result<Told> {
     let ca = world.ca_file().to_string_lossy().into_owned();
     Ok(match client {
         Client::Curl { url, extra } => {
-            let mut args = vec![
-                "-sS",
-                "--noproxy",
-                "*",
-                "--connect-timeout",
-                "2",
-                "--max-time",
-                "4",
-                "--cacert",
-                &ca,
-            ];
+            let mut args = vec!["-sS", "--noproxy", "*", "--connect-timeout", "2", "--max-time", "4", "--cacert", &ca];
             args.extend(extra.iter().map(String::as_str));
             args.push(url);
             told(&place.run("curl", &args, LIMIT)?, |run| run.stdout == "ok\n")
@@ -92,9 +82,7 @@ pub fn drive(client: &Client, place: &Place, world: &World) -> Result<Told> {
             let script = "import ssl, sys, urllib.request as u\n\
                           c = ssl.create_default_context(cafile=sys.argv[2])\n\
                           sys.stdout.write(u.urlopen(f'https://{sys.argv[1]}/', timeout=3, context=c).read().decode())";
-            told(&place.run(python(), &["-c", script, host, &ca], LIMIT)?, |run| {
-                run.stdout == "ok\n"
-            })
+            told(&place.run(python(), &["-c", script, host, &ca], LIMIT)?, |run| run.stdout == "ok\n")
         }
         Client::PythonTcp { host, port, family } => {
             let script = "import socket, sys\n\
@@ -111,16 +99,11 @@ pub fn drive(client: &Client, place: &Place, world: &World) -> Result<Told> {
             all.extend(args.iter().map(String::as_str));
             // An answer ends in an address; dig's complaints start with a semicolon, on standard output too.
             told(&place.run("dig", &all, LIMIT)?, |run| {
-                run.stdout
-                    .lines()
-                    .last()
-                    .is_some_and(|line| line.parse::<std::net::IpAddr>().is_ok())
+                run.stdout.lines().last().is_some_and(|line| line.parse::<std::net::IpAddr>().is_ok())
             })
         }
         Client::Ping { to } => told(&place.run("ping", &["-c1", "-W1", "-n", to], LIMIT)?, Run::ok),
-        Client::Ntp { to } => exchange(place, to, &ntp_question(), |answer| {
-            answer.len() == 48 && answer[0] & 7 == 4
-        }),
+        Client::Ntp { to } => exchange(place, to, &ntp_question(), |answer| answer.len() == 48 && answer[0] & 7 == 4),
         Client::Udp { to } => exchange(place, to, b"hello", |answer| answer == b"hello"),
         Client::GoTcp { host, port } => by_hand(place.fork(LIMIT, || {
             let found = stub::resolve(Style::Go, SocketAddr::new(DNS_V4.parse()?, 53), host)?;
@@ -138,35 +121,19 @@ pub fn drive(client: &Client, place: &Place, world: &World) -> Result<Told> {
         }
         Client::PacketUdp { to, port, gateway } => {
             let (to, port, gateway) = (*to, *port, *gateway);
-            by_hand(place.fork(LIMIT, move || {
-                raw_exchange(to, port, |packet| send_frame(gateway, packet))
-            }))
+            by_hand(place.fork(LIMIT, move || raw_exchange(to, port, |packet| send_frame(gateway, packet))))
         }
     })
 }
 
 fn told(run: &Run, right: impl Fn(&Run) -> bool) -> Told {
-    let words = run
-        .stderr
-        .trim()
-        .lines()
-        .chain(run.stdout.trim().lines())
-        .last()
-        .unwrap_or("said nothing")
-        .to_owned();
-    Told {
-        pass: run.ok() && right(run),
-        words,
-    }
+    let words = run.stderr.trim().lines().chain(run.stdout.trim().lines()).last().unwrap_or("said nothing").to_owned();
+    Told { pass: run.ok() && right(run), words }
 }
 
 /// The system's Python, not a version manager's wrapper, where there is one.
 fn python() -> &'static str {
-    if Path::new("/usr/bin/python3").exists() {
-        "/usr/bin/python3"
-    } else {
-        "python3"
-    }
+    if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" }
 }
 
 fn ntp_question() -> Vec<u8> {
@@ -179,10 +146,7 @@ fn ntp_question() -> Vec<u8> {
 fn by_hand(result: Result<String>) -> Told {
     match result {
         Ok(words) => Told { pass: true, words },
-        Err(error) => Told {
-            pass: false,
-            words: format!("{error:#}"),
-        },
+        Err(error) => Told { pass: false, words: format!("{error:#}") },
     }
 }
 
@@ -220,10 +184,7 @@ fn datagram(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u
     packet[2..4].copy_from_slice(&length(28));
     packet.extend(from.0.octets());
     packet.extend(to.0.octets());
-    let sum: u32 = packet
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
+    let sum: u32 = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     packet[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
     for field in [from.1.to_be_bytes(), to.1.to_be_bytes(), length(8), [0, 0]] {
@@ -256,11 +217,7 @@ fn send<T>(socket: &OwnedFd, bytes: &[u8], to: &T) -> io::Result<()> {
             size_of::<T>() as libc::socklen_t,
         )
     };
-    if sent < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn send_raw(to: Ipv4Addr, packet: &[u8]) -> io::Result<()> {
@@ -268,9 +225,7 @@ fn send_raw(to: Ipv4Addr, packet: &[u8]) -> io::Result<()> {
     let address = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: 0,
-        sin_addr: libc::in_addr {
-            s_addr: u32::from(to).to_be(),
-        },
+        sin_addr: libc::in_addr { s_addr: u32::from(to).to_be() },
         sin_zero: [0; 8],
     };
     send(&socket, packet, &address)

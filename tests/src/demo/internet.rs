@@ -17,13 +17,7 @@ pub struct Site {
 }
 
 const fn site(name: &'static str, chain: &'static [(&'static str, u32)], ttl: u32, v4: &'static str) -> Site {
-    Site {
-        name,
-        chain,
-        ttl,
-        v4,
-        v6: None,
-    }
+    Site { name, chain, ttl, v4, v6: None }
 }
 
 impl Site {
@@ -38,11 +32,7 @@ pub const REQUIRED: [Site; 6] = [
     site("demo-1a2b3c.hcp.westeurope.azmk8s.io", &[], 30, "20.50.1.10").with_v6("2603:1020::10"),
     site(
         "aksrepos.azurecr.io",
-        &[
-            ("wus2.fe.azcr.io", 60),
-            ("wus2-acr-reg.trafficmanager.net", 30),
-            ("r0927.westus2.cloudapp.azure.com", 60),
-        ],
+        &[("wus2.fe.azcr.io", 60), ("wus2-acr-reg.trafficmanager.net", 30), ("r0927.westus2.cloudapp.azure.com", 60)],
         10,
         "20.51.4.21",
     ),
@@ -54,10 +44,7 @@ pub const REQUIRED: [Site; 6] = [
     ),
     site(
         "mcr.microsoft.com",
-        &[
-            ("mcr-microsoft-com.a-0016.a-msedge.net", 60),
-            ("a-0016.a-msedge.net", 5),
-        ],
+        &[("mcr-microsoft-com.a-0016.a-msedge.net", 60), ("a-0016.a-msedge.net", 5)],
         5,
         "20.70.246.20",
     )
@@ -87,12 +74,7 @@ pub const REQUIRED: [Site; 6] = [
 
 /// The rows of `aks-optional` that are HTTPS; `*.ubuntu.com` is HTTP.
 pub const OPTIONAL: [Site; 7] = [
-    site(
-        "packages.microsoft.com",
-        &[("csd-apt-weu-d-1.westeurope.cloudapp.azure.com", 30)],
-        10,
-        "13.80.10.205",
-    ),
+    site("packages.microsoft.com", &[("csd-apt-weu-d-1.westeurope.cloudapp.azure.com", 30)], 10, "13.80.10.205"),
     site(
         "dc.services.visualstudio.com",
         &[
@@ -106,31 +88,18 @@ pub const OPTIONAL: [Site; 7] = [
     ),
     site(
         "7c1e2a.ods.opinsights.azure.com",
-        &[
-            ("ods.privatelink.monitor.azure.com", 30),
-            ("weu-ods.trafficmanager.net", 5),
-        ],
+        &[("ods.privatelink.monitor.azure.com", 30), ("weu-ods.trafficmanager.net", 5)],
         5,
         "20.61.98.132",
     ),
-    site(
-        "westeurope.monitoring.azure.com",
-        &[("weu-mon.westeurope.cloudapp.azure.com", 30)],
-        10,
-        "20.61.99.17",
-    ),
+    site("westeurope.monitoring.azure.com", &[("weu-mon.westeurope.cloudapp.azure.com", 30)], 10, "20.61.99.17"),
     site(
         "gov-prod-policy-data.trafficmanager.net",
         &[("gov-prod-weu.westeurope.cloudapp.azure.com", 30)],
         10,
         "20.54.201.40",
     ),
-    site(
-        "apt.dockerproject.org",
-        &[("d2p1v7.cloudfront.net", 60)],
-        60,
-        "13.224.94.11",
-    ),
+    site("apt.dockerproject.org", &[("d2p1v7.cloudfront.net", 60)], 60, "13.224.94.11"),
     site("nvidia.github.io", &[], 30, "185.199.108.153").with_v6("2606:50c0:8000::153"),
 ];
 
@@ -148,12 +117,8 @@ pub const OTHER_DNS_V4: &str = "9.9.9.9";
 pub const OTHER_DNS_V6: &str = "2001:db8:9::9";
 
 /// Names near the allowed ones that the policies must not take for them, all at [`FORBIDDEN`]'s addresses.
-pub const LOOKALIKES: [&str; 4] = [
-    "azmk8s.io",
-    "evilazmk8s.io",
-    "login.microsoftonline.com.forbidden.example",
-    "eastus.azurecr.io",
-];
+pub const LOOKALIKES: [&str; 4] =
+    ["azmk8s.io", "evilazmk8s.io", "login.microsoftonline.com.forbidden.example", "eastus.azurecr.io"];
 
 /// Builds the world: DNS, servers on every address at the ports that the rows try, and a pod behind the node.
 pub fn build() -> Result<World> {
@@ -211,9 +176,5 @@ fn publish(world: &World, site: &Site) {
 
 /// `ADDR:PORT`, with brackets where the family wants them.
 pub fn socket(address: &str, port: u16) -> String {
-    if address.contains(':') {
-        format!("[{address}]:{port}")
-    } else {
-        format!("{address}:{port}")
-    }
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }

@@ -27,10 +27,7 @@ use rows::{From, Row, Watch};
 
 /// How the demo runs.
 #[derive(Debug, Clone, Copy, clap::Parser)]
-#[command(
-    name = "demo",
-    about = "Runs the AKS policies against a small internet in network namespaces"
-)]
+#[command(name = "demo", about = "Runs the AKS policies against a small internet in network namespaces")]
 pub struct Options {
     /// The same rows without the daemon: every forbidden destination must then be reached.
     #[arg(long)]
@@ -59,10 +56,7 @@ impl Outcome {
     /// Client, world and daemon agree with what is expected. A daemon must have reported a blocked row, and must not
     /// have reported an allowed one.
     fn as_expected(&self) -> bool {
-        let reported = self
-            .events
-            .as_ref()
-            .is_none_or(|events| events.is_empty() == self.expect_pass);
+        let reported = self.events.as_ref().is_none_or(|events| events.is_empty() == self.expect_pass);
         self.told.pass == self.expect_pass && self.world_saw() == self.expect_pass && reported
     }
 }
@@ -75,10 +69,7 @@ pub fn run(options: Options) -> Result<bool> {
     let built = start.elapsed();
     let mut daemon = None;
     if !options.without_enforcement {
-        let builder = Daemon::builder(&world)
-            .policy("aks-required")
-            .policy("aks-optional")
-            .cgroup(&cgroup);
+        let builder = Daemon::builder(&world).policy("aks-required").policy("aks-optional").cgroup(&cgroup);
         daemon = Some(builder.start().context("start the daemon of the demo")?);
     }
     table::heading(options, built, start.elapsed());
@@ -111,40 +102,19 @@ fn run_row(row: Row, world: &World, cgroup: &Cgroup, daemon: Option<&Daemon>) ->
         From::Pod => world.pod().in_cgroup(cgroup),
     };
     let expect_pass = row.allowed || daemon.is_none();
-    let before = daemon
-        .map(|daemon| daemon.events(true))
-        .transpose()?
-        .unwrap_or_default();
+    let before = daemon.map(|daemon| daemon.events(true)).transpose()?.unwrap_or_default();
     world.sniffer.clear();
     let told = clients::drive(&row.client, &place, world).with_context(|| format!("row `{}`", row.destination))?;
-    let settle = if expect_pass {
-        Duration::ZERO
-    } else {
-        Duration::from_millis(60)
-    };
-    let frames = world
-        .sniffer
-        .matching(settle, |frame| row.watch.iter().any(|watch| watch.matches(frame)));
-    let events = daemon
-        .map(|daemon| new_events(daemon, &before, &row, told.pass))
-        .transpose()?;
-    Ok(Outcome {
-        row,
-        told,
-        frames,
-        events,
-        expect_pass,
-    })
+    let settle = if expect_pass { Duration::ZERO } else { Duration::from_millis(60) };
+    let frames = world.sniffer.matching(settle, |frame| row.watch.iter().any(|watch| watch.matches(frame)));
+    let events = daemon.map(|daemon| new_events(daemon, &before, &row, told.pass)).transpose()?;
+    Ok(Outcome { row, told, frames, events, expect_pass })
 }
 
 /// The drop events that came since `before` and speak of this row's destination. They may come a moment after the
 /// packet; nothing is waited for where the client got through, since no event will come.
 fn new_events(daemon: &Daemon, before: &[Value], row: &Row, passed: bool) -> Result<Vec<Value>> {
-    let limit = if passed {
-        Duration::ZERO
-    } else {
-        Duration::from_millis(1500)
-    };
+    let limit = if passed { Duration::ZERO } else { Duration::from_millis(1500) };
     let start = Instant::now();
     loop {
         let now = daemon.events(true)?;
@@ -162,11 +132,7 @@ fn new_events(daemon: &Daemon, before: &[Value], row: &Row, passed: bool) -> Res
 impl Watch {
     fn matches(&self, frame: &Frame) -> bool {
         match self {
-            Watch::To {
-                address,
-                protocol,
-                port,
-            } => frame.goes_to(*address, *protocol, *port),
+            Watch::To { address, protocol, port } => frame.goes_to(*address, *protocol, *port),
             Watch::Question(name) => {
                 let dns = frame.destination_port == Some(53) && matches!(frame.protocol, Some(6 | 17));
                 dns && contains(&frame.payload, &wire_name(name))
@@ -187,15 +153,11 @@ impl Watch {
 
 /// A name as DNS carries it, without the root label, lower case.
 fn wire_name(name: &str) -> Vec<u8> {
-    name.split('.')
-        .flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat())
-        .collect()
+    name.split('.').flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect()
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window.eq_ignore_ascii_case(needle))
+    haystack.windows(needle.len()).any(|window| window.eq_ignore_ascii_case(needle))
 }
 
 fn frames_text(frames: &[Frame]) -> String {

@@ -10,11 +10,7 @@ const RED: &str = "1;31";
 const BOLD: &str = "1";
 
 fn paint(text: &str, colour: &str) -> String {
-    if std::io::stdout().is_terminal() {
-        format!("\x1b[{colour}m{text}\x1b[0m")
-    } else {
-        text.to_owned()
-    }
+    if std::io::stdout().is_terminal() { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 fn word(pass: bool) -> &'static str {
@@ -22,10 +18,7 @@ fn word(pass: bool) -> &'static str {
 }
 
 pub fn heading(options: Options, built: Duration, ready: Duration) {
-    println!(
-        "A small internet in network namespaces, built in {} ms.",
-        built.as_millis()
-    );
+    println!("A small internet in network namespaces, built in {} ms.", built.as_millis());
     if options.without_enforcement {
         println!("No daemon runs: every row must get through, the forbidden ones too.\n");
     } else {
@@ -50,11 +43,7 @@ pub fn row(outcome: &Outcome) {
         Some([]) => "-",
         Some(_) => "drop",
     };
-    let verdict = if outcome.as_expected() {
-        paint("yes", GREEN)
-    } else {
-        paint("NO", RED)
-    };
+    let verdict = if outcome.as_expected() { paint("yes", GREEN) } else { paint("NO", RED) };
     println!(
         "{:<43} {:<22} {:<8} {:<7} {:<5} {:<6} {verdict}",
         outcome.row.destination,
@@ -71,10 +60,7 @@ pub fn details(outcome: &Outcome) {
     let frames = &outcome.frames[..outcome.frames.len().min(4)];
     print!(
         "{}",
-        frames_text(frames)
-            .lines()
-            .map(|line| format!("    the world saw: {}\n", line.trim()))
-            .collect::<String>()
+        frames_text(frames).lines().map(|line| format!("    the world saw: {}\n", line.trim())).collect::<String>()
     );
     for event in outcome.events.iter().flatten().take(4) {
         println!("    the daemon said: {event}");
@@ -83,23 +69,10 @@ pub fn details(outcome: &Outcome) {
 
 pub fn summary(options: Options, rows: usize, wrong: usize, took: Duration) {
     let took = format!("{:.1} s", took.as_secs_f64());
-    let mode = if options.without_enforcement {
-        "without enforcement"
-    } else {
-        "under enforcement"
-    };
+    let mode = if options.without_enforcement { "without enforcement" } else { "under enforcement" };
     if wrong == 0 {
-        println!(
-            "\n{}",
-            paint(&format!("All {rows} rows are as expected {mode}, in {took}."), GREEN)
-        );
+        println!("\n{}", paint(&format!("All {rows} rows are as expected {mode}, in {took}."), GREEN));
     } else {
-        println!(
-            "\n{}",
-            paint(
-                &format!("{wrong} of {rows} rows are NOT as expected {mode}, in {took}."),
-                RED
-            )
-        );
+        println!("\n{}", paint(&format!("{wrong} of {rows} rows are NOT as expected {mode}, in {took}."), RED));
     }
 }

@@ -25,18 +25,11 @@ fn outcome(expect_pass: bool, client: bool, world: bool, daemon: Option<bool>) -
         from: From::Node,
         allowed: expect_pass,
         client: Client::Ping { to: String::new() },
-        watch: vec![Watch::To {
-            address,
-            protocol: 6,
-            port: Some(443),
-        }],
+        watch: vec![Watch::To { address, protocol: 6, port: Some(443) }],
     };
     Outcome {
         row,
-        told: Told {
-            pass: client,
-            words: String::new(),
-        },
+        told: Told { pass: client, words: String::new() },
         frames: if world { vec![frame] } else { Vec::new() },
         events: daemon.map(|dropped| if dropped { vec![json!({})] } else { Vec::new() }),
         expect_pass,
@@ -78,11 +71,7 @@ fn a_question_is_found_in_what_arrives() {
 
 #[test]
 fn an_event_counts_for_its_own_destination_only() {
-    let to = |address: &str| Watch::To {
-        address: address.parse().unwrap(),
-        protocol: 6,
-        port: None,
-    };
+    let to = |address: &str| Watch::To { address: address.parse().unwrap(), protocol: 6, port: None };
     let event = json!({"destination": "2001:db8:66::66", "port": 443});
     assert!(to("2001:db8:66:0::66").named_in(&event));
     assert!(!to("203.0.113.66").named_in(&event));

@@ -73,20 +73,15 @@ impl Case {
             Aim::Began(n) => {
                 self.take_port(n);
                 let name = |rule: &Rule| rule.to.iter().find_map(instance);
-                self.facts.began = self.policy.rules.get(n).map(|rule| Began {
-                    rule: rule.name.clone(),
-                    name: name(rule),
-                });
+                self.facts.began =
+                    self.policy.rules.get(n).map(|rule| Began { rule: rule.name.clone(), name: name(rule) });
                 self.facts.reply = false;
             }
             Aim::Resolver { tcp } => {
                 self.go_to(self.policy.dns.resolvers.first().copied());
                 let (source, destination) = (40_000, 53);
-                self.packet.transport = if tcp {
-                    Transport::Tcp { source, destination }
-                } else {
-                    Transport::Udp { source, destination }
-                };
+                self.packet.transport =
+                    if tcp { Transport::Tcp { source, destination } } else { Transport::Udp { source, destination } };
             }
         }
     }
@@ -114,35 +109,16 @@ fn instance(to: &To) -> Option<String> {
 }
 
 fn source_for(destination: IpAddr) -> IpAddr {
-    if destination.is_ipv4() {
-        address("192.0.2.10")
-    } else {
-        address("3fff:0:0:1::10")
-    }
+    if destination.is_ipv4() { address("192.0.2.10") } else { address("3fff:0:0:1::10") }
 }
 
 /// A valid policy of up to eight rules.
 pub fn policy() -> impl Strategy<Value = Policy> {
-    let dns = (
-        vec(select(&RESOLVERS[..]), 1..3),
-        prop::bool::weighted(0.2),
-        prop::bool::ANY,
-        0..90_u64,
-        0..900_u64,
-    );
+    let dns = (vec(select(&RESOLVERS[..]), 1..3), prop::bool::weighted(0.2), prop::bool::ANY, 0..90_u64, 0..900_u64);
     let dns = dns.prop_map(|(resolvers, any, internal, min_ttl, grace)| Dns {
-        resolvers: resolvers
-            .into_iter()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .map(address)
-            .collect(),
+        resolvers: resolvers.into_iter().collect::<BTreeSet<_>>().into_iter().map(address).collect(),
         queries: if any { Queries::Any } else { Queries::Allowlisted },
-        internal: if internal {
-            vec!["cluster.local".into()]
-        } else {
-            Vec::new()
-        },
+        internal: if internal { vec!["cluster.local".into()] } else { Vec::new() },
         min_ttl,
         grace,
     });
@@ -158,19 +134,9 @@ pub fn policy() -> impl Strategy<Value = Policy> {
 fn rule() -> impl Strategy<Value = Rule> {
     let net = net().prop_map(To::Net);
     let name = pattern().prop_map(To::Name);
-    let allow = (
-        vec(prop_oneof![6 => name, 4 => net.clone(), 1 => Just(To::Any)], 1..4),
-        vec(ports(), 1..4),
-    );
+    let allow = (vec(prop_oneof![6 => name, 4 => net.clone(), 1 => Just(To::Any)], 1..4), vec(ports(), 1..4));
     let deny = (vec(prop_oneof![8 => net, 1 => Just(To::Any)], 1..3), vec(ports(), 0..2));
-    let named = |action| {
-        move |(to, ports)| Rule {
-            name: String::new(),
-            action,
-            to,
-            ports,
-        }
-    };
+    let named = |action| move |(to, ports)| Rule { name: String::new(), action, to, ports };
     prop_oneof![4 => allow.prop_map(named(Action::Allow)), 1 => deny.prop_map(named(Action::Deny))]
 }
 
@@ -192,18 +158,10 @@ fn ports() -> impl Strategy<Value = Ports> {
 /// A network of the pool, without host bits: `20.0.0.0/8` and below, `2001:db8::/32` and below, and the whole family.
 fn net() -> impl Strategy<Value = IpNet> + Clone {
     let v4 = (0..4_u8, 0..4_u8, select(vec![0_u8, 8, 9, 15, 16, 23, 24, 25, 31, 32])).prop_map(|(b, d, length)| {
-        IpNet::V4(
-            Ipv4Net::new(Ipv4Addr::new(20, b * 64, 7, d * 64 + 1), length)
-                .expect("a length up to 32")
-                .trunc(),
-        )
+        IpNet::V4(Ipv4Net::new(Ipv4Addr::new(20, b * 64, 7, d * 64 + 1), length).expect("a length up to 32").trunc())
     });
-    let v6 = (
-        0..4_u16,
-        0..4_u16,
-        select(vec![0_u8, 32, 33, 47, 48, 63, 64, 65, 127, 128]),
-    )
-        .prop_map(|(c, h, length)| {
+    let v6 =
+        (0..4_u16, 0..4_u16, select(vec![0_u8, 32, 33, 47, 48, 63, 64, 65, 127, 128])).prop_map(|(c, h, length)| {
             let address = Ipv6Addr::new(0x2001, 0xdb8, c * 0x4000, 1, 0, 0, 0, h);
             IpNet::V6(Ipv6Net::new(address, length).expect("a length up to 128").trunc())
         });
@@ -230,11 +188,7 @@ fn pattern() -> impl Strategy<Value = String> {
 
 /// Names that the policy's patterns match, miss by one label, or miss by one character.
 fn names_near(policy: &Policy) -> Vec<String> {
-    let mut names = BTreeSet::from([
-        "example.com".to_owned(),
-        "other.test".to_owned(),
-        "x.cluster.local".to_owned(),
-    ]);
+    let mut names = BTreeSet::from(["example.com".to_owned(), "other.test".to_owned(), "x.cluster.local".to_owned()]);
     for to in policy.rules.iter().flat_map(|rule| &rule.to) {
         let To::Name(pattern) = to else { continue };
         let domain = pattern.strip_prefix("*.").unwrap_or(pattern).replace('*', "7");
@@ -245,32 +199,19 @@ fn names_near(policy: &Policy) -> Vec<String> {
             format!("{domain}.evil.test"),
         ]);
         names.extend(
-            [pattern.replacen("*", "", 1), pattern.replacen('*', "1.2", 1)]
-                .into_iter()
-                .filter(|n| !n.starts_with('.')),
+            [pattern.replacen("*", "", 1), pattern.replacen('*', "1.2", 1)].into_iter().filter(|n| !n.starts_with('.')),
         );
         names.extend(domain.split_once('.').map(|(_, parent)| parent.to_owned()));
         names.extend([domain.to_ascii_uppercase(), domain]);
     }
-    names
-        .into_iter()
-        .filter(|name| !name.contains('*') && !name.contains("-."))
-        .collect()
+    names.into_iter().filter(|name| !name.contains('*') && !name.contains("-.")).collect()
 }
 
 /// First and last addresses of the policy's networks and those right outside, resolvers, and some strangers.
 #[must_use]
 pub fn edge_addresses(policy: &Policy) -> Vec<IpAddr> {
-    let mut all = BTreeSet::from(
-        [
-            "198.51.100.9",
-            "2001:db8:ffff::9",
-            "20.1.2.3",
-            "20.1.2.4",
-            "2603:1000::1",
-        ]
-        .map(address),
-    );
+    let mut all =
+        BTreeSet::from(["198.51.100.9", "2001:db8:ffff::9", "20.1.2.3", "20.1.2.4", "2603:1000::1"].map(address));
     all.extend(&policy.dns.resolvers);
     for to in policy.rules.iter().flat_map(|rule| &rule.to) {
         let To::Net(net) = to else { continue };
@@ -303,11 +244,7 @@ pub fn edge_ports(policy: &Policy) -> Vec<u16> {
     let mut all = BTreeSet::from([1, 53, 67, 80, 443, 547, 65_535]);
     for ports in policy.rules.iter().flat_map(|rule| &rule.ports) {
         if let Ports::Tcp(low, high) | Ports::Udp(low, high) = *ports {
-            all.extend(
-                [Some(low), Some(high), low.checked_sub(1), high.checked_add(1)]
-                    .into_iter()
-                    .flatten(),
-            );
+            all.extend([Some(low), Some(high), low.checked_sub(1), high.checked_add(1)].into_iter().flatten());
         }
     }
     all.into_iter().filter(|port| *port > 0).collect()
@@ -343,10 +280,7 @@ fn facts(names: Vec<String>, addresses: Vec<IpAddr>, aliases: bool) -> impl Stra
     let alias = (select(names.clone()), select(names.clone()), answer());
     let alias = alias.prop_map(|(owner, target, (at, ttl))| Alias { owner, target, at, ttl });
     let began = (0..9_usize, prop::option::of(select(names.clone())));
-    let began = began.prop_map(|(n, name)| Began {
-        rule: format!("rule-{n}"),
-        name,
-    });
+    let began = began.prop_map(|(n, name)| Began { rule: format!("rule-{n}"), name });
     (
         vec(learned, 0..8),
         vec(alias, 0..if aliases { 4 } else { 1 }),
@@ -355,18 +289,16 @@ fn facts(names: Vec<String>, addresses: Vec<IpAddr>, aliases: bool) -> impl Stra
         any::<bool>(),
         prop::option::weighted(0.7, select(names)),
     )
-        .prop_map(
-            |(learned, aliases, reply, began, first_fragment_passed, question)| Facts {
-                now: NOW,
-                learned,
-                aliases,
-                reply,
-                began,
-                first_fragment_passed,
-                question,
-                rules_open_dns: false,
-            },
-        )
+        .prop_map(|(learned, aliases, reply, began, first_fragment_passed, question)| Facts {
+            now: NOW,
+            learned,
+            aliases,
+            reply,
+            began,
+            first_fragment_passed,
+            question,
+            rules_open_dns: false,
+        })
 }
 
 fn address(text: &str) -> IpAddr {

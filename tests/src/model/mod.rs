@@ -30,10 +30,7 @@ pub use wire::dns_query;
 #[must_use]
 pub fn decide(policy: &Policy, facts: &Facts, packet: &Packet) -> Verdict {
     let reason = reason(policy, facts, packet);
-    Verdict {
-        pass: policy.mode == Mode::Audit || reason.passes(),
-        reason,
-    }
+    Verdict { pass: policy.mode == Mode::Audit || reason.passes(), reason }
 }
 
 fn reason(policy: &Policy, facts: &Facts, packet: &Packet) -> Reason {
@@ -64,12 +61,7 @@ fn reason(policy: &Policy, facts: &Facts, packet: &Packet) -> Reason {
         }
     }
     for rule in policy.rules.iter().filter(|rule| rule.action == Action::Allow) {
-        if ports_match(rule, packet)
-            && rule
-                .to
-                .iter()
-                .any(|to| allowed_now(to, policy, facts, packet.destination))
-        {
+        if ports_match(rule, packet) && rule.to.iter().any(|to| allowed_now(to, policy, facts, packet.destination)) {
             return Reason::Allowed(rule.name.clone());
         }
     }
@@ -88,20 +80,8 @@ fn builtin(packet: &Packet) -> Option<Builtin> {
         // RFC 2710 and RFC 3810.
         (Transport::Icmp(130..=132 | 143), IpAddr::V6(_)) => Some(Builtin::MulticastListener),
         (Transport::Other(2), IpAddr::V4(_)) => Some(Builtin::Igmp),
-        (
-            Transport::Udp {
-                source: 68,
-                destination: 67,
-            },
-            IpAddr::V4(_),
-        ) => Some(Builtin::Dhcp),
-        (
-            Transport::Udp {
-                source: 546,
-                destination: 547,
-            },
-            IpAddr::V6(_),
-        ) => Some(Builtin::Dhcp),
+        (Transport::Udp { source: 68, destination: 67 }, IpAddr::V4(_)) => Some(Builtin::Dhcp),
+        (Transport::Udp { source: 546, destination: 547 }, IpAddr::V6(_)) => Some(Builtin::Dhcp),
         _ => None,
     }
 }
@@ -134,15 +114,12 @@ pub fn may_ask(policy: &Policy, facts: &Facts, name: &str) -> bool {
     };
     policy.dns.queries == Queries::Any
         || policy.dns.internal.iter().any(inside)
-        || policy
-            .rules
-            .iter()
-            .filter(|rule| rule.action == Action::Allow)
-            .flat_map(|rule| &rule.to)
-            .any(|to| match to {
+        || policy.rules.iter().filter(|rule| rule.action == Action::Allow).flat_map(|rule| &rule.to).any(
+            |to| match to {
                 To::Name(pattern) => stands_for(pattern, policy, facts, name),
                 To::Net(_) | To::Any => false,
-            })
+            },
+        )
 }
 
 /// Whether `name` is what `pattern` allows, itself or as the end of a chain of live aliases.

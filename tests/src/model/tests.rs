@@ -38,12 +38,7 @@ fn names_match_as_the_text_says() {
 }
 
 fn base() -> Policy {
-    let rule = |name: &str, action, to: Vec<To>, ports: Vec<Ports>| Rule {
-        name: name.into(),
-        action,
-        to,
-        ports,
-    };
+    let rule = |name: &str, action, to: Vec<To>, ports: Vec<Ports>| Rule { name: name.into(), action, to, ports };
     let net = |text: &str| To::Net(text.parse().unwrap());
     Policy {
         mode: Mode::Enforce,
@@ -69,46 +64,21 @@ fn base() -> Policy {
 }
 
 fn known(now: u64) -> Facts {
-    let learned = Learned {
-        name: "k.hcp.azmk8s.io".into(),
-        address: "198.51.100.7".parse().unwrap(),
-        at: 1000,
-        ttl: 5,
-    };
-    Facts {
-        now,
-        learned: vec![learned],
-        ..Facts::default()
-    }
+    let learned =
+        Learned { name: "k.hcp.azmk8s.io".into(), address: "198.51.100.7".parse().unwrap(), at: 1000, ttl: 5 };
+    Facts { now, learned: vec![learned], ..Facts::default() }
 }
 
 fn packet(to: &str, transport: Transport) -> Packet {
-    Packet {
-        source: "192.0.2.10".parse().unwrap(),
-        destination: to.parse().unwrap(),
-        transport,
-        loopback: false,
-    }
+    Packet { source: "192.0.2.10".parse().unwrap(), destination: to.parse().unwrap(), transport, loopback: false }
 }
 
 fn tcp(to: &str, port: u16) -> Packet {
-    packet(
-        to,
-        Transport::Tcp {
-            source: 40_000,
-            destination: port,
-        },
-    )
+    packet(to, Transport::Tcp { source: 40_000, destination: port })
 }
 
 fn udp(to: &str, port: u16) -> Packet {
-    packet(
-        to,
-        Transport::Udp {
-            source: 40_000,
-            destination: port,
-        },
-    )
+    packet(to, Transport::Udp { source: 40_000, destination: port })
 }
 
 fn why(facts: &Facts, packet: &Packet) -> Reason {
@@ -130,105 +100,46 @@ fn a_name_allows_its_addresses_on_its_ports_while_the_answer_lives() {
 
 #[test]
 fn a_connection_lives_on_while_its_rule_stands() {
-    let began = Began {
-        rule: "api".into(),
-        name: Some("k.hcp.azmk8s.io".into()),
-    };
-    let facts = Facts {
-        began: Some(began),
-        ..known(9999)
-    };
-    assert_eq!(
-        why(&facts, &tcp("198.51.100.7", 443)),
-        Reason::StillAllowed("api".into())
-    );
+    let began = Began { rule: "api".into(), name: Some("k.hcp.azmk8s.io".into()) };
+    let facts = Facts { began: Some(began), ..known(9999) };
+    assert_eq!(why(&facts, &tcp("198.51.100.7", 443)), Reason::StillAllowed("api".into()));
     let mut without = base();
     without.rules.remove(0);
-    assert_eq!(
-        decide(&without, &facts, &tcp("198.51.100.7", 443)).reason,
-        Reason::NoRule
-    );
+    assert_eq!(decide(&without, &facts, &tcp("198.51.100.7", 443)).reason, Reason::NoRule);
 }
 
 #[test]
 fn deny_wins_and_replies_pass() {
     assert_eq!(why(&known(0), &tcp("20.8.0.1", 1)), Reason::Allowed("net".into()));
-    assert_eq!(
-        why(&known(0), &packet("20.8.0.1", Transport::Icmp(8))),
-        Reason::Allowed("net".into())
-    );
-    assert_eq!(
-        why(&known(0), &tcp("20.9.0.1", 1)),
-        Reason::Denied("no-metadata".into())
-    );
-    assert_eq!(
-        why(&known(0), &udp("20.9.0.1", 123)),
-        Reason::Denied("no-metadata".into())
-    );
-    let reply = Facts {
-        reply: true,
-        ..known(0)
-    };
+    assert_eq!(why(&known(0), &packet("20.8.0.1", Transport::Icmp(8))), Reason::Allowed("net".into()));
+    assert_eq!(why(&known(0), &tcp("20.9.0.1", 1)), Reason::Denied("no-metadata".into()));
+    assert_eq!(why(&known(0), &udp("20.9.0.1", 123)), Reason::Denied("no-metadata".into()));
+    let reply = Facts { reply: true, ..known(0) };
     assert_eq!(why(&reply, &tcp("20.9.0.1", 40_000)), Reason::Reply);
 }
 
 #[test]
 fn dns_is_judged_by_resolver_and_question() {
-    let ask = |name: &str| Facts {
-        question: Some(name.into()),
-        ..known(1000)
-    };
+    let ask = |name: &str| Facts { question: Some(name.into()), ..known(1000) };
     assert_eq!(why(&ask("x.azmk8s.io"), &udp("203.0.113.53", 53)), Reason::Question);
-    assert_eq!(
-        why(&ask("a.svc.cluster.local"), &udp("203.0.113.53", 53)),
-        Reason::Question
-    );
-    assert_eq!(
-        why(&ask("secret.evil.test"), &udp("203.0.113.53", 53)),
-        Reason::QuestionNotAllowed
-    );
-    assert_eq!(
-        why(&ask("secret.evil.test"), &tcp("203.0.113.53", 53)),
-        Reason::QuestionNotAllowed
-    );
+    assert_eq!(why(&ask("a.svc.cluster.local"), &udp("203.0.113.53", 53)), Reason::Question);
+    assert_eq!(why(&ask("secret.evil.test"), &udp("203.0.113.53", 53)), Reason::QuestionNotAllowed);
+    assert_eq!(why(&ask("secret.evil.test"), &tcp("203.0.113.53", 53)), Reason::QuestionNotAllowed);
     assert_eq!(why(&ask("x.azmk8s.io"), &udp("20.8.8.8", 53)), Reason::OtherResolver);
     assert_eq!(why(&known(0), &tcp("203.0.113.53", 53)), Reason::Question);
     assert_eq!(why(&known(0), &udp("203.0.113.53", 53)), Reason::QuestionNotAllowed);
-    let alias = Alias {
-        owner: "x.azmk8s.io".into(),
-        target: "edge.test".into(),
-        at: 1000,
-        ttl: 60,
-    };
-    let facts = |now| Facts {
-        aliases: vec![alias.clone()],
-        question: Some("edge.test".into()),
-        ..known(now)
-    };
+    let alias = Alias { owner: "x.azmk8s.io".into(), target: "edge.test".into(), at: 1000, ttl: 60 };
+    let facts = |now| Facts { aliases: vec![alias.clone()], question: Some("edge.test".into()), ..known(now) };
     assert_eq!(why(&facts(1959), &udp("203.0.113.53", 53)), Reason::Question);
     assert_eq!(why(&facts(1960), &udp("203.0.113.53", 53)), Reason::QuestionNotAllowed);
 }
 
 #[test]
 fn an_alias_carries_its_targets_addresses() {
-    let learned = Learned {
-        name: "edge.test".into(),
-        address: "198.51.100.9".parse().unwrap(),
-        at: 1000,
-        ttl: 60,
-    };
-    let alias = |owner: &str| Alias {
-        owner: owner.into(),
-        target: "edge.test".into(),
-        at: 1000,
-        ttl: 60,
-    };
-    let mut facts = Facts {
-        now: 1000,
-        learned: vec![learned],
-        aliases: vec![alias("x.azmk8s.io")],
-        ..Facts::default()
-    };
+    let learned = Learned { name: "edge.test".into(), address: "198.51.100.9".parse().unwrap(), at: 1000, ttl: 60 };
+    let alias = |owner: &str| Alias { owner: owner.into(), target: "edge.test".into(), at: 1000, ttl: 60 };
+    let mut facts =
+        Facts { now: 1000, learned: vec![learned], aliases: vec![alias("x.azmk8s.io")], ..Facts::default() };
     assert_eq!(why(&facts, &tcp("198.51.100.9", 443)), Reason::Allowed("api".into()));
     facts.aliases = vec![alias("x.evil.test")];
     assert_eq!(why(&facts, &tcp("198.51.100.9", 443)), Reason::NoRule);
@@ -241,14 +152,8 @@ fn builtins_pass_and_oddities_do_not() {
     assert_eq!(why(&facts, &v6(135)), Reason::Builtin(Builtin::NeighbourDiscovery));
     assert_eq!(why(&facts, &v6(143)), Reason::Builtin(Builtin::MulticastListener));
     assert_eq!(why(&facts, &v6(128)), Reason::NoRule);
-    assert_eq!(
-        why(&facts, &packet("198.51.100.7", Transport::Icmp(135))),
-        Reason::NoRule
-    );
-    assert_eq!(
-        why(&facts, &packet("224.0.0.22", Transport::Other(2))),
-        Reason::Builtin(Builtin::Igmp)
-    );
+    assert_eq!(why(&facts, &packet("198.51.100.7", Transport::Icmp(135))), Reason::NoRule);
+    assert_eq!(why(&facts, &packet("224.0.0.22", Transport::Other(2))), Reason::Builtin(Builtin::Igmp));
     for odd in [
         Transport::Rerouted,
         Transport::Unparsable,
@@ -256,29 +161,16 @@ fn builtins_pass_and_oddities_do_not() {
         Transport::Other(4),
         Transport::LaterFragment,
     ] {
-        assert!(
-            !decide(&base(), &facts, &packet("20.8.0.1", odd.clone())).pass,
-            "{odd:?}"
-        );
+        assert!(!decide(&base(), &facts, &packet("20.8.0.1", odd.clone())).pass, "{odd:?}");
     }
-    let after_first = Facts {
-        first_fragment_passed: true,
-        ..facts
-    };
-    assert_eq!(
-        why(&after_first, &packet("20.8.0.1", Transport::LaterFragment)),
-        Reason::Fragment
-    );
+    let after_first = Facts { first_fragment_passed: true, ..facts };
+    assert_eq!(why(&after_first, &packet("20.8.0.1", Transport::LaterFragment)), Reason::Fragment);
 }
 
 fn laws(law: impl Fn(Case) -> Result<(), TestCaseError>) {
-    TestRunner::new(Config {
-        cases: 4_000,
-        failure_persistence: None,
-        ..Config::default()
-    })
-    .run(&case(true), law)
-    .unwrap();
+    TestRunner::new(Config { cases: 4_000, failure_persistence: None, ..Config::default() })
+        .run(&case(true), law)
+        .unwrap();
 }
 
 /// The bytes of a case are what the case says, as the sniffer's parser reads them.
@@ -306,10 +198,7 @@ fn the_bytes_of_a_packet_are_the_packet() {
         prop_assert_eq!(frame.source_port.zip(frame.destination_port), ports);
         if v4 {
             let header = &case.ip_packet()[..usize::from(case.ip_packet()[0] & 15) * 4];
-            let sum: u32 = header
-                .chunks(2)
-                .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-                .sum();
+            let sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
             prop_assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
         }
         Ok(())
@@ -382,10 +271,7 @@ fn generated_cases_reach_every_kind_of_verdict() {
         "OtherResolver",
         "NoRule",
     ] {
-        assert!(
-            counts.get(kind).copied().unwrap_or(0) >= 20,
-            "few or no cases of {kind}: {counts:?}"
-        );
+        assert!(counts.get(kind).copied().unwrap_or(0) >= 20, "few or no cases of {kind}: {counts:?}");
     }
 }
 

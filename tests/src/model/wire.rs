@@ -24,17 +24,8 @@ impl Case {
     /// The same behind an Ethernet header with made-up addresses, as tc and a packet socket see it.
     #[must_use]
     pub fn ethernet_frame(&self) -> Vec<u8> {
-        let ether_type: [u8; 2] = if self.packet.destination.is_ipv4() {
-            [0x08, 0x00]
-        } else {
-            [0x86, 0xdd]
-        };
-        [
-            &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2],
-            &ether_type[..],
-            &self.ip_packet(),
-        ]
-        .concat()
+        let ether_type: [u8; 2] = if self.packet.destination.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
+        [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2], &ether_type[..], &self.ip_packet()].concat()
     }
 }
 
@@ -64,22 +55,16 @@ fn ip_packet(packet: &Packet, question: Option<&str>, began: bool) -> Vec<u8> {
         Transport::Tcp { source, destination } => {
             let payload = query.filter(|_| destination == 53);
             // RFC 1035 section 4.2.2: over TCP the length comes first.
-            let payload = payload.map_or(Vec::new(), |query| {
-                [&(query.len() as u16).to_be_bytes()[..], &query].concat()
-            });
+            let payload =
+                payload.map_or(Vec::new(), |query| [&(query.len() as u16).to_be_bytes()[..], &query].concat());
             let flags = if began || !payload.is_empty() { PSH_ACK } else { SYN };
             (TCP, [tcp_header(source, destination, flags), payload].concat())
         }
         Transport::Udp { source, destination } => {
-            let payload = query
-                .filter(|_| destination == 53)
-                .unwrap_or_else(|| b"payload".to_vec());
+            let payload = query.filter(|_| destination == 53).unwrap_or_else(|| b"payload".to_vec());
             (UDP, udp(source, destination, &payload))
         }
-        Transport::Icmp(kind) => (
-            if v4 { ICMP } else { ICMPV6 },
-            vec![kind, 0, 0, 0, 0x12, 0x34, 0, 1, 1, 2, 3, 4],
-        ),
+        Transport::Icmp(kind) => (if v4 { ICMP } else { ICMPV6 }, vec![kind, 0, 0, 0, 0x12, 0x34, 0, 1, 1, 2, 3, 4]),
         Transport::Other(number) => (number, vec![0; 16]),
         Transport::LaterFragment => {
             fragment_offset = 185;
@@ -87,11 +72,7 @@ fn ip_packet(packet: &Packet, question: Option<&str>, began: bool) -> Vec<u8> {
         }
         Transport::Rerouted => {
             // Loose source route by one hop (RFC 791), padded to four bytes; routing header type 0 for IPv6.
-            options = if v4 {
-                vec![131, 7, 4, 20, 0, 0, 1, 0]
-            } else {
-                vec![TCP, 2, 0, 1, 0, 0, 0, 0]
-            };
+            options = if v4 { vec![131, 7, 4, 20, 0, 0, 1, 0] } else { vec![TCP, 2, 0, 1, 0, 0, 0, 0] };
             if !v4 {
                 options.extend([0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
             }
@@ -144,22 +125,13 @@ fn tcp_header(source: u16, destination: u16, flags: u8) -> Vec<u8> {
 
 fn udp(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
     let length = (8 + payload.len()) as u16;
-    let fields = [
-        source.to_be_bytes(),
-        destination.to_be_bytes(),
-        length.to_be_bytes(),
-        [0, 0],
-    ]
-    .concat();
+    let fields = [source.to_be_bytes(), destination.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
     [&fields, payload].concat()
 }
 
 /// RFC 1071, over an even number of bytes.
 fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
+    let mut sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

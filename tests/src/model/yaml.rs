@@ -9,11 +9,7 @@ impl Policy {
     #[must_use]
     pub fn to_yaml(&self) -> String {
         let mode = if self.mode == Mode::Audit { "audit" } else { "enforce" };
-        let queries = if self.dns.queries == Queries::Any {
-            "any"
-        } else {
-            "allowlisted"
-        };
+        let queries = if self.dns.queries == Queries::Any { "any" } else { "allowlisted" };
         let mut text = format!("version: 1\nmode: {mode}\ndns:\n");
         if !self.dns.resolvers.is_empty() {
             text += &format!("  resolvers: {}\n", list(&self.dns.resolvers));
@@ -23,11 +19,7 @@ impl Policy {
         if !self.dns.internal.is_empty() {
             text += &format!("  internal: {}\n", list(&self.dns.internal));
         }
-        text += if self.rules.is_empty() {
-            "rules: []\n"
-        } else {
-            "rules:\n"
-        };
+        text += if self.rules.is_empty() { "rules: []\n" } else { "rules:\n" };
         for rule in &self.rules {
             let _ = writeln!(text, "  - name: {}", rule.name);
             if rule.action == Action::Deny {

@@ -29,11 +29,15 @@ impl ExecCgroup {
     pub fn make() -> Result<Self, Error> {
         let root = cgroup_root()?;
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let parent = own.lines().find_map(|line| line.strip_prefix("0::/")).map_or(root.clone(), |path| root.join(path));
+        let parent =
+            own.lines().find_map(|line| line.strip_prefix("0::/")).map_or(root.clone(), |path| root.join(path));
         remove_in(&parent);
         let path = parent.join(format!("{PREFIX}{}", Pid::this()));
-        fs::create_dir(&path)
-            .map_err(|source| Error::Path { action: "make the cgroup", path: path.clone(), source })?;
+        fs::create_dir(&path).map_err(|source| Error::Path {
+            action: "make the cgroup",
+            path: path.clone(),
+            source,
+        })?;
         Ok(Self { path })
     }
 

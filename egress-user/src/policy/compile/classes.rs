@@ -22,10 +22,7 @@ impl Classes {
     /// Class 0 is the empty set.
     pub fn new() -> Self {
         let empty: Arc<[u32]> = Arc::new([]);
-        Self {
-            numbers: HashMap::from([(Arc::clone(&empty), 0)]),
-            sets: vec![empty],
-        }
+        Self { numbers: HashMap::from([(Arc::clone(&empty), 0)]), sets: vec![empty] }
     }
 
     /// The number of the class with these grants, in any order and with repetitions.
@@ -54,11 +51,8 @@ impl Classes {
                     .map(|(ports, grant)| port_range(ports, grant))
                     .collect();
                 ranges.sort_unstable();
-                let mut open: Vec<Ports> = set
-                    .iter()
-                    .flat_map(|grant| ports_of(*grant))
-                    .map(|(ports, _)| ports)
-                    .collect();
+                let mut open: Vec<Ports> =
+                    set.iter().flat_map(|grant| ports_of(*grant)).map(|(ports, _)| ports).collect();
                 ports::normalise(&mut open);
                 let ports_id = if set.is_empty() {
                     0
@@ -66,11 +60,7 @@ impl Classes {
                     let next = number(ids.len()) + 1;
                     *ids.entry(open).or_insert(next)
                 };
-                Class {
-                    grants: set.to_vec(),
-                    ports: ranges,
-                    ports_id,
-                }
+                Class { grants: set.to_vec(), ports: ranges, ports_id }
             })
             .collect()
     }

@@ -35,9 +35,7 @@ pub fn compile(
     classes: &mut Classes,
     work: &mut Work,
 ) -> Result<Vec<NameEntry>, TooMuch> {
-    let mut trie = Trie {
-        nodes: vec![TrieNode::default()],
-    };
+    let mut trie = Trie { nodes: vec![TrieNode::default()] };
     for (pattern, grant) in patterns {
         match pattern {
             NamePattern::Exact(name) => trie.node(name).exact.push(*grant),
@@ -48,21 +46,8 @@ pub fn compile(
     for name in internal {
         trie.node(name).internal = true;
     }
-    let mut walk = Walk {
-        trie: &trie,
-        classes,
-        work,
-        entries: Vec::new(),
-    };
-    walk.node(
-        0,
-        None,
-        Inherited {
-            grants: &[],
-            ask: false,
-        },
-        &[],
-    )?;
+    let mut walk = Walk { trie: &trie, classes, work, entries: Vec::new() };
+    walk.node(0, None, Inherited { grants: &[], ask: false }, &[])?;
     Ok(walk.entries)
 }
 
@@ -113,9 +98,7 @@ impl Walk<'_, '_> {
                 exact.extend_from_slice(above.grants);
                 if let Some(label) = label {
                     self.work.add(siblings.len())?;
-                    let fits = siblings
-                        .iter()
-                        .filter(|(prefix, suffix, _)| label_matches(label, prefix, suffix));
+                    let fits = siblings.iter().filter(|(prefix, suffix, _)| label_matches(label, prefix, suffix));
                     exact.extend(fits.map(|(.., grant)| *grant));
                 }
                 self.entry(NameKey::Exact(name.clone()), exact, ask, Vec::new())?;
@@ -137,12 +120,7 @@ impl Walk<'_, '_> {
 
     fn entry(&mut self, key: NameKey, grants: Vec<u32>, ask: bool, inner: Vec<InnerWildcard>) -> Result<(), TooMuch> {
         self.work.add(grants.len())?;
-        self.entries.push(NameEntry {
-            key,
-            class: self.classes.number(grants),
-            ask,
-            inner,
-        });
+        self.entries.push(NameEntry { key, class: self.classes.number(grants), ask, inner });
         Ok(())
     }
 

@@ -23,10 +23,7 @@ pub fn compile(
         let mut set = covering.last().map(|(_, set)| set.clone()).unwrap_or_default();
         set.extend(same.iter().map(|(_, grant)| *grant));
         work.add(set.len())?;
-        entries.push(PrefixEntry {
-            net,
-            class: classes.number(set.clone()),
-        });
+        entries.push(PrefixEntry { net, class: classes.number(set.clone()) });
         covering.push((net, set));
     }
     Ok(entries)

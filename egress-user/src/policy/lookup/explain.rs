@@ -106,30 +106,12 @@ impl FromStr for Destination {
             }
         };
         let Some(ports) = ports else {
-            return Ok(Self {
-                host,
-                proto: Proto::Tcp,
-                port: 443,
-                assumed: true,
-            });
+            return Ok(Self { host, proto: Proto::Tcp, port: 443, assumed: true });
         };
         match ports.proto {
-            Proto::Any => Err(ItemError::new(
-                "`any` is not one protocol",
-                "write `tcp`, `udp` or `icmp`",
-            )),
-            Proto::Icmp => Ok(Self {
-                host,
-                proto: Proto::Icmp,
-                port: 0,
-                assumed: false,
-            }),
-            proto if ports.from == ports.to => Ok(Self {
-                host,
-                proto,
-                port: ports.from,
-                assumed: false,
-            }),
+            Proto::Any => Err(ItemError::new("`any` is not one protocol", "write `tcp`, `udp` or `icmp`")),
+            Proto::Icmp => Ok(Self { host, proto: Proto::Icmp, port: 0, assumed: false }),
+            proto if ports.from == ports.to => Ok(Self { host, proto, port: ports.from, assumed: false }),
             proto => Err(ItemError::new(
                 "a destination has one port",
                 format!("write it before the protocol, like `:443/{proto}`"),
@@ -174,13 +156,7 @@ impl Compiled {
             Reason::NoRule => self.nearest(destination, context),
             _ => None,
         };
-        Explanation {
-            destination: destination.to_string(),
-            allowed,
-            reason,
-            nearest,
-            notes,
-        }
+        Explanation { destination: destination.to_string(), allowed, reason, nearest, notes }
     }
 
     /// All grants of these classes that open the destination's port.
@@ -232,10 +208,7 @@ impl Compiled {
             if !context.live && !self.denies.is_empty() {
                 notes.push("deny rules come first: an address of it that one of them closes stays closed".to_owned());
             }
-            return Reason::Allow {
-                grants: by_name,
-                via: Via::Name(name.clone()),
-            };
+            return Reason::Allow { grants: by_name, via: Via::Name(name.clone()) };
         }
         let (reachable, via) = self.reachable_by_address(destination, context);
         match (reachable.is_empty(), found.ask) {
@@ -258,9 +231,7 @@ impl Compiled {
         }
         // The unspecified addresses lie in no prefix that a policy has reason to name but the whole space.
         let whole = |text: &str| self.addresses.iter().find(|entry| entry.net.to_string() == text);
-        let grants = whole("0.0.0.0/0")
-            .map(|entry| self.opening(&[entry.class], destination))
-            .unwrap_or_default();
+        let grants = whole("0.0.0.0/0").map(|entry| self.opening(&[entry.class], destination)).unwrap_or_default();
         (grants, Via::Everything)
     }
 
@@ -281,18 +252,12 @@ impl Compiled {
         for name in context.names {
             let grants = self.opening(&self.match_name(name.as_str()).classes, destination);
             if !grants.is_empty() {
-                return Reason::Allow {
-                    grants,
-                    via: Via::Name(name.clone()),
-                };
+                return Reason::Allow { grants, via: Via::Name(name.clone()) };
             }
         }
         let grants = self.opening(&[self.match_address(address)], destination);
         if !grants.is_empty() {
-            return Reason::Allow {
-                grants,
-                via: Via::Address(address),
-            };
+            return Reason::Allow { grants, via: Via::Address(address) };
         }
         if let Some(builtin) = self.builtin(address, destination, context, notes) {
             return Reason::Builtin { builtin };

@@ -8,8 +8,7 @@ impl Reader<'_> {
         match &node.value {
             Value::Text(text) | Value::Number(text) => return Some(text.clone()),
             Value::Null => {
-                self.error(&node.span, format!("`{name}` has no value"), "")
-                    .hint("write one, or leave the key out");
+                self.error(&node.span, format!("`{name}` has no value"), "").hint("write one, or leave the key out");
             }
             Value::Bool(value) => {
                 self.error(&node.span, format!("`{name}` is a text"), "")
@@ -30,22 +29,14 @@ impl Reader<'_> {
     pub(super) fn choice<T: Copy>(&mut self, node: &Node, name: &str, choices: &[(&'static str, T)]) -> Option<At<T>> {
         let text = self.text(node, name)?;
         if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
-            return Some(At {
-                value: *value,
-                place: self.place(&node.span),
-            });
+            return Some(At { value: *value, place: self.place(&node.span) });
         }
         let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
         let hint = match nearest(&text, &words) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("write one of {}", quoted(&words)),
         };
-        self.error(
-            &node.span,
-            format!("`{}` is not a value of `{name}`", excerpt(&text)),
-            "",
-        )
-        .hint(hint);
+        self.error(&node.span, format!("`{}` is not a value of `{name}`", excerpt(&text)), "").hint(hint);
         None
     }
 
@@ -59,8 +50,7 @@ impl Reader<'_> {
                 None
             }
             _ => {
-                self.error(&node.span, format!("`{}` is a map", key.name), "")
-                    .hint("write keys with values below it");
+                self.error(&node.span, format!("`{}` is a map", key.name), "").hint("write keys with values below it");
                 None
             }
         }
@@ -71,13 +61,8 @@ impl Reader<'_> {
         match node.value {
             Value::List(items) if !items.is_empty() => Some(items),
             Value::List(_) | Value::Null => {
-                let span = if matches!(node.value, Value::Null) {
-                    &key.span
-                } else {
-                    &node.span
-                };
-                self.error(span, format!("`{of}` is empty"), "nothing is listed")
-                    .hint(empty_hint(&key.name));
+                let span = if matches!(node.value, Value::Null) { &key.span } else { &node.span };
+                self.error(span, format!("`{of}` is empty"), "nothing is listed").hint(empty_hint(&key.name));
                 None
             }
             Value::Text(text) | Value::Number(text) => {
@@ -88,8 +73,7 @@ impl Reader<'_> {
                 None
             }
             Value::Bool(_) | Value::Map(_) => {
-                self.error(&node.span, format!("`{of}` is a list"), "")
-                    .hint("begin each item with `- `");
+                self.error(&node.span, format!("`{of}` is a list"), "").hint("begin each item with `- `");
                 None
             }
         }

@@ -21,11 +21,7 @@ const MAX_RULE_NAME: usize = 128;
 impl Reader<'_> {
     pub(super) fn rules(&mut self, key: &Key, node: Node) -> Vec<Rule> {
         if matches!(&node.value, Value::List(items) if items.is_empty()) || matches!(node.value, Value::Null) {
-            let span = if matches!(node.value, Value::Null) {
-                &key.span
-            } else {
-                &node.span
-            };
+            let span = if matches!(node.value, Value::Null) { &key.span } else { &node.span };
             self.error(span, "`rules` is empty", "no rule is listed")
                 .hint("list at least one; for a policy that allows nothing leave the key `rules` out");
             return Vec::new();
@@ -38,8 +34,7 @@ impl Reader<'_> {
         for node in nodes {
             let span = node.span.clone();
             let Value::Map(entries) = node.value else {
-                self.error(&span, "a rule is a map", "")
-                    .hint("write `- name: ...` with `to:` and `ports:` below it");
+                self.error(&span, "a rule is a map", "").hint("write `- name: ...` with `to:` and `ports:` below it");
                 continue;
             };
             rules.extend(self.rule(&span, entries, &mut seen));
@@ -50,23 +45,19 @@ impl Reader<'_> {
     /// `seen` has the names of the rules before, and where they stand.
     fn rule(&mut self, span: &Span, entries: Vec<(Key, Node)>, seen: &mut HashMap<String, Span>) -> Option<Rule> {
         let mut fields = self.fields(entries, RULE_KEYS, "a rule");
-        let name = self
-            .rule_name(span, &mut fields)
-            .filter(|(name, span)| self.is_new(name, span, seen));
+        let name = self.rule_name(span, &mut fields).filter(|(name, span)| self.is_new(name, span, seen));
         let why = fields.remove("why").and_then(|(_, node)| self.text(&node, "why"));
         let action = fields.remove("action").map_or(Some(Action::Allow), |(_, node)| {
             let choices = [("allow", Action::Allow), ("deny", Action::Deny)];
             self.choice(&node, "action", &choices).map(|action| action.value)
         });
-        let silence = fields
-            .remove("silence")
-            .map(|(key, node)| self.silence(&key, node))
-            .unwrap_or_default();
+        let silence = fields.remove("silence").map(|(key, node)| self.silence(&key, node)).unwrap_or_default();
         let to = match fields.remove("to") {
             Some((key, node)) => self.to(&key, node, action),
             None => {
-                self.error(span, "a rule without `to`", "this rule says no destination")
-                    .hint("write names, addresses or prefixes, like `to: [\"*.example.com\", 192.0.2.0/24]`, or `to: [any]`");
+                self.error(span, "a rule without `to`", "this rule says no destination").hint(
+                    "write names, addresses or prefixes, like `to: [\"*.example.com\", 192.0.2.0/24]`, or `to: [any]`",
+                );
                 None
             }
         };
@@ -84,16 +75,7 @@ impl Reader<'_> {
         };
         let (name, name_span) = name?;
         let place = Some(self.place(&name_span));
-        Some(Rule {
-            name,
-            place,
-            origin: "",
-            why,
-            action: action?,
-            to: to?,
-            ports: ports?,
-            silence,
-        })
+        Some(Rule { name, place, origin: "", why, action: action?, to: to?, ports: ports?, silence })
     }
 
     fn is_new(&mut self, name: &str, span: &Span, seen: &mut HashMap<String, Span>) -> bool {
@@ -102,20 +84,15 @@ impl Reader<'_> {
             return true;
         };
         let first = self.place(first);
-        self.error(
-            span,
-            format!("there are two rules named `{}`", excerpt(name)),
-            "again here",
-        )
-        .also(first, "first here")
-        .hint("name one of them differently, or put the items of both into one rule");
+        self.error(span, format!("there are two rules named `{}`", excerpt(name)), "again here")
+            .also(first, "first here")
+            .hint("name one of them differently, or put the items of both into one rule");
         false
     }
 
     fn rule_name(&mut self, span: &Span, fields: &mut Fields) -> Option<(String, Span)> {
         let Some((_, node)) = fields.remove("name") else {
-            self.error(span, "a rule without a name", "")
-                .hint("write `name:`; reports and `explain` show it");
+            self.error(span, "a rule without a name", "").hint("write `name:`; reports and `explain` show it");
             return None;
         };
         let name = self.text(&node, "name")?;
@@ -124,9 +101,8 @@ impl Reader<'_> {
             || name.len() > MAX_RULE_NAME
             || name.contains(char::is_control)
         {
-            self.error(&node.span, "not a name for a rule", "").hint(format!(
-                "write 1 to {MAX_RULE_NAME} bytes on one line, without spaces at the ends"
-            ));
+            self.error(&node.span, "not a name for a rule", "")
+                .hint(format!("write 1 to {MAX_RULE_NAME} bytes on one line, without spaces at the ends"));
             return None;
         }
         Some((name, node.span))
@@ -152,10 +128,7 @@ impl Reader<'_> {
             }
             good += 1;
             if seen.insert(target.clone()) {
-                items.push(Item {
-                    target,
-                    place: Some(self.place(&node.span)),
-                });
+                items.push(Item { target, place: Some(self.place(&node.span)) });
             }
         }
         (good == count).then_some(items)
@@ -170,12 +143,8 @@ impl Reader<'_> {
         };
         let mut fields = self.fields(entries.clone(), ITEM_KEYS, "an item of `to`");
         let (Some((_, set)), Some((_, unset))) = (fields.remove("set"), fields.remove("unset")) else {
-            self.error(
-                &node.span,
-                "an item of `to` is a text, or has both `set` and `unset`",
-                "",
-            )
-            .hint("write a name or an address; with a `: ` or a `*` in front it needs quotes");
+            self.error(&node.span, "an item of `to` is a text, or has both `set` and `unset`", "")
+                .hint("write a name or an address; with a `: ` or a `*` in front it needs quotes");
             return None;
         };
         let set_text = self.text(&set, "set")?;
@@ -218,11 +187,7 @@ impl Reader<'_> {
                     .hint("say why it is right here, for the next reader");
                 continue;
             }
-            silence.push(Silence {
-                warning,
-                reason,
-                place: self.place(&key.span),
-            });
+            silence.push(Silence { warning, reason, place: self.place(&key.span) });
         }
         silence.sort_by(|a, b| a.warning.cmp(b.warning));
         silence

@@ -47,9 +47,7 @@ fn an_alias_bomb_is_refused() {
     let mut text = String::from("a0: &a0 [x, x]\n");
     for level in 1..40 {
         let before = level - 1;
-        text.push_str(&format!(
-            "a{level}: &a{level} [*a{before}, *a{before}, *a{before}, *a{before}]\n"
-        ));
+        text.push_str(&format!("a{level}: &a{level} [*a{before}, *a{before}, *a{before}, *a{before}]\n"));
     }
     assert!(report(&text).contains("not YAML"), "{}", report(&text));
 }
@@ -63,10 +61,7 @@ fn a_second_document_is_refused() {
 fn two_files_that_say_the_same_name_both_places() {
     let files = [
         ("a.yaml", "mode: enforce\ndns:\n  grace: 1m\nbuiltins: {arp: false}\n"),
-        (
-            "b.yaml",
-            "version: 1\nmode: audit\ndns:\n  grace: 2m\n  minTtl: 1s\nbuiltins: {arp: true, lldp: true}\n",
-        ),
+        ("b.yaml", "version: 1\nmode: audit\ndns:\n  grace: 2m\n  minTtl: 1s\nbuiltins: {arp: true, lldp: true}\n"),
     ];
     insta::assert_snapshot!(document(&files, &[]).expect_err("said twice").to_string());
 }
@@ -83,11 +78,7 @@ fn two_files_with_different_rules_of_one_name() {
 fn many_errors_are_counted() {
     let text = format!("rules:\n{}", "  - name: x\n".repeat(50));
     let report = report(&text);
-    assert!(
-        report.contains("\n... and 129 more errors"),
-        "{}",
-        &report[report.len() - 200..]
-    );
+    assert!(report.contains("\n... and 129 more errors"), "{}", &report[report.len() - 200..]);
 }
 
 #[test]

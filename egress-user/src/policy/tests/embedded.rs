@@ -5,10 +5,7 @@ use super::super::{Sources, embedded::ALL, load};
 fn sources(names: &[&str], region: Option<&str>) -> Sources {
     Sources {
         policies: names.iter().map(Into::into).collect(),
-        set: region
-            .map(|region| ("region".to_owned(), region.to_owned()))
-            .into_iter()
-            .collect(),
+        set: region.map(|region| ("region".to_owned(), region.to_owned())).into_iter().collect(),
         ..Sources::default()
     }
 }
@@ -22,20 +19,13 @@ fn all_load_without_warnings() {
         for rule in &loaded.compiled.rules {
             assert!(rule.why.is_some(), "{}: `{}` says no why", policy.name, rule.name);
         }
-        assert!(
-            !policy.text.lines().any(|line| line.len() > 120),
-            "{} has a line over 120",
-            policy.name
-        );
+        assert!(!policy.text.lines().any(|line| line.len() > 120), "{} has a line over 120", policy.name);
     }
 }
 
 #[test]
 fn the_pairs_merge() {
-    for pair in [
-        ["aks-required", "aks-optional"],
-        ["aks-current", "aks-current-optional"],
-    ] {
+    for pair in [["aks-required", "aks-optional"], ["aks-current", "aks-current-optional"]] {
         assert!(load(&sources(&pair, None)).is_ok(), "{pair:?}");
     }
 }
@@ -119,13 +109,9 @@ fn every_row_is_allowed() {
                 let explanation = compiled.decide(&destination.parse().unwrap());
                 assert!(explanation.allowed, "{policies:?} {region:?}: {explanation:?}");
             }
-            for destination in [
-                "example.com:443",
-                "azmk8s.io:443",
-                "mcr.microsoft.com:80",
-                "192.0.2.1:443",
-                "8.8.8.8:53/udp",
-            ] {
+            for destination in
+                ["example.com:443", "azmk8s.io:443", "mcr.microsoft.com:80", "192.0.2.1:443", "8.8.8.8:53/udp"]
+            {
                 let explanation = compiled.decide(&destination.parse().unwrap());
                 assert!(!explanation.allowed, "{policies:?} {region:?}: {explanation:?}");
             }
@@ -137,8 +123,6 @@ fn every_row_is_allowed() {
 fn a_region_narrows() {
     let compiled = load(&sources(&["aks-current"], Some("westeurope"))).unwrap().compiled;
     assert!(!compiled.decide(&"x.hcp.eastus.azmk8s.io".parse().unwrap()).allowed);
-    let error = load(&sources(&["deny-all"], Some("x")))
-        .expect_err("no placeholder")
-        .to_string();
+    let error = load(&sources(&["deny-all"], Some("x"))).expect_err("no placeholder").to_string();
     assert!(error.contains("no policy uses `${region}`"), "{error}");
 }

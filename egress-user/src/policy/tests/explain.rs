@@ -21,17 +21,8 @@ fn explain(destination: &str) -> super::super::Explanation {
 #[test]
 fn each_reason_is_named() {
     let reason = |destination: &str| explain(destination).reason;
-    assert!(matches!(
-        reason("a.b.example.com"),
-        Reason::Allow { via: Via::Name(_), .. }
-    ));
-    assert!(matches!(
-        reason("10.1.2.3:22"),
-        Reason::Allow {
-            via: Via::Address(_),
-            ..
-        }
-    ));
+    assert!(matches!(reason("a.b.example.com"), Reason::Allow { via: Via::Name(_), .. }));
+    assert!(matches!(reason("10.1.2.3:22"), Reason::Allow { via: Via::Address(_), .. }));
     assert!(matches!(reason("10.9.2.3:22"), Reason::Deny { .. }));
     assert!(matches!(reason("169.254.169.254:80"), Reason::Deny { .. }));
     assert_eq!(reason("127.0.0.1:80"), Reason::Builtin { builtin: "loopback" });
@@ -40,13 +31,7 @@ fn each_reason_is_named() {
     assert_eq!(reason("192.0.2.54:53/udp"), Reason::NoRule);
     assert_eq!(reason("255.255.255.255:67/udp"), Reason::Builtin { builtin: "dhcpv4" });
     assert!(matches!(reason("pool.ntp.org:123/udp"), Reason::NotAsked { .. }));
-    assert!(matches!(
-        reason("x.cluster.local:123/udp"),
-        Reason::Allow {
-            via: Via::Everything,
-            ..
-        }
-    ));
+    assert!(matches!(reason("x.cluster.local:123/udp"), Reason::Allow { via: Via::Everything, .. }));
     assert_eq!(reason("x.cluster.local:80"), Reason::NoRule);
 }
 
@@ -63,19 +48,11 @@ fn the_nearest_rule_is_named() {
 fn what_the_daemon_knows_counts() {
     let compiled = compiled(POLICY);
     let names = ["a.example.com".parse().unwrap()];
-    let live = Context {
-        names: &names,
-        live: true,
-        ..Context::default()
-    };
+    let live = Context { names: &names, live: true, ..Context::default() };
     let by_address = compiled.decide_with(&"198.51.100.7:443".parse().unwrap(), &live);
     assert!(matches!(by_address.reason, Reason::Allow { via: Via::Name(_), .. }));
     let addresses = ["10.9.0.1".parse().unwrap()];
-    let live = Context {
-        addresses: &addresses,
-        live: true,
-        ..Context::default()
-    };
+    let live = Context { addresses: &addresses, live: true, ..Context::default() };
     let by_name = compiled.decide_with(&"a.example.com".parse().unwrap(), &live);
     assert!(matches!(by_name.reason, Reason::Deny { .. }), "{by_name:?}");
 }

@@ -15,23 +15,11 @@ fn the_same_rule_in_two_files_is_one() {
 
 #[test]
 fn each_key_of_dns_may_be_said_in_another_file() {
-    let files = [
-        ("a.yaml", "dns: {grace: 0s}\n"),
-        ("b.yaml", "dns: {minTtl: 5s, internal: [Cluster.Local.]}\n"),
-    ];
+    let files = [("a.yaml", "dns: {grace: 0s}\n"), ("b.yaml", "dns: {minTtl: 5s, internal: [Cluster.Local.]}\n")];
     let (document, files) = document(&files, &[]).unwrap();
     let dns = compile(&document, &files, &["lan".parse().unwrap()]).unwrap().dns;
-    assert_eq!(
-        (dns.grace.as_secs(), dns.min_ttl.as_secs(), dns.max_stale.as_secs()),
-        (0, 5, 3600)
-    );
-    assert_eq!(
-        dns.internal
-            .iter()
-            .map(super::super::DomainName::as_str)
-            .collect::<Vec<_>>(),
-        ["cluster.local", "lan"]
-    );
+    assert_eq!((dns.grace.as_secs(), dns.min_ttl.as_secs(), dns.max_stale.as_secs()), (0, 5, 3600));
+    assert_eq!(dns.internal.iter().map(super::super::DomainName::as_str).collect::<Vec<_>>(), ["cluster.local", "lan"]);
 }
 
 #[test]

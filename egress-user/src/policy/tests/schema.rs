@@ -15,12 +15,9 @@ fn json(node: Node) -> Value {
         yaml::Value::Number(text) => serde_json::from_str(&text).unwrap(),
         yaml::Value::Text(text) => Value::String(text),
         yaml::Value::List(items) => items.into_iter().map(json).collect(),
-        yaml::Value::Map(entries) => Value::Object(
-            entries
-                .into_iter()
-                .map(|(key, value)| (key.name, json(value)))
-                .collect::<Map<_, _>>(),
-        ),
+        yaml::Value::Map(entries) => {
+            Value::Object(entries.into_iter().map(|(key, value)| (key.name, json(value))).collect::<Map<_, _>>())
+        }
     }
 }
 
@@ -43,10 +40,7 @@ fn errors(root: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String
             }
             "anyOf" | "oneOf" => {
                 let options = rule.as_array().unwrap();
-                if options
-                    .iter()
-                    .any(|option| errors(root, option, value, path).is_empty())
-                {
+                if options.iter().any(|option| errors(root, option, value, path).is_empty()) {
                     Vec::new()
                 } else {
                     wrong("fits none of")
@@ -61,10 +55,7 @@ fn errors(root: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String
                     Value::Array(_) => "array",
                     Value::Object(_) => "object",
                 };
-                let fits = rule == kind
-                    || rule
-                        .as_array()
-                        .is_some_and(|kinds| kinds.iter().any(|rule| rule == kind));
+                let fits = rule == kind || rule.as_array().is_some_and(|kinds| kinds.iter().any(|rule| rule == kind));
                 if fits { Vec::new() } else { wrong("type") }
             }
             "const" => {
@@ -96,41 +87,27 @@ fn errors(root: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String
                 }
             }
             "minItems" => {
-                if value
-                    .as_array()
-                    .is_none_or(|items| items.len() as u64 >= rule.as_u64().unwrap())
-                {
+                if value.as_array().is_none_or(|items| items.len() as u64 >= rule.as_u64().unwrap()) {
                     Vec::new()
                 } else {
                     wrong("minItems")
                 }
             }
             "minLength" => {
-                if value
-                    .as_str()
-                    .is_none_or(|text| text.len() as u64 >= rule.as_u64().unwrap())
-                {
+                if value.as_str().is_none_or(|text| text.len() as u64 >= rule.as_u64().unwrap()) {
                     Vec::new()
                 } else {
                     wrong("minLength")
                 }
             }
             "maxLength" => {
-                if value
-                    .as_str()
-                    .is_none_or(|text| text.len() as u64 <= rule.as_u64().unwrap())
-                {
+                if value.as_str().is_none_or(|text| text.len() as u64 <= rule.as_u64().unwrap()) {
                     Vec::new()
                 } else {
                     wrong("maxLength")
                 }
             }
-            "items" => value
-                .as_array()
-                .into_iter()
-                .flatten()
-                .flat_map(|item| errors(root, rule, item, path))
-                .collect(),
+            "items" => value.as_array().into_iter().flatten().flat_map(|item| errors(root, rule, item, path)).collect(),
             "required" => {
                 let Some(object) = value.as_object() else { continue };
                 rule.as_array()
@@ -151,14 +128,12 @@ fn errors(root: &Value, schema: &Value, value: &Value, path: &str) -> Vec<String
             "additionalProperties" => {
                 let Some(object) = value.as_object() else { continue };
                 let known = schema.get("properties").and_then(Value::as_object);
-                let others = object
-                    .iter()
-                    .filter(|(key, _)| known.is_none_or(|known| !known.contains_key(*key)));
+                let others = object.iter().filter(|(key, _)| known.is_none_or(|known| !known.contains_key(*key)));
                 match rule {
                     Value::Bool(false) => others.map(|(key, _)| format!("{path}: unknown key {key}")).collect(),
-                    rule => others
-                        .flat_map(|(key, value)| errors(root, rule, value, &format!("{path}/{key}")))
-                        .collect(),
+                    rule => {
+                        others.flat_map(|(key, value)| errors(root, rule, value, &format!("{path}/{key}"))).collect()
+                    }
                 }
             }
             other => panic!("the validator does not know `{other}` at {path}"),
@@ -180,10 +155,7 @@ fn every_embedded_policy_fits() {
     let all = "version: 1\nmode: audit\ndns: {resolvers: [192.0.2.1], queries: any, internal: [a], minTtl: 1s, grace: 0, maxStale: 1h, allowPrivate: [a.b]}\n\
                builtins: {loopback: true, arp: true, eapol: true, lldp: true, neighbour-discovery: true, mld: true, igmp: true, dhcpv4: true, dhcpv6: true}\n";
     assert_eq!(check(all), Vec::<String>::new());
-    assert!(
-        super::document(&[("p.yaml", all)], &[]).is_ok(),
-        "the parser reads what the schema offers"
-    );
+    assert!(super::document(&[("p.yaml", all)], &[]).is_ok(), "the parser reads what the schema offers");
 }
 
 #[test]

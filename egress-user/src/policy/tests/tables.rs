@@ -43,10 +43,7 @@ fn address() -> impl Strategy<Value = IpAddr> {
 fn address_item() -> impl Strategy<Value = String> {
     let prefix = (address(), 0..=128u8).prop_map(|(address, length)| {
         let most = if address.is_ipv4() { 32 } else { 128 };
-        ipnet::IpNet::new(address, length.min(most))
-            .unwrap()
-            .trunc()
-            .to_string()
+        ipnet::IpNet::new(address, length.min(most)).unwrap().trunc().to_string()
     });
     prop_oneof![1 => Just("any".to_owned()), 8 => prefix]
 }
@@ -130,13 +127,8 @@ fn port_matches(ports: &str, proto: Proto, port: u16) -> bool {
 
 /// The rules and items behind some classes.
 fn grants(compiled: &Compiled, classes: &[u32]) -> BTreeSet<(u32, String)> {
-    let numbers = classes
-        .iter()
-        .flat_map(|class| &compiled.classes[*class as usize].grants);
-    numbers
-        .map(|grant| &compiled.grants[*grant as usize])
-        .map(|grant| (grant.rule, grant.item.clone()))
-        .collect()
+    let numbers = classes.iter().flat_map(|class| &compiled.classes[*class as usize].grants);
+    numbers.map(|grant| &compiled.grants[*grant as usize]).map(|grant| (grant.rule, grant.item.clone())).collect()
 }
 
 /// The items that match, in canonical form.
@@ -253,10 +245,7 @@ fn a_hundred_thousand_rules_compile_in_linear_time() {
     };
     let (small, large) = (time(10_000), time(100_000));
     // Ten times the rules: a quadratic step would take a hundred times as long.
-    assert!(
-        large < small * 40,
-        "{small:?} for 10,000 and {large:?} for 100,000 rules"
-    );
+    assert!(large < small * 40, "{small:?} for 10,000 and {large:?} for 100,000 rules");
 }
 
 #[test]

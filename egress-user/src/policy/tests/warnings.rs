@@ -19,21 +19,10 @@ fn codes(text: &str) -> Vec<&'static str> {
 #[test]
 fn a_wildcard_under_a_public_suffix() {
     let rule = |item: &str| format!("rules:\n  - {{name: x, to: [\"{item}\"], ports: [443/tcp]}}\n");
-    for item in [
-        "*.blob.core.windows.net",
-        "*.com",
-        "*.github.io",
-        "umsa*.blob.core.windows.net",
-        "*.co.uk",
-    ] {
+    for item in ["*.blob.core.windows.net", "*.com", "*.github.io", "umsa*.blob.core.windows.net", "*.co.uk"] {
         assert_eq!(codes(&rule(item)), ["public-suffix"], "{item}");
     }
-    for item in [
-        "*.example.com",
-        "*.account.blob.core.windows.net",
-        "blob.core.windows.net",
-        "*.ubuntu.com",
-    ] {
+    for item in ["*.example.com", "*.account.blob.core.windows.net", "blob.core.windows.net", "*.ubuntu.com"] {
         assert!(codes(&rule(item)).is_empty(), "{item}");
     }
 }
@@ -55,18 +44,8 @@ fn covered_by_another_rule() {
 #[test]
 fn denied_by_a_rule() {
     let deny = "  - {name: no, action: deny, to: [10.0.0.0/8]}\n";
-    assert_eq!(
-        codes(&format!(
-            "rules:\n  - {{name: a, to: [10.1.0.0/16], ports: [443/tcp]}}\n{deny}"
-        )),
-        ["denied"]
-    );
-    assert!(
-        codes(&format!(
-            "rules:\n  - {{name: a, to: [0.0.0.0/3], ports: [443/tcp]}}\n{deny}"
-        ))
-        .is_empty()
-    );
+    assert_eq!(codes(&format!("rules:\n  - {{name: a, to: [10.1.0.0/16], ports: [443/tcp]}}\n{deny}")), ["denied"]);
+    assert!(codes(&format!("rules:\n  - {{name: a, to: [0.0.0.0/3], ports: [443/tcp]}}\n{deny}")).is_empty());
 }
 
 #[test]

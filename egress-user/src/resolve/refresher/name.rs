@@ -63,11 +63,7 @@ impl Family {
 
 impl Name {
     pub fn new(id: u64) -> Self {
-        Self {
-            id,
-            v4: Side::default(),
-            v6: Side::default(),
-        }
+        Self { id, v4: Side::default(), v6: Side::default() }
     }
 
     pub fn take(
@@ -82,18 +78,10 @@ impl Name {
         match outcome {
             Ok(mut found) => {
                 let resolver = found.resolver;
-                let rebinding = if private_allowed {
-                    None
-                } else {
-                    refuse_private(&mut found)
-                };
+                let rebinding = if private_allowed { None } else { refuse_private(&mut found) };
                 if found.addresses.is_empty() {
                     let reason = rebinding.unwrap_or(Reason::Empty);
-                    let miss = Miss {
-                        reason,
-                        resolver: Some(resolver),
-                        negative_ttl: None,
-                    };
+                    let miss = Miss { reason, resolver: Some(resolver), negative_ttl: None };
                     return self.missed(name, family, miss, settings, now);
                 }
                 self.learned(name, family, found, rebinding, settings, now)
@@ -143,30 +131,17 @@ impl Name {
             at: now,
         };
         let mut events = vec![Event::Learned(answer)];
-        let too_many = (dropped > 0).then_some(Reason::TooMany {
-            limit: settings.max_addresses,
-            dropped,
-        });
+        let too_many = (dropped > 0).then_some(Reason::TooMany { limit: settings.max_addresses, dropped });
         for reason in [rebinding, too_many].into_iter().flatten() {
             self.side(family).last_error = Some((reason.clone(), now));
             events.push(self.failure(name, family, reason, Some(found.resolver), next_in, now));
         }
-        Taken {
-            events,
-            queue: Queue::Fresh,
-            next_in,
-        }
+        Taken { events, queue: Queue::Fresh, next_in }
     }
 
     fn missed(&mut self, name: &Arc<str>, family: Family, miss: Miss, settings: &Settings, now: Instant) -> Taken {
-        let Miss {
-            reason,
-            resolver,
-            negative_ttl,
-        } = miss;
-        let negative = negative_ttl
-            .unwrap_or_default()
-            .clamp(settings.negative_min, settings.negative_max);
+        let Miss { reason, resolver, negative_ttl } = miss;
+        let negative = negative_ttl.unwrap_or_default().clamp(settings.negative_min, settings.negative_max);
         if reason == Reason::Empty && self.other(family).last != Some(Last::Empty) {
             // Names with one family alone are the rule. When the other query was not answered yet, its own outcome
             // will tell: it finds `Empty` here then.
@@ -175,18 +150,10 @@ impl Name {
             side.last_error = None;
             side.failures = 0;
             side.addresses.prune(usize::MAX, now);
-            return Taken {
-                events: vec![],
-                queue: Queue::Fresh,
-                next_in: jittered(negative, 0.9..1.1),
-            };
+            return Taken { events: vec![], queue: Queue::Fresh, next_in: jittered(negative, 0.9..1.1) };
         }
         let side = self.side(family);
-        side.last = Some(if reason == Reason::Empty {
-            Last::Empty
-        } else {
-            Last::Failed
-        });
+        side.last = Some(if reason == Reason::Empty { Last::Empty } else { Last::Failed });
         side.last_error = Some((reason.clone(), now));
         side.failures = side.failures.saturating_add(1);
         let next_in = match reason {
@@ -205,16 +172,8 @@ impl Name {
         side.addresses.prune(usize::MAX, now);
         side.aliases.prune(usize::MAX, now);
         // An answer came quickly; only those that did not get one stand apart.
-        let queue = if matches!(reason, Reason::NxDomain | Reason::Empty) {
-            Queue::Fresh
-        } else {
-            Queue::Retry
-        };
-        Taken {
-            events: vec![self.failure(name, family, reason, resolver, next_in, now)],
-            queue,
-            next_in,
-        }
+        let queue = if matches!(reason, Reason::NxDomain | Reason::Empty) { Queue::Fresh } else { Queue::Retry };
+        Taken { events: vec![self.failure(name, family, reason, resolver, next_in, now)], queue, next_in }
     }
 
     fn failure(
@@ -235,40 +194,25 @@ impl Name {
             reason,
             resolver,
             at,
-            kept: kept
-                .filter_map(|(key, _)| Some((key, self.address_left(&key, at)?)))
-                .collect(),
-            kept_aliases: kept_aliases
-                .filter_map(|(key, _)| Some((key.clone(), self.alias_left(&key, at)?)))
-                .collect(),
+            kept: kept.filter_map(|(key, _)| Some((key, self.address_left(&key, at)?))).collect(),
+            kept_aliases: kept_aliases.filter_map(|(key, _)| Some((key.clone(), self.alias_left(&key, at)?))).collect(),
             retry_in,
         })
     }
 
     /// The longer life of the two families: both can give one alias, and an AAAA record a mapped address.
     fn address_left(&self, address: &IpAddr, now: Instant) -> Option<Duration> {
-        let expires = self
-            .v4
-            .addresses
-            .expires(address)
-            .max(self.v6.addresses.expires(address))?;
+        let expires = self.v4.addresses.expires(address).max(self.v6.addresses.expires(address))?;
         expires.checked_duration_since(now)
     }
 
     fn alias_left(&self, alias: &Arc<str>, now: Instant) -> Option<Duration> {
-        self.v4
-            .aliases
-            .expires(alias)
-            .max(self.v6.aliases.expires(alias))?
-            .checked_duration_since(now)
+        self.v4.aliases.expires(alias).max(self.v6.aliases.expires(alias))?.checked_duration_since(now)
     }
 
     pub fn addresses(&self, now: Instant) -> Vec<IpAddr> {
-        let mut addresses: Vec<_> = [&self.v4, &self.v6]
-            .iter()
-            .flat_map(|side| side.addresses.left(now))
-            .map(|(address, _)| address)
-            .collect();
+        let mut addresses: Vec<_> =
+            [&self.v4, &self.v6].iter().flat_map(|side| side.addresses.left(now)).map(|(address, _)| address).collect();
         addresses.sort_unstable();
         addresses.dedup();
         addresses
@@ -278,27 +222,16 @@ impl Name {
     pub fn status(&self, name: &Arc<str>, due: Option<Instant>, now: Instant) -> NameStatus {
         let sides = [&self.v4, &self.v6];
         let ago = |at: Instant| (now - at).as_secs();
-        let mut aliases: Vec<_> = sides
-            .iter()
-            .flat_map(|side| side.aliases.left(now))
-            .map(|(alias, _)| alias)
-            .collect();
+        let mut aliases: Vec<_> =
+            sides.iter().flat_map(|side| side.aliases.left(now)).map(|(alias, _)| alias).collect();
         aliases.sort();
         aliases.dedup();
         let addresses = self.addresses(now).into_iter();
-        let last_answer = sides
-            .iter()
-            .filter_map(|side| side.last_answer)
-            .max_by_key(|(_, at)| *at);
-        let last_error = sides
-            .iter()
-            .filter_map(|side| side.last_error.clone())
-            .max_by_key(|(_, at)| *at);
+        let last_answer = sides.iter().filter_map(|side| side.last_answer).max_by_key(|(_, at)| *at);
+        let last_error = sides.iter().filter_map(|side| side.last_error.clone()).max_by_key(|(_, at)| *at);
         NameStatus {
             name: name.to_string(),
-            addresses: addresses
-                .filter_map(|key| Some((key, self.address_left(&key, now)?.as_secs())))
-                .collect(),
+            addresses: addresses.filter_map(|key| Some((key, self.address_left(&key, now)?.as_secs()))).collect(),
             aliases: aliases
                 .into_iter()
                 .filter_map(|key| Some((key.to_string(), self.alias_left(&key, now)?.as_secs())))
@@ -345,18 +278,12 @@ fn refuse_private(found: &mut Found) -> Option<Reason> {
         None => true,
     });
     let (address, range) = *refused.first()?;
-    Some(Reason::Rebinding {
-        address,
-        range,
-        count: refused.len(),
-    })
+    Some(Reason::Rebinding { address, range, count: refused.len() })
 }
 
 /// Doubles from `backoff_min` up to `backoff_max`; the jitter only shortens, so that the maximum holds.
 fn backoff(failures: u32, settings: &Settings) -> Duration {
-    let doubled = settings
-        .backoff_min
-        .saturating_mul(1 << failures.saturating_sub(1).min(20));
+    let doubled = settings.backoff_min.saturating_mul(1 << failures.saturating_sub(1).min(20));
     jittered(doubled.min(settings.backoff_max), 0.7..1.0)
 }
 

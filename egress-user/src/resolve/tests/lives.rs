@@ -10,12 +10,7 @@ fn secs(seconds: u64) -> Duration {
 }
 
 fn settings() -> Settings {
-    Settings {
-        min_ttl: secs(60),
-        grace: secs(900),
-        max_stale: secs(3600),
-        ..Settings::default()
-    }
+    Settings { min_ttl: secs(60), grace: secs(900), max_stale: secs(3600), ..Settings::default() }
 }
 
 #[test]
@@ -24,10 +19,7 @@ fn ttl_is_raised_to_the_minimum_and_the_grace_added() {
     let mut lives = Lives::default();
     assert_eq!(lives.learn('a', secs(5), now, &settings()), secs(960));
     assert_eq!(lives.learn('b', secs(300), now, &settings()), secs(1200));
-    let strict = Settings {
-        grace: secs(0),
-        ..settings()
-    };
+    let strict = Settings { grace: secs(0), ..settings() };
     assert_eq!(lives.learn('c', secs(300), now, &strict), secs(300));
 }
 
@@ -69,11 +61,7 @@ fn nxdomain_ends_after_the_grace_and_for_good() {
     lives.end(now, &settings());
     assert_eq!(lives.left(now), [('a', secs(900))]);
     lives.hold(now + secs(3000), now);
-    assert_eq!(
-        lives.left(now),
-        [('a', secs(900))],
-        "a failure after NXDOMAIN must not bring it back"
-    );
+    assert_eq!(lives.left(now), [('a', secs(900))], "a failure after NXDOMAIN must not bring it back");
     lives.learn('a', secs(60), now, &settings());
     lives.hold(now + secs(3000), now);
     assert_eq!(lives.left(now), [('a', secs(3000))], "a fresh answer does");

@@ -83,14 +83,7 @@ fn bench(
 
 impl Bench {
     fn asked_at(&self, family: Family) -> Vec<Instant> {
-        self.double
-            .asked
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|(_, _, of)| *of == family)
-            .map(|(at, ..)| *at)
-            .collect()
+        self.double.asked.lock().unwrap().iter().filter(|(_, _, of)| *of == family).map(|(at, ..)| *at).collect()
     }
     fn last_failure(&self) -> Failure {
         self.log.failed.lock().unwrap().last().cloned().expect("a failure")
@@ -102,23 +95,12 @@ fn secs(seconds: u64) -> Duration {
 }
 
 fn found(addresses: &[&str], ttl: u64) -> Outcome {
-    let addresses = addresses
-        .iter()
-        .map(|address| (address.parse().unwrap(), secs(ttl)))
-        .collect();
-    Ok(Found {
-        addresses,
-        aliases: vec![("alias.example.net".into(), secs(ttl))],
-        resolver: RESOLVER,
-    })
+    let addresses = addresses.iter().map(|address| (address.parse().unwrap(), secs(ttl))).collect();
+    Ok(Found { addresses, aliases: vec![("alias.example.net".into(), secs(ttl))], resolver: RESOLVER })
 }
 
 fn miss(reason: Reason) -> Outcome {
-    Err(Miss {
-        reason,
-        resolver: Some(RESOLVER),
-        negative_ttl: None,
-    })
+    Err(Miss { reason, resolver: Some(RESOLVER), negative_ttl: None })
 }
 
 fn soon(outcome: Outcome) -> (Duration, Outcome) {
@@ -129,13 +111,7 @@ fn soon(outcome: Outcome) -> (Duration, Outcome) {
 fn only_v4(
     outcome: impl Fn(usize) -> Outcome + Send + Sync + 'static,
 ) -> impl Fn(&str, Family, usize) -> (Duration, Outcome) {
-    move |_, family, count| {
-        soon(if family == Family::V4 {
-            outcome(count)
-        } else {
-            miss(Reason::Empty)
-        })
-    }
+    move |_, family, count| soon(if family == Family::V4 { outcome(count) } else { miss(Reason::Empty) })
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,41 +128,20 @@ async fn first_answer_at_once_then_ahead_of_the_ttl_with_jitter() {
     let answer = bench.log.learned.lock().unwrap()[0].clone();
     assert_eq!(answer.addresses, [("203.0.113.1".parse().unwrap(), secs(1900))]);
     assert_eq!(answer.aliases, [("alias.example.net".into(), secs(1900))]);
-    assert!(
-        bench.log.failed.lock().unwrap().is_empty(),
-        "a name without AAAA is no failure"
-    );
+    assert!(bench.log.failed.lock().unwrap().is_empty(), "a name without AAAA is no failure");
 }
 
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_names_are_spread_and_bounded() {
-    let settings = Settings {
-        max_in_flight: 50,
-        per_second: 500,
-        burst: 20,
-        ..Settings::default()
-    };
-    let bench = bench(settings, |_, _, _| {
-        (Duration::from_millis(20), found(&["203.0.113.1"], 3600))
-    });
+    let settings = Settings { max_in_flight: 50, per_second: 500, burst: 20, ..Settings::default() };
+    let bench = bench(settings, |_, _, _| (Duration::from_millis(20), found(&["203.0.113.1"], 3600)));
     let start = Instant::now();
-    bench
-        .refresher
-        .set_names((0..10_000).map(|n| format!("n{n}.example.com")));
+    bench.refresher.set_names((0..10_000).map(|n| format!("n{n}.example.com")));
     sleep(secs(60)).await;
-    let first: Vec<_> = bench
-        .double
-        .asked
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|(at, ..)| (*at - start).as_secs())
-        .collect();
+    let first: Vec<_> = bench.double.asked.lock().unwrap().iter().map(|(at, ..)| (*at - start).as_secs()).collect();
     assert_eq!(first.len(), 20_000);
     let mut per_second = HashMap::<u64, usize>::new();
-    first
-        .iter()
-        .for_each(|second| *per_second.entry(*second).or_default() += 1);
+    first.iter().for_each(|second| *per_second.entry(*second).or_default() += 1);
     assert!(per_second.values().all(|count| *count <= 500 + 20), "{per_second:?}");
     assert!(*first.last().unwrap() <= 41, "the limits are used: {:?}", first.last());
     assert!(bench.double.most_in_flight.load(Ordering::SeqCst) <= 50);
@@ -196,10 +151,7 @@ async fn ten_thousand_names_are_spread_and_bounded() {
         *per_second.entry((*at - start).as_secs()).or_default() += 1;
     }
     let most = per_second.values().max().unwrap();
-    assert!(
-        *most < 100,
-        "refreshes are spread over the jitter's 540 s (37 a second on average): {most}"
-    );
+    assert!(*most < 100, "refreshes are spread over the jitter's 540 s (37 a second on average): {most}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,90 +167,43 @@ async fn no_name_costs_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_good_answer_stays_up_to_max_stale() {
-    let script = only_v4(|count| {
-        if count == 0 {
-            found(&["203.0.113.1"], 60)
-        } else {
-            miss(Reason::ServFail)
-        }
-    });
-    let bench = bench(
-        Settings {
-            grace: secs(0),
-            ..Settings::default()
-        },
-        script,
-    );
+    let script = only_v4(|count| if count == 0 { found(&["203.0.113.1"], 60) } else { miss(Reason::ServFail) });
+    let bench = bench(Settings { grace: secs(0), ..Settings::default() }, script);
     bench.refresher.set_names(["www.example.com"]);
     let learned = Instant::now();
     sleep(secs(3600)).await;
-    assert_eq!(
-        bench.refresher.addresses("www.example.com").len(),
-        1,
-        "an hour of failures does not end it"
-    );
+    assert_eq!(bench.refresher.addresses("www.example.com").len(), 1, "an hour of failures does not end it");
     let failure = bench.last_failure();
     assert_eq!(failure.reason, Reason::ServFail);
     assert_eq!(failure.kept.len(), 1);
-    assert!(
-        failure.kept_aliases.len() == 1 && failure.kept[0].1 <= secs(121),
-        "held to the next try: {failure:?}"
-    );
+    assert!(failure.kept_aliases.len() == 1 && failure.kept[0].1 <= secs(121), "held to the next try: {failure:?}");
     sleep(secs(61)).await;
     assert!(learned.elapsed() > secs(3660));
-    assert!(
-        bench.refresher.addresses("www.example.com").is_empty(),
-        "minTtl and maxStale are over"
-    );
+    assert!(bench.refresher.addresses("www.example.com").is_empty(), "minTtl and maxStale are over");
 }
 
 #[tokio::test(start_paused = true)]
 async fn nxdomain_ends_it_after_the_grace() {
-    let script = only_v4(|count| {
-        if count == 0 {
-            found(&["203.0.113.1"], 600)
-        } else {
-            miss(Reason::NxDomain)
-        }
-    });
-    let bench = bench(
-        Settings {
-            grace: secs(100),
-            ..Settings::default()
-        },
-        script,
-    );
+    let script = only_v4(|count| if count == 0 { found(&["203.0.113.1"], 600) } else { miss(Reason::NxDomain) });
+    let bench = bench(Settings { grace: secs(100), ..Settings::default() }, script);
     bench.refresher.set_names(["www.example.com"]);
     while bench.log.failed.lock().unwrap().is_empty() {
         sleep(secs(1)).await;
     }
     let failure = bench.last_failure();
-    assert_eq!(
-        (failure.reason, failure.kept),
-        (Reason::NxDomain, vec![("203.0.113.1".parse().unwrap(), secs(100))])
-    );
+    assert_eq!((failure.reason, failure.kept), (Reason::NxDomain, vec![("203.0.113.1".parse().unwrap(), secs(100))]));
     sleep(secs(101)).await;
     assert!(bench.refresher.addresses("www.example.com").is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn failures_back_off_up_to_the_bound_and_recover() {
-    let script = only_v4(|count| {
-        if count < 12 {
-            miss(Reason::Timeout)
-        } else {
-            found(&["203.0.113.1"], 600)
-        }
-    });
+    let script = only_v4(|count| if count < 12 { miss(Reason::Timeout) } else { found(&["203.0.113.1"], 600) });
     let bench = bench(Settings::default(), script);
     bench.refresher.set_names(["www.example.com"]);
     sleep(secs(600)).await;
     let asked = bench.asked_at(Family::V4);
-    let gaps: Vec<_> = asked
-        .windows(2)
-        .take(12)
-        .map(|pair| (pair[1] - pair[0]).as_secs_f64())
-        .collect();
+    let gaps: Vec<_> = asked.windows(2).take(12).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     for (n, gap) in gaps.iter().enumerate() {
         let full = 2_f64.powi(n.try_into().unwrap()).min(60.0);
         assert!((full * 0.69..full + 0.1).contains(gap), "try {n}: {gaps:?}");
@@ -310,27 +215,13 @@ async fn failures_back_off_up_to_the_bound_and_recover() {
 
 #[tokio::test(start_paused = true)]
 async fn names_that_hang_do_not_hold_up_the_others() {
-    let settings = Settings {
-        max_in_flight: 10,
-        max_retries_in_flight: 2,
-        ..Settings::default()
-    };
+    let settings = Settings { max_in_flight: 10, max_retries_in_flight: 2, ..Settings::default() };
     let bench = bench(settings, |name, _, _| {
-        if name.starts_with("hung") {
-            (secs(8), miss(Reason::Timeout))
-        } else {
-            soon(found(&["203.0.113.1"], 60))
-        }
+        if name.starts_with("hung") { (secs(8), miss(Reason::Timeout)) } else { soon(found(&["203.0.113.1"], 60)) }
     });
-    bench
-        .refresher
-        .set_names((0..50).map(|n| format!("hung{n}.example.com")));
+    bench.refresher.set_names((0..50).map(|n| format!("hung{n}.example.com")));
     sleep(secs(100)).await;
-    bench.refresher.set_names(
-        (0..50)
-            .map(|n| format!("hung{n}.example.com"))
-            .chain(["www.example.com".into()]),
-    );
+    bench.refresher.set_names((0..50).map(|n| format!("hung{n}.example.com")).chain(["www.example.com".into()]));
     sleep(Duration::from_millis(100)).await;
     assert_eq!(bench.refresher.addresses("www.example.com").len(), 1);
 }
@@ -344,60 +235,31 @@ async fn a_family_that_fails_leaves_the_other_alone() {
     });
     bench.refresher.set_names(["www.example.com"]);
     sleep(secs(3000)).await;
-    assert_eq!(
-        bench.refresher.addresses("www.example.com").len(),
-        2,
-        "an A answer never evicts AAAA"
-    );
+    assert_eq!(bench.refresher.addresses("www.example.com").len(), 2, "an A answer never evicts AAAA");
     assert_eq!(bench.last_failure().family, Family::V6);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_set_each_time_adds_up_and_expires() {
     let script = only_v4(|count| {
-        let address = Ipv4Addr::new(
-            203,
-            0,
-            (count / 256).try_into().unwrap(),
-            (count % 256).try_into().unwrap(),
-        );
-        Ok(Found {
-            addresses: vec![(address.into(), secs(60))],
-            aliases: vec![],
-            resolver: RESOLVER,
-        })
+        let address = Ipv4Addr::new(203, 0, (count / 256).try_into().unwrap(), (count % 256).try_into().unwrap());
+        Ok(Found { addresses: vec![(address.into(), secs(60))], aliases: vec![], resolver: RESOLVER })
     });
     let bench = bench(Settings::default(), script);
     bench.refresher.set_names(["www.example.com"]);
     sleep(secs(20_000)).await;
     let living = bench.refresher.addresses("www.example.com").len();
-    assert!(
-        (17..=22).contains(&living),
-        "960 s of life, one in 45 to 54 s: {living}"
-    );
+    assert!((17..=22).contains(&living), "960 s of life, one in 45 to 54 s: {living}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn rebinding_is_refused_unless_the_name_may() {
-    let bench = bench(
-        Settings::default(),
-        only_v4(|_| found(&["203.0.113.1", "127.0.0.1", "0.0.0.0"], 60)),
-    );
+    let bench = bench(Settings::default(), only_v4(|_| found(&["203.0.113.1", "127.0.0.1", "0.0.0.0"], 60)));
     bench.refresher.set_names(["www.example.com"]);
     sleep(secs(1)).await;
-    assert_eq!(
-        bench.refresher.addresses("www.example.com"),
-        ["203.0.113.1".parse::<IpAddr>().unwrap()]
-    );
+    assert_eq!(bench.refresher.addresses("www.example.com"), ["203.0.113.1".parse::<IpAddr>().unwrap()]);
     let address = "127.0.0.1".parse().unwrap();
-    assert_eq!(
-        bench.last_failure().reason,
-        Reason::Rebinding {
-            address,
-            range: Kind::Loopback,
-            count: 2
-        }
-    );
+    assert_eq!(bench.last_failure().reason, Reason::Rebinding { address, range: Kind::Loopback, count: 2 });
     bench.refresher.set_names(["inside.example.com"]);
     sleep(secs(1)).await;
     assert_eq!(bench.refresher.addresses("inside.example.com").len(), 3);
@@ -409,13 +271,7 @@ async fn an_answer_of_private_addresses_alone_teaches_nothing() {
     bench.refresher.set_names(["www.example.com"]);
     sleep(secs(1)).await;
     assert!(bench.log.learned.lock().unwrap().is_empty());
-    assert!(matches!(
-        bench.last_failure().reason,
-        Reason::Rebinding {
-            range: Kind::Private,
-            ..
-        }
-    ));
+    assert!(matches!(bench.last_failure().reason, Reason::Rebinding { range: Kind::Private, .. }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -437,10 +293,7 @@ async fn changing_the_set_keeps_what_lives_and_its_time() {
     sleep(secs(1)).await;
     let names: Vec<_> = bench.refresher.names().into_iter().map(|status| status.name).collect();
     assert_eq!(names, ["b.example.com", "c.example.com"]);
-    let asked: Vec<_> = bench.double.asked.lock().unwrap()[before..]
-        .iter()
-        .map(|(_, name, _)| name.clone())
-        .collect();
+    let asked: Vec<_> = bench.double.asked.lock().unwrap()[before..].iter().map(|(_, name, _)| name.clone()).collect();
     assert!(asked.iter().all(|name| **name == *"c.example.com"), "{asked:?}");
     let status = &bench.refresher.names()[0];
     assert_eq!(status.addresses, [("203.0.113.1".parse().unwrap(), 1799)]);
@@ -449,19 +302,14 @@ async fn changing_the_set_keeps_what_lives_and_its_time() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_for_a_name_taken_out_meanwhile_is_dropped() {
-    let bench = bench(Settings::default(), |_, _, count| {
-        (secs(1 + 9 * count as u64), found(&["203.0.113.1"], 60))
-    });
+    let bench = bench(Settings::default(), |_, _, count| (secs(1 + 9 * count as u64), found(&["203.0.113.1"], 60)));
     bench.refresher.set_names(["www.example.com"]);
     advance(Duration::from_millis(500)).await;
     tokio::task::yield_now().await;
     bench.refresher.set_names([] as [&str; 0]);
     bench.refresher.set_names(["www.example.com"]);
     sleep(secs(3)).await;
-    assert!(
-        bench.log.learned.lock().unwrap().is_empty(),
-        "the old lookup's answer is not the new name's"
-    );
+    assert!(bench.log.learned.lock().unwrap().is_empty(), "the old lookup's answer is not the new name's");
     sleep(secs(10)).await;
     assert_eq!(bench.log.learned.lock().unwrap().len(), 2);
 }
@@ -475,12 +323,7 @@ async fn a_lookup_that_panics_is_one_failure() {
             Box::pin(async { panic!("on purpose") })
         }
     }
-    let refresher = Refresher::start(
-        Arc::new(Panics),
-        Settings::default(),
-        Arc::new(|_| false),
-        bench.log.clone(),
-    );
+    let refresher = Refresher::start(Arc::new(Panics), Settings::default(), Arc::new(|_| false), bench.log.clone());
     refresher.set_names(["www.example.com"]);
     sleep(secs(5)).await;
     assert!(bench.log.failed.lock().unwrap().len() > 2, "it goes on trying");

@@ -6,13 +6,7 @@ use crate::resolve::Settings;
 use crate::resolve::schedule::{Due, Queue, Schedule};
 
 fn settings() -> Settings {
-    Settings {
-        max_in_flight: 2,
-        max_retries_in_flight: 1,
-        per_second: 10,
-        burst: 3,
-        ..Settings::default()
-    }
+    Settings { max_in_flight: 2, max_retries_in_flight: 1, per_second: 10, burst: 3, ..Settings::default() }
 }
 
 fn millis(millis: u64) -> Duration {
@@ -20,10 +14,7 @@ fn millis(millis: u64) -> Duration {
 }
 
 fn fresh(key: u32) -> Option<Due<u32>> {
-    Some(Due {
-        key,
-        queue: Queue::Fresh,
-    })
+    Some(Due { key, queue: Queue::Fresh })
 }
 
 #[test]
@@ -43,13 +34,7 @@ fn earliest_first_and_not_before_its_time() {
 #[test]
 fn the_rate_holds_after_the_burst() {
     let now = Instant::now();
-    let mut schedule = Schedule::new(
-        &Settings {
-            max_in_flight: 100,
-            ..settings()
-        },
-        now,
-    );
+    let mut schedule = Schedule::new(&Settings { max_in_flight: 100, ..settings() }, now);
     for key in 0..5 {
         schedule.at(key, Queue::Fresh, now);
     }
@@ -63,14 +48,7 @@ fn the_rate_holds_after_the_burst() {
 #[test]
 fn retries_have_slots_of_their_own() {
     let now = Instant::now();
-    let mut schedule = Schedule::new(
-        &Settings {
-            per_second: 1000,
-            burst: 100,
-            ..settings()
-        },
-        now,
-    );
+    let mut schedule = Schedule::new(&Settings { per_second: 1000, burst: 100, ..settings() }, now);
     for key in 0..3 {
         schedule.at(key, Queue::Retry, now);
         schedule.at(10 + key, Queue::Fresh, now);

@@ -73,12 +73,7 @@ impl Server {
                 });
             }
         });
-        Self {
-            address,
-            udp_queries,
-            tcp_queries,
-            _tasks: tasks,
-        }
+        Self { address, udp_queries, tcp_queries, _tasks: tasks }
     }
 }
 

@@ -12,14 +12,7 @@ use crate::resolve::{Family, Kind, Limits, Reason, Resolver, resolve_once};
 
 fn resolver(servers: &[&Server]) -> Resolver {
     let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
-    Resolver::new(
-        &addresses,
-        Limits {
-            timeout: Duration::from_millis(400),
-            attempts: 1,
-            ..Limits::default()
-        },
-    )
+    Resolver::new(&addresses, Limits { timeout: Duration::from_millis(400), attempts: 1, ..Limits::default() })
 }
 
 fn ip(address: &str) -> IpAddr {
@@ -31,20 +24,14 @@ fn secs(seconds: u64) -> Duration {
 }
 
 async fn reason(server: &Server) -> Reason {
-    resolver(&[server])
-        .lookup("www.example.com", Family::V4)
-        .await
-        .unwrap_err()
-        .reason
+    resolver(&[server]).lookup("www.example.com", Family::V4).await.unwrap_err().reason
 }
 
 #[tokio::test]
 async fn both_families_with_their_own_ttls() {
     let server = Server::start(|query, response| {
-        let records = vec![
-            address("www.example.com", ip("203.0.113.1"), 30),
-            address("www.example.com", ip("2001:db8::1"), 70),
-        ];
+        let records =
+            vec![address("www.example.com", ip("203.0.113.1"), 30), address("www.example.com", ip("2001:db8::1"), 70)];
         answer(query, response, records)
     })
     .await;
@@ -69,19 +56,9 @@ async fn a_chain_has_its_least_ttl_in_any_order_and_case() {
         answer(query, response, records)
     })
     .await;
-    let found = resolver(&[&server])
-        .lookup("www.example.com", Family::V4)
-        .await
-        .unwrap();
-    assert_eq!(
-        found.addresses,
-        [(ip("203.0.113.1"), secs(20))],
-        "least TTL of the chain, stray record left out"
-    );
-    assert_eq!(
-        found.aliases,
-        [("b.example.net".into(), secs(100)), ("c.example.org".into(), secs(20))]
-    );
+    let found = resolver(&[&server]).lookup("www.example.com", Family::V4).await.unwrap();
+    assert_eq!(found.addresses, [(ip("203.0.113.1"), secs(20))], "least TTL of the chain, stray record left out");
+    assert_eq!(found.aliases, [("b.example.net".into(), secs(100)), ("c.example.org".into(), secs(20))]);
 }
 
 #[tokio::test]
@@ -97,29 +74,18 @@ async fn a_chain_dealt_out_link_by_link_is_followed() {
         answer(query, response, vec![record])
     })
     .await;
-    let found = resolver(&[&server])
-        .lookup("www.example.com", Family::V4)
-        .await
-        .unwrap();
+    let found = resolver(&[&server]).lookup("www.example.com", Family::V4).await.unwrap();
     assert_eq!(found.addresses, [(ip("203.0.113.1"), secs(9))]);
 }
 
 #[tokio::test]
 async fn a_loop_and_an_endless_chain_end() {
     let looped = Server::start(|query, response| {
-        let records = vec![
-            cname("www.example.com", "b.example.com", 9),
-            cname("b.example.com", "www.example.com", 9),
-        ];
+        let records = vec![cname("www.example.com", "b.example.com", 9), cname("b.example.com", "www.example.com", 9)];
         answer(query, response, records)
     })
     .await;
-    assert_eq!(
-        reason(&looped).await,
-        Reason::Unusable {
-            problem: "the CNAME chain of www.example.com. loops".into()
-        }
-    );
+    assert_eq!(reason(&looped).await, Reason::Unusable { problem: "the CNAME chain of www.example.com. loops".into() });
     let next = AtomicUsize::new(0);
     let endless = Server::start(move |query, response| {
         let target = format!("n{}.example.com", next.fetch_add(1, Ordering::SeqCst));
@@ -135,16 +101,11 @@ async fn a_loop_and_an_endless_chain_end() {
 async fn a_thousand_addresses_come_over_tcp() {
     let server = Server::start(|query, response| {
         let base = u32::from(Ipv4Addr::new(203, 0, 0, 0));
-        let records = (0..1000)
-            .map(|n| address("www.example.com", Ipv4Addr::from(base + n), 60))
-            .collect();
+        let records = (0..1000).map(|n| address("www.example.com", Ipv4Addr::from(base + n), 60)).collect();
         answer(query, response, records)
     })
     .await;
-    let found = resolver(&[&server])
-        .lookup("www.example.com", Family::V4)
-        .await
-        .unwrap();
+    let found = resolver(&[&server]).lookup("www.example.com", Family::V4).await.unwrap();
     assert_eq!(found.addresses.len(), 1000);
     assert_eq!(server.tcp_queries.load(Ordering::SeqCst), 1);
 }
@@ -164,10 +125,7 @@ async fn each_fault_has_its_reason() {
     let started = Instant::now();
     assert_eq!(reason(&silent).await, Reason::Timeout);
     assert!(started.elapsed() < secs(2), "bounded: {:?}", started.elapsed());
-    assert_eq!(
-        resolver(&[]).lookup("a.example", Family::V4).await.unwrap_err().reason,
-        Reason::NoResolver
-    );
+    assert_eq!(resolver(&[]).lookup("a.example", Family::V4).await.unwrap_err().reason, Reason::NoResolver);
 }
 
 #[tokio::test]
@@ -178,11 +136,7 @@ async fn an_answer_to_another_question_counts_for_nothing() {
         Some(response)
     })
     .await;
-    assert_eq!(
-        reason(&liar).await,
-        Reason::Timeout,
-        "over UDP it is ignored, as a forgery is"
-    );
+    assert_eq!(reason(&liar).await, Reason::Timeout, "over UDP it is ignored, as a forgery is");
     let calls = AtomicUsize::new(0);
     let over_tcp = Server::start(move |_, mut response| {
         let flood = (0..200).map(|n| address("www.example.com", Ipv4Addr::new(203, 0, 113, n), 60));
@@ -205,11 +159,7 @@ async fn an_answer_to_another_question_counts_for_nothing() {
 async fn another_name_in_the_answer_and_additional_section_counts_for_nothing() {
     let server = Server::start(|query, mut response| {
         response.add_additional(address("www.example.com", ip("203.0.113.66"), 60));
-        answer(
-            query,
-            response,
-            vec![address("other.example.com", ip("203.0.113.67"), 60)],
-        )
+        answer(query, response, vec![address("other.example.com", ip("203.0.113.67"), 60)])
     })
     .await;
     assert_eq!(reason(&server).await, Reason::Empty);
@@ -223,21 +173,11 @@ async fn a_resolver_that_hangs_is_asked_last_from_then_on() {
     })
     .await;
     let resolver = resolver(&[&silent, &good]);
-    assert_eq!(
-        resolver.lookup("www.example.com", Family::V4).await.unwrap().resolver,
-        good.address
-    );
+    assert_eq!(resolver.lookup("www.example.com", Family::V4).await.unwrap().resolver, good.address);
     let asked = silent.udp_queries.load(Ordering::SeqCst);
     let started = Instant::now();
-    assert_eq!(
-        resolver.lookup("www.example.com", Family::V4).await.unwrap().resolver,
-        good.address
-    );
-    assert!(
-        started.elapsed() < Duration::from_millis(300),
-        "{:?}",
-        started.elapsed()
-    );
+    assert_eq!(resolver.lookup("www.example.com", Family::V4).await.unwrap().resolver, good.address);
+    assert!(started.elapsed() < Duration::from_millis(300), "{:?}", started.elapsed());
     assert_eq!(silent.udp_queries.load(Ordering::SeqCst), asked);
 }
 
@@ -248,17 +188,9 @@ async fn nxdomain_is_final_and_servfail_is_not() {
     })
     .await;
     let broken = Server::start(|_, response| code(response, ResponseCode::ServFail)).await;
-    assert!(
-        resolver(&[&broken, &good])
-            .lookup("www.example.com", Family::V4)
-            .await
-            .is_ok()
-    );
+    assert!(resolver(&[&broken, &good]).lookup("www.example.com", Family::V4).await.is_ok());
     let gone = Server::start(|_, response| code(response, ResponseCode::NXDomain)).await;
-    let miss = resolver(&[&gone, &good])
-        .lookup("www.example.com", Family::V4)
-        .await
-        .unwrap_err();
+    let miss = resolver(&[&gone, &good]).lookup("www.example.com", Family::V4).await.unwrap_err();
     assert_eq!((miss.reason, miss.resolver), (Reason::NxDomain, Some(gone.address)));
 }
 
@@ -277,9 +209,6 @@ async fn resolve_once_keeps_the_order_and_marks_private_addresses() {
     let outcomes = resolve_once(&names, &[server.address], secs(1)).await;
     assert_eq!(outcomes.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), names);
     assert_eq!(outcomes[0].1, Err(Reason::NxDomain));
-    assert_eq!(
-        outcomes[1].1.as_ref().unwrap().private,
-        [(ip("10.0.0.1"), Kind::Private)]
-    );
+    assert_eq!(outcomes[1].1.as_ref().unwrap().private, [(ip("10.0.0.1"), Kind::Private)]);
     assert_eq!(outcomes[2].1.as_ref().unwrap().addresses, [ip("2001:db8::1")]);
 }

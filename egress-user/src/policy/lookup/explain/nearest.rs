@@ -23,18 +23,12 @@ impl Compiled {
                 .filter(|range| range.grant == *grant)
                 .map(ToString::to_string)
                 .collect();
-            Some(format!(
-                "rule `{}` allows it, but on {} only",
-                self.rule_name(*grant),
-                ranges.join(", ")
-            ))
+            Some(format!("rule `{}` allows it, but on {} only", self.rule_name(*grant), ranges.join(", ")))
         };
         match &destination.host {
             Host::Name(name) => {
                 let found = self.match_name(name.as_str());
-                other_ports(&found.classes)
-                    .or_else(|| self.apex(name))
-                    .or_else(|| self.alike(name))
+                other_ports(&found.classes).or_else(|| self.apex(name)).or_else(|| self.alike(name))
             }
             Host::Address(address) => context
                 .names
@@ -70,10 +64,6 @@ impl Compiled {
             .filter(|(distance, _)| *distance <= limit)
             .min_by_key(|(distance, _)| *distance)?;
         let grant = self.classes[entry.class as usize].grants.first()?;
-        Some(format!(
-            "rule `{}` allows `{}`: is that the name meant?",
-            self.rule_name(*grant),
-            entry.key.name()
-        ))
+        Some(format!("rule `{}` allows `{}`: is that the name meant?", self.rule_name(*grant), entry.key.name()))
     }
 }
