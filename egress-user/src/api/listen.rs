@@ -80,9 +80,7 @@ pub(super) fn listen(options: &SocketOptions) -> Result<(UnixListener, Listening
     make_parent(path)?;
     let lock = lock(path)?;
     remove_stale(path, &address)?;
-    let fail = |step| {
-        move |source: Errno| ListenError::Failed { step, path: path.clone(), source: source.into() }
-    };
+    let fail = |step| move |source: Errno| ListenError::Failed { step, path: path.clone(), source: source.into() };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(fail("cannot open"))?;
     socket::bind(socket.as_raw_fd(), &address).map_err(fail("cannot bind"))?;
@@ -141,8 +139,8 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ListenError> {
         Err(error) => return Err(fail(error)),
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let probe: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)
-        .map_err(|errno| fail(errno.into()))?;
+    let probe: OwnedFd =
+        socket::socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(|errno| fail(errno.into()))?;
     match socket::connect(probe.as_raw_fd(), address) {
         // EAGAIN: its backlog is full, so it is hung perhaps, but not dead.
         Ok(()) | Err(Errno::EAGAIN) => Err(ListenError::InUse(path.into())),

@@ -79,9 +79,9 @@ fn is_id(text: &str) -> bool {
 /// `podUID` (cgroupfs driver) or `kubepods-burstable-podUID.slice` (systemd, which writes `_` for `-`).
 fn pod_uid(segment: &str) -> Option<String> {
     let bare = segment.split_once(".slice").map_or(segment, |(name, _)| name);
-    let uid = bare.strip_prefix("pod").or_else(|| {
-        bare.starts_with("kubepods").then(|| bare.rsplit_once("-pod").map(|(_, uid)| uid)).flatten()
-    })?;
+    let uid = bare
+        .strip_prefix("pod")
+        .or_else(|| bare.starts_with("kubepods").then(|| bare.rsplit_once("-pod").map(|(_, uid)| uid)).flatten())?;
     let uid = uid.replace('_', "-");
     // Static pods have an md5 hash in place of a UUID.
     let digits = uid.bytes().filter(u8::is_ascii_hexdigit).count();

@@ -44,7 +44,10 @@ pub fn decode(bytes: &[u8]) -> Result<RawEvent, DecodeError> {
 }
 
 fn record<T: FromBytes>(kind: u32, bytes: &[u8]) -> Result<Box<T>, DecodeError> {
-    let (event, _) = T::read_from_prefix(bytes)
-        .map_err(|_| DecodeError::Short { kind, expected: size_of::<T>(), found: bytes.len() })?;
+    let (event, _) = T::read_from_prefix(bytes).map_err(|_| DecodeError::Short {
+        kind,
+        expected: size_of::<T>(),
+        found: bytes.len(),
+    })?;
     Ok(Box::new(event))
 }

@@ -25,7 +25,8 @@ impl Timestamp {
 
     /// `12:03:44`, in UTC or in the zone that the machine is set to.
     pub fn time_of_day(self, local: bool) -> String {
-        let seconds = if local { self.seconds().saturating_add_signed(local_offset(self.seconds())) } else { self.seconds() };
+        let seconds =
+            if local { self.seconds().saturating_add_signed(local_offset(self.seconds())) } else { self.seconds() };
         let day = seconds % 86_400;
         format!("{:02}:{:02}:{:02}", day / 3600, day / 60 % 60, day % 60)
     }
@@ -91,11 +92,7 @@ impl Clock {
             // These clocks exist since Linux 2.6.39; reading them does not fail.
             clock_gettime(id).map_or(0, |time| u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX))
         };
-        Self {
-            monotonic: read(ClockId::CLOCK_MONOTONIC),
-            boot: read(ClockId::CLOCK_BOOTTIME),
-            wall: Timestamp::now(),
-        }
+        Self { monotonic: read(ClockId::CLOCK_MONOTONIC), boot: read(ClockId::CLOCK_BOOTTIME), wall: Timestamp::now() }
     }
 
     /// The wall clock's time at `monotonic` nanoseconds.

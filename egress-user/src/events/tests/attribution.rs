@@ -113,7 +113,10 @@ fn a_drop_tells_its_cgroup_container_and_interface() {
     // An index in a workload's namespace says nothing about the host's interfaces.
     let inside = DropEvent { ifindex: 3, hook: abi::HOOK_CGROUP_EGRESS, ..refused() };
     let event = enricher.enrich_at(&RawEvent::Drop(Box::new(inside)), &Nothing, &CLOCK);
-    assert_eq!((event.refusal().unwrap().interface.as_deref(), event.refusal().unwrap().interface_index), (None, Some(3)));
+    assert_eq!(
+        (event.refusal().unwrap().interface.as_deref(), event.refusal().unwrap().interface_index),
+        (None, Some(3))
+    );
 }
 
 struct Policy;

@@ -25,11 +25,7 @@ fn container_ids_are_found_in_every_runtimes_paths() {
         (format!("/user.slice/nerdctl-{ID}.scope"), Some("nerdctl"), None),
         (format!("/default/{ID}"), None, None),
         // kind: the node is a container that runs others.
-        (
-            format!("/docker/{}/kubelet.slice/cri-containerd-{ID}.scope", ID.replace('0', "f")),
-            Some("containerd"),
-            None,
-        ),
+        (format!("/docker/{}/kubelet.slice/cri-containerd-{ID}.scope", ID.replace('0', "f")), Some("containerd"), None),
     ] {
         let workload = Workload::of_cgroup(&path);
         let container = Container { runtime: runtime.map(str::to_owned), id: ID.to_owned() };

@@ -87,7 +87,12 @@ fn a_summary_folds_what_was_blocked_and_says_how_to_allow_it() {
     add(RawEvent::Learned(Box::new(answered("known.example"))));
     for pid in [1234, 1234, 1235] {
         let process = Process { pid, ..refused().process };
-        add(RawEvent::Drop(Box::new(DropEvent { reason: Reason::NoPort as u8, destination_port: 80, process, ..refused() })));
+        add(RawEvent::Drop(Box::new(DropEvent {
+            reason: Reason::NoPort as u8,
+            destination_port: 80,
+            process,
+            ..refused()
+        })));
     }
     let (name, name_len) = reversed("forbidden.example");
     let dns = DropEvent {
