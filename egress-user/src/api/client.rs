@@ -254,7 +254,7 @@ impl EventStream {
                 Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new())),
                 // The daemon ended: with it the stream, in the middle of a line perhaps.
                 None => return Ok(None),
-                Some(Err(error)) if error.is_incomplete_message() || error.is_canceled() => return Ok(None),
+                Some(Err(error)) if is_end(&error) => return Ok(None),
                 Some(Err(error)) => return Err(self.protocol(error)),
             }
         }
@@ -263,6 +263,19 @@ impl EventStream {
     fn protocol(&self, error: impl ToString) -> ClientError {
         ClientError::Protocol { path: self.socket.clone(), message: error.to_string() }
     }
+}
+
+/// Whether the connection broke off: the daemon ended, however it did.
+fn is_end(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_incomplete_message()
+        || error.is_canceled()
+        || cause.is_some_and(|cause| {
+            matches!(
+                cause.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            )
+        })
 }
 
 /// Percent-encodes what is not unreserved (RFC 3986, 2.3).

@@ -40,4 +40,4 @@ pub trait Source: Send + Sync + 'static {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,7 +2,6 @@
 //! bounded piece of memory for a bounded time.
 
 use std::{
-    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -101,6 +100,7 @@ impl Server {
         let Self { listener, listening, group, limits } = self;
         let connections = Arc::new(Semaphore::new(limits.connections));
         let followers = Arc::new(Semaphore::new(limits.followers));
+        let refusals = Arc::new(Semaphore::new(limits.connections));
         let mut tasks = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
@@ -118,26 +118,33 @@ impl Server {
                     continue;
                 }
             };
-            let permit = Arc::clone(&connections).try_acquire_owned();
             let connection = Connection {
                 source: Arc::clone(&source),
                 limits,
                 followers: Arc::clone(&followers),
                 following: Arc::new(AtomicBool::new(false)),
             };
-            let Ok(permit) = permit else {
-                refuse(&stream, "503 Service Unavailable", "too many clients at the control socket");
-                continue;
-            };
-            match Peer::of(&stream, group) {
-                Ok(Some(peer)) => {
+            let refusal = match (Peer::of(&stream, group), Arc::clone(&connections).try_acquire_owned()) {
+                (Ok(Some(peer)), Ok(permit)) => {
                     tasks.spawn(async move {
                         serve_connection(stream, peer, connection).await;
                         drop(permit);
                     });
+                    continue;
                 }
-                Ok(None) => refuse(&stream, "403 Forbidden", "only root and the socket's group may ask the daemon"),
-                Err(error) => tracing::warn!(%error, "cannot tell who connected to the control socket"),
+                (Ok(Some(_)), Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "too many clients at the control socket"),
+                (Ok(None), _) => (StatusCode::FORBIDDEN, "only root and the socket's group may ask the daemon"),
+                (Err(error), _) => {
+                    tracing::warn!(%error, "cannot tell who connected to the control socket");
+                    continue;
+                }
+            };
+            // Past this many, those who may not get in learn no reason.
+            if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                tasks.spawn(async move {
+                    refuse(stream, refusal, limits).await;
+                    drop(permit);
+                });
             }
         }
         tasks.shutdown().await;
@@ -145,18 +152,23 @@ impl Server {
     }
 }
 
-/// Answers without reading: a few bytes always fit a fresh socket's buffer.
-fn refuse(stream: &UnixStream, status: &str, error: &str) {
-    let body = serde_json::json!({ "error": error }).to_string();
-    let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    if let Err(error) = stream.try_write(answer.as_bytes())
-        && error.kind() != io::ErrorKind::BrokenPipe
-    {
-        tracing::debug!(%error, "cannot refuse a connection");
-    }
+/// One answer to whatever is asked. The request is read first: a client that is still writing would not see it.
+async fn refuse(stream: UnixStream, (status, message): (StatusCode, &'static str), limits: Limits) {
+    let router = Router::new().fallback(async move || routes::error(status, message, None));
+    // Who it is and why was answered; what becomes of the answer matters to the client alone.
+    let _ =
+        tokio::time::timeout(limits.head, http(limits).serve_connection(TokioIo::new(stream), service(router))).await;
+}
+
+/// HTTP as it is spoken here: one request a connection.
+fn http(limits: Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(HEAD_MAX).keep_alive(false);
+    builder
+}
+
+fn service(router: Router) -> TowerToHyperService<Router> {
+    TowerToHyperService::new(router)
 }
 
 async fn serve_connection(stream: UnixStream, peer: Peer, connection: Connection) {
@@ -164,12 +176,7 @@ async fn serve_connection(stream: UnixStream, peer: Peer, connection: Connection
     let following = Arc::clone(&connection.following);
     let router: Router =
         routes::router(connection).layer(axum::Extension(peer)).layer(axum::extract::DefaultBodyLimit::max(HEAD_MAX));
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_buf_size(HEAD_MAX)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let serving = http(limits).serve_connection(TokioIo::new(stream), service(router));
     let mut serving = std::pin::pin!(serving);
     let result = match tokio::time::timeout(limits.whole, &mut serving).await {
         Ok(result) => result,
@@ -178,6 +185,6 @@ async fn serve_connection(stream: UnixStream, peer: Peer, connection: Connection
     };
     if let Err(error) = result {
         // A client that went away, or one that does not speak HTTP.
-        tracing::debug!(?peer, %error, code = StatusCode::BAD_REQUEST.as_u16(), "a client's connection failed");
+        tracing::debug!(?peer, %error, "a client's connection failed");
     }
 }

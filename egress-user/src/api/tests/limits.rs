@@ -1,0 +1,90 @@
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::timeout,
+};
+
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(200);
+
+/// Sends bytes and reads until the server closes.
+async fn raw(daemon: &Daemon, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(daemon.socket()).await.unwrap();
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.expect("the server closes");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn a_request_is_bounded_in_size_and_time() {
+    let limits = Limits { head: SHORT, request: SHORT, ..Limits::default() };
+    let daemon = Daemon::start(None, limits);
+    let long = format!("GET /v1/status HTTP/1.1\r\nx: {}\r\n\r\n", "a".repeat(100_000));
+    assert!(raw(&daemon, long.as_bytes()).await.starts_with("HTTP/1.1 431"));
+    // Half a head, then silence: hyper closes, with 408 or without a word.
+    let answer = raw(&daemon, b"GET /v1/status HTTP/1.1\r\n").await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(raw(&daemon, b"\x16\x03\x01 not http\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    let error = daemon.client().explain("slow").await.unwrap_err();
+    assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
+    assert!(raw(&daemon, b"POST /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").await.starts_with("HTTP/1.1 405"));
+    assert!(raw(&daemon, b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n").await.starts_with("HTTP/1.1 404"));
+    assert!(raw(&daemon, b"GET /v1/events?follow=maybe HTTP/1.1\r\nhost: x\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    assert_eq!(daemon.client().status().await.unwrap(), status());
+}
+
+#[tokio::test]
+async fn clients_are_bounded_in_number_and_followers_leave_room() {
+    let limits = Limits { connections: 3, followers: 2, ..Limits::default() };
+    let daemon = Daemon::start(None, limits);
+    let follow = EventFilter { follow: true, ..EventFilter::default() };
+    let first = daemon.client().events(follow).await.unwrap();
+    let _second = daemon.client().events(follow).await.unwrap();
+    let error = daemon.client().events(follow).await.unwrap_err();
+    assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
+    assert_eq!(daemon.client().status().await.unwrap(), status());
+    let idle = UnixStream::connect(daemon.socket()).await.unwrap();
+    tokio::time::sleep(SHORT).await;
+    let error = daemon.client().health().await.unwrap_err();
+    assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
+    drop((idle, first));
+    tokio::time::sleep(SHORT).await;
+    assert!(daemon.client().events(follow).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_idle_connection_ends_and_a_follower_stays() {
+    let limits = Limits { whole: SHORT, head: Duration::from_secs(60), ..Limits::default() };
+    let daemon = Daemon::start(None, limits);
+    let follow = EventFilter { follow: true, ..EventFilter::default() };
+    let mut live = daemon.client().events(follow).await.unwrap();
+    assert_eq!(raw(&daemon, b"GET /v1/st").await, "");
+    daemon.hub.publish(policy_event(1));
+    assert_eq!(live.next().await.unwrap(), Some(policy_event(1)));
+}
+
+#[tokio::test]
+async fn a_slow_reader_loses_events_is_told_and_holds_up_nobody() {
+    let daemon = Daemon::start(None, Limits::default());
+    let follow = EventFilter { follow: true, ..EventFilter::default() };
+    let mut slow = daemon.client().events(follow).await.unwrap();
+    // 20 MB: far more than all buffers between the hub and a client that does not read.
+    for number in 1..=10_000 {
+        daemon.hub.publish(policy_event(number));
+        if number % 4 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let (mut seen, mut lost) = (0, 0);
+    while seen + lost < 10_000 {
+        match slow.next().await.unwrap().unwrap().kind {
+            Kind::Lost(Lost { count, place: LostWhere::Subscriber }) => lost += count,
+            _ => seen += 1,
+        }
+    }
+    assert!(lost > 0 && seen > 0, "{seen} seen, {lost} lost");
+}
