@@ -1,1 +1,60 @@
-fn main() {}
+//! The project's own commands, `cargo xtask COMMAND`: one module each.
+
+mod build;
+mod demo;
+mod doctor;
+mod ebpf;
+mod lint;
+mod place;
+mod run;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::place::Place;
+
+/// Egress' own build commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Xtask {
+    /// Install what is missing, below target/ where that can be; safe to repeat.
+    Setup(setup::Options),
+    /// List what this machine has and lacks, each with its remedy.
+    Doctor,
+    /// Build the `egress` binary, the eBPF object in it.
+    Build(build::Options),
+    /// Set up, build and run every test; needs root.
+    Test(test::Options),
+    /// Run clippy on the workspace and on the eBPF programs; a warning is an error.
+    Lint,
+    /// Set up, build and run the demo; needs root.
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    let place = match Place::find() {
+        Ok(place) => place,
+        Err(error) => return fail(&error),
+    };
+    let done = match Xtask::parse() {
+        Xtask::Setup(options) => setup::run(&place, &options).map(|()| true),
+        Xtask::Doctor => doctor::run(&place),
+        Xtask::Build(options) => build::run(&place, &options).map(|()| true),
+        Xtask::Test(options) => test::run(&place, &options),
+        Xtask::Lint => lint::run(&place).map(|()| true),
+        Xtask::Demo(options) => demo::run(&place, &options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,3 @@
+use anyhow::Result;
+use crate::place::Place;
+pub fn run(_: &Place) -> Result<bool> { Ok(true) }

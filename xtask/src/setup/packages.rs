@@ -1,0 +1,114 @@
+//! The system packages that the tests and the demo use.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Outcome, begin};
+use crate::place::Place;
+use crate::run;
+
+/// Debian's name of each package, and what it is for.
+pub const PACKAGES: &[(&str, &str)] = &[
+    ("bind9-dnsutils", "dig, as a client that asks a resolver of its own"),
+    ("curl", "the client of the demo's HTTP and HTTPS rows"),
+    ("dnsmasq-base", "a resolver under test"),
+    ("iproute2", "ip: network namespaces and veth pairs; tc"),
+    ("iputils-ping", "ping: ICMP echo, which the policy judges too"),
+    ("procps", "ps and sysctl in the tests"),
+    ("python3", "a client with a resolver library of its own kind"),
+    ("tmux", "a terminal for the tests of interactive commands"),
+    ("unbound", "a resolver under test"),
+    ("util-linux", "nsenter, unshare and setpriv"),
+];
+
+/// Whether dpkg has it installed; `None` where there is no dpkg.
+pub fn installed(package: &str) -> Option<bool> {
+    let output = Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output().ok()?;
+    Some(output.status.success() && output.stdout == b"installed")
+}
+
+pub fn ensure(place: &Place) -> Result<Outcome> {
+    let mut missing = Vec::new();
+    for &(package, _) in PACKAGES {
+        match installed(package) {
+            Some(true) => {}
+            Some(false) => missing.push(package),
+            None => bail!("there is no dpkg here; install what gives {} yourself", names()),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(Outcome::There(format!("all {}", PACKAGES.len())));
+    }
+    if !is_root() {
+        bail!("needs root; run `apt-get install --no-install-recommends {}` as root", missing.join(" "));
+    }
+    begin("packages", &format!("installing {}", missing.join(" ")));
+    let log = place.target.join("setup/packages.log");
+    let _ = fs::remove_file(&log);
+    let quiet = NoServices::begin()?;
+    if install(&missing, &log).is_err() {
+        // The lists may be empty, or older than the mirror.
+        run::logged(Command::new("apt-get").args(["--quiet", "update"]), &log)?;
+        install(&missing, &log)?;
+    }
+    quiet.end()?;
+    if missing.contains(&"unbound") {
+        // The tests start their own; the package would start one at every boot.
+        let _ = run::output(Command::new("systemctl").args(["disable", "unbound.service"]));
+    }
+    Ok(Outcome::Done(missing.join(" ")))
+}
+
+fn install(packages: &[&str], log: &Path) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "--quiet", "--yes", "--no-install-recommends"]).args(packages);
+    run::logged(apt.env("DEBIAN_FRONTEND", "noninteractive"), log)
+}
+
+fn names() -> String {
+    PACKAGES.iter().map(|&(package, _)| package).collect::<Vec<_>>().join(", ")
+}
+
+/// By the effective user id of this process.
+pub fn is_root() -> bool {
+    run::output(Command::new("id").arg("-u")).is_some_and(|id| id.trim() == "0")
+}
+
+/// While it lives, packages that are installed start no service (Debian policy, `policy-rc.d`: 101 forbids).
+struct NoServices {
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        if Path::new(POLICY).exists() {
+            // The machine has a rule of its own, as container images do.
+            return Ok(Self { ours: false });
+        }
+        let guard = Self { ours: true };
+        fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("write {POLICY}"))?;
+        fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
+        Ok(guard)
+    }
+
+    fn end(mut self) -> Result<()> {
+        if std::mem::take(&mut self.ours) {
+            fs::remove_file(POLICY).with_context(|| format!("remove {POLICY}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}
