@@ -40,7 +40,7 @@ fn refused() -> DropEvent {
         enforced: 1,
         proto: abi::PROTO_TCP,
         time: 999_000_000_000,
-        destination: abi::mapped([203, 0, 113, 9]),
+        destination: abi::Address::v4([203, 0, 113, 9]),
         destination_port: 443,
         netns: 7,
         generation: 3,
@@ -57,7 +57,7 @@ fn answered(text: &str) -> LearnedEvent {
         kind: abi::EVENT_LEARNED,
         generation: 3,
         time: 998_000_000_000,
-        resolver: abi::mapped([10, 0, 0, 53]),
+        resolver: abi::Address::v4([10, 0, 0, 53]),
         resolver_port: 53,
         name,
         name_len,
@@ -65,7 +65,7 @@ fn answered(text: &str) -> LearnedEvent {
         refused: 2,
         ..LearnedEvent::new_zeroed()
     };
-    event.addresses[0].address = abi::mapped([203, 0, 113, 9]);
+    event.addresses[0].address = abi::Address::v4([203, 0, 113, 9]);
     event.addresses[0].ttl = 60;
     event.addresses[0].expiry = 1000;
     event
@@ -165,7 +165,7 @@ fn protocols_ports_and_addresses_say_what_they_are() {
     assert_eq!((icmp.icmp, icmp.destination_port), (Some(Icmp { kind: 8, code: 3 }), None));
     assert_eq!(icmp.source, None);
     let with_source =
-        refusal(DropEvent { source: abi::mapped([10, 0, 0, 2]), source_port: 40_000, proto: 17, ..refused() });
+        refusal(DropEvent { source: abi::Address::v4([10, 0, 0, 2]), source_port: 40_000, proto: 17, ..refused() });
     assert_eq!(with_source.source, Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2))));
     assert_eq!((with_source.source_port, with_source.protocol.as_str()), (Some(40_000), "udp"));
     let ptp = refusal(DropEvent { ethertype: 0x88f7, reason: Reason::EtherType as u8, ..refused() });

@@ -30,7 +30,7 @@ fn samples() -> Vec<Event> {
         reason: Reason::NameNotAllowed as u8,
         hook: abi::HOOK_CGROUP_EGRESS,
         proto: abi::PROTO_UDP,
-        destination: abi::mapped([10, 0, 0, 53]),
+        destination: abi::Address::v4([10, 0, 0, 53]),
         destination_port: 53,
         name,
         name_len,
@@ -98,7 +98,7 @@ fn a_summary_folds_what_was_blocked_and_says_how_to_allow_it() {
     let dns = DropEvent {
         reason: Reason::NameNotAllowed as u8,
         proto: 17,
-        destination: abi::mapped([10, 0, 0, 53]),
+        destination: abi::Address::v4([10, 0, 0, 53]),
         destination_port: 53,
         name,
         name_len,
@@ -107,7 +107,7 @@ fn a_summary_folds_what_was_blocked_and_says_how_to_allow_it() {
     };
     add(RawEvent::Drop(Box::new(dns)));
     let to = |address, proto, port| DropEvent {
-        destination: abi::mapped(address),
+        destination: abi::Address::v4(address),
         proto,
         destination_port: port,
         ..refused()
@@ -116,7 +116,7 @@ fn a_summary_folds_what_was_blocked_and_says_how_to_allow_it() {
     add(RawEvent::Drop(Box::new(to([198, 51, 100, 1], 17, 123))));
     add(RawEvent::Drop(Box::new(to([198, 51, 100, 1], 1, 0x0800))));
     let mut v6 = to([0; 4], 6, 22);
-    v6.destination = "2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    v6.destination = abi::Address::v6("2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
     add(RawEvent::Drop(Box::new(v6)));
     add(RawEvent::Drop(Box::new(DropEvent { reason: Reason::UntrustedResolver as u8, ..to([8, 8, 8, 8], 17, 53) })));
     add(RawEvent::Drop(Box::new(DropEvent { enforced: 0, ..to([198, 51, 100, 2], 6, 443) })));
@@ -138,7 +138,7 @@ fn a_summary_of_nothing_blocked_is_nothing() {
 fn a_summary_stays_small_under_a_million_destinations() {
     let mut summary = Summary::new();
     for number in 0..3000_u32 {
-        summary.add(&enriched(DropEvent { destination: abi::mapped(number.to_be_bytes()), ..refused() }));
+        summary.add(&enriched(DropEvent { destination: abi::Address::v4(number.to_be_bytes()), ..refused() }));
     }
     assert_eq!((summary.blocked.len(), summary.more), (1000, 2000));
     assert!(summary.render(Style::default()).lines().count() < 50);
