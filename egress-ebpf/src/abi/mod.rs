@@ -8,12 +8,14 @@
 
 mod addresses;
 mod config;
+mod control;
 mod events;
 mod flows;
 mod names;
 
 pub use addresses::*;
 pub use config::*;
+pub use control::*;
 pub use events::*;
 pub use flows::*;
 pub use names::*;

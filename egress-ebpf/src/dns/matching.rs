@@ -3,6 +3,7 @@
 use super::{bytes::opaque, name};
 use crate::{
     abi::{Alias, InnerWildcard, INNER_MAX, KeyBuffer, NAME_CLASSES, NameValue, SLOTS, Slot, Ticks},
+    learn,
     repeat::{Step, repeat},
 };
 
@@ -116,12 +117,7 @@ struct Aliases<'a> {
 impl Step for Aliases<'_> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
-        let index = opaque(u64::from(index));
-        if index >= SLOTS as u64 {
-            return false;
-        }
-        // SAFETY: checked right above. Other processors write slots, each by one atomic operation: a slot is read whole.
-        let slot = Slot::unpack(unsafe { (&raw const self.alias.entry.slots).cast::<u64>().add(index as usize).read_volatile() });
+        let slot = Slot::unpack(learn::read(&self.alias.entry, u64::from(index)));
         if slot.lives(self.now) {
             self.matching.add(slot.class);
         }

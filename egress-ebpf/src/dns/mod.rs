@@ -12,7 +12,7 @@ mod question;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Answer, parse_answer};
+pub use answer::{Answer, answer_id, parse_answer};
 pub use matching::{Matching, NameTable, find};
 pub use name::{Labels, Reversal, TEXT_BYTES};
 pub use private::is_private;
@@ -40,9 +40,7 @@ pub struct Message {
 #[repr(C)]
 pub struct Work {
     /// 1 while a program uses it.
-    pub busy: u32,
-    /// Zero.
-    pub pad: u32,
+    pub busy: u64,
     /// Where the program that loads messages stands in its packet.
     pub cursor: u64,
     /// The messages' end in the packet.

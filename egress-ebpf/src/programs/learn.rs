@@ -1,0 +1,256 @@
+//! Learning, with the kernel's maps; and `control`, by which userspace learns.
+
+use core::{mem::MaybeUninit, ptr};
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{__sk_buff, BPF_NOEXIST},
+    helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes},
+    macros::classifier,
+    programs::TcContext,
+};
+use egress_ebpf::{
+    abi::{
+        Address, AddressEntry, AddressKey4, AddressKey6, CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM, CONTROL_RECORDS,
+        Config, ControlHeader, ControlRecord, LearnCount, SLOTS, Slot, Ticks,
+    },
+    dns::{self, bytes::opaque},
+    learn::{self, Addresses, Inserted, Learning, Outcome},
+    repeat::{Step, repeat},
+};
+
+use super::{maps, maps_names, tables::now};
+
+const EEXIST: i32 = -17;
+const EINVAL: i32 = 22;
+
+/// Turns to try again where other processors change the same entry.
+const AGAIN: u32 = 64;
+
+/// The kernel's address maps.
+pub struct Kernel;
+
+#[inline(always)]
+fn v4(address: &Address) -> Option<[u8; 4]> {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+    let mapped = u64::from_ne_bytes([a, b, c, d, e, f, g, h]) == 0 && u32::from_be_bytes([i, j, k, l]) == 0xffff;
+    mapped.then_some([m, n, o, p])
+}
+
+impl Addresses for Kernel {
+    #[inline(always)]
+    fn entry(&self, address: &Address, generation: u32) -> Option<&AddressEntry> {
+        // SAFETY: the entry is read and written by atomic operations only. An entry that is deleted meanwhile was marked
+        // before, see `learn::DELETING`.
+        unsafe {
+            match v4(address) {
+                Some(address) => maps::ADDRESSES_4.get(&AddressKey4 { address, generation }),
+                None => maps::ADDRESSES_6.get(&AddressKey6 { address: *address, generation }),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn insert(&self, address: &Address, generation: u32, slot: u64) -> Inserted {
+        let mut entry = AddressEntry { slots: [0; SLOTS] };
+        entry.slots[0] = slot;
+        let flags = u64::from(BPF_NOEXIST);
+        let result = match v4(address) {
+            Some(address) => maps::ADDRESSES_4.insert(&AddressKey4 { address, generation }, &entry, flags),
+            None => maps::ADDRESSES_6.insert(&AddressKey6 { address: *address, generation }, &entry, flags),
+        };
+        match result {
+            Ok(()) => Inserted::Yes,
+            Err(EEXIST) => Inserted::Exists,
+            Err(_) => Inserted::Full,
+        }
+    }
+
+    #[inline(always)]
+    fn ports_id(&self, class: u32) -> u32 {
+        maps::CLASSES.get(class).map_or(0, |chunk| chunk.ports_id)
+    }
+}
+
+/// Counts one.
+#[inline(always)]
+pub fn count(what: LearnCount) {
+    if let Some(count) = maps_names::LEARN_COUNTERS.get_ptr_mut(what as u32) {
+        // SAFETY: a per-CPU entry. A preemption between the read and the write can lose a count, nothing else.
+        unsafe { *count += 1 };
+    }
+}
+
+#[inline(always)]
+fn tell(outcome: Outcome) {
+    count(match outcome {
+        Outcome::Unchanged => LearnCount::Unchanged,
+        Outcome::Extended => LearnCount::Extended,
+        Outcome::Added => LearnCount::Added,
+        Outcome::SlotsFull => LearnCount::SlotsFull,
+        Outcome::MapFull => LearnCount::MapFull,
+        Outcome::Again => LearnCount::Contended,
+    });
+}
+
+/// Learns every address of an answer for every class of its name: `work.answer`, `work.event.addresses`, `work.matching`.
+/// `work.event.addresses` get their expiries.
+#[inline(always)]
+pub fn addresses(work: &mut dns::Work, config: &Config, private: bool, now: Ticks) {
+    work.learning.address = 0;
+    work.learning.class = 0;
+    let turns = (egress_ebpf::abi::ANSWER_MAX * egress_ebpf::abi::NAME_CLASSES) as u32 + AGAIN;
+    let (generation, min_ttl, grace) = (config.generation, config.min_ttl, config.grace);
+    repeat(turns, &mut Each { work, generation, min_ttl, grace, now, private });
+}
+
+struct Each<'a> {
+    work: &'a mut dns::Work,
+    generation: u32,
+    min_ttl: Ticks,
+    grace: Ticks,
+    now: Ticks,
+    private: bool,
+}
+
+impl Step for Each<'_> {
+    #[inline(always)]
+    fn step(&mut self, _index: u32) -> bool {
+        let at = opaque(self.work.learning.address);
+        if at >= self.work.answer.count || at >= egress_ebpf::abi::ANSWER_MAX as u64 {
+            return false;
+        }
+        // SAFETY: checked right above.
+        let found = unsafe { self.work.event.addresses.get_unchecked_mut(at as usize) };
+        let number = self.work.learning.class;
+        let class = learn::class_at(&self.work.matching.classes, number);
+        if class == 0 || (!self.private && dns::is_private(&found.address)) {
+            self.work.learning.address = at + 1;
+            self.work.learning.class = 0;
+            return true;
+        }
+        found.expiry = learn::expiry(self.now, found.ttl, self.min_ttl, self.grace);
+        let slot = Slot { class, expiry: found.expiry };
+        let outcome =
+            learn::learn(&Kernel, &found.address, self.generation, slot, self.now, &mut self.work.learning);
+        if let Outcome::Again = outcome {
+            return true;
+        }
+        tell(outcome);
+        if learn::class_at(&self.work.matching.classes, number + 1) == 0 {
+            self.work.learning.address = at + 1;
+            self.work.learning.class = 0;
+        } else {
+            self.work.learning.class = number + 1;
+        }
+        true
+    }
+}
+
+/// Userspace's way to the address maps: see [`egress_ebpf::abi::ControlHeader`].
+#[classifier]
+pub fn control(ctx: TcContext) -> i32 {
+    run(ctx.as_ptr().cast())
+}
+
+#[inline(always)]
+fn run(skb: *mut __sk_buff) -> i32 {
+    let Some(header) = load::<ControlHeader>(skb, 0) else { return EINVAL };
+    let size = size_of::<ControlHeader>() as u64 + u64::from(header.count) * size_of::<ControlRecord>() as u64;
+    // SAFETY: the context is valid.
+    if header.count > CONTROL_RECORDS as u32 || u64::from(unsafe { (*skb).len }) != size {
+        return EINVAL;
+    }
+    match header.command {
+        CONTROL_FLIP if header.count == 0 && header.generation != 0 => {
+            let Some(live) = maps::LIVE.get_ptr_mut(0) else { return EINVAL };
+            // SAFETY: an array's entry; an aligned word is written whole.
+            unsafe { live.write_volatile(header.generation) };
+        }
+        CONTROL_LEARN | CONTROL_RECLAIM => {
+            let mut records = Records {
+                skb,
+                results: [0; 6],
+                learning: Learning::default(),
+                at: 0,
+                now: now(),
+                command: header.command,
+                generation: header.generation,
+                count: header.count,
+            };
+            repeat(CONTROL_RECORDS as u32 + AGAIN, &mut records);
+            records.results[5] += header.count.saturating_sub(records.at);
+            let results = &records.results;
+            // SAFETY: helper 9 copies the results into the buffer.
+            unsafe {
+                let offset = core::mem::offset_of!(ControlHeader, results) as u32;
+                bpf_skb_store_bytes(skb.cast(), offset, ptr::from_ref(results).cast(), size_of_val(results) as u32, 0);
+            }
+        }
+        _ => return EINVAL,
+    }
+    0
+}
+
+struct Records {
+    skb: *mut __sk_buff,
+    results: [u32; 6],
+    learning: Learning,
+    at: u32,
+    now: Ticks,
+    command: u32,
+    generation: u32,
+    count: u32,
+}
+
+impl Step for Records {
+    #[inline(always)]
+    fn step(&mut self, _index: u32) -> bool {
+        if self.at >= self.count {
+            return false;
+        }
+        let offset = size_of::<ControlHeader>() as u32 + self.at * size_of::<ControlRecord>() as u32;
+        let Some(record) = load::<ControlRecord>(self.skb, offset) else { return false };
+        if self.command == CONTROL_RECLAIM {
+            self.at += 1;
+            self.results[0] += reclaim(&record.address, self.generation, self.now);
+            return true;
+        }
+        let slot = Slot { class: record.class, expiry: record.expiry };
+        let outcome = learn::learn(&Kernel, &record.address, self.generation, slot, self.now, &mut self.learning);
+        let result = match outcome {
+            Outcome::Unchanged => &mut self.results[0],
+            Outcome::Extended => &mut self.results[1],
+            Outcome::Added => &mut self.results[2],
+            Outcome::SlotsFull => &mut self.results[3],
+            Outcome::MapFull => &mut self.results[4],
+            Outcome::Again => return true,
+        };
+        *result += 1;
+        self.at += 1;
+        true
+    }
+}
+
+#[inline(always)]
+fn reclaim(address: &Address, generation: u32, now: Ticks) -> u32 {
+    let Some(entry) = Kernel.entry(address, generation) else { return 0 };
+    if !learn::bury(entry, now) {
+        return 0;
+    }
+    let gone = match v4(address) {
+        Some(address) => maps::ADDRESSES_4.remove(&AddressKey4 { address, generation }),
+        None => maps::ADDRESSES_6.remove(&AddressKey6 { address: *address, generation }),
+    };
+    u32::from(gone.is_ok())
+}
+
+#[inline(always)]
+fn load<T>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: helper 26 writes the whole value, or none of it and an error; both types are plain bytes.
+    unsafe {
+        let error = bpf_skb_load_bytes(skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        (error == 0).then(|| value.assume_init())
+    }
+}

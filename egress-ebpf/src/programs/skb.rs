@@ -1,0 +1,71 @@
+//! A socket buffer's bytes and metadata.
+
+use core::{mem::MaybeUninit, ptr};
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+};
+use egress_ebpf::packet::Headers;
+
+/// The furthest offset that direct packet access takes (the kernel's MAX_PACKET_OFF is 0xffff).
+const OFFSET_MASK: usize = 0x3fff;
+
+/// Reads headers by direct packet access: the linear part of the buffer alone.
+#[derive(Clone, Copy)]
+pub struct Direct(pub *mut __sk_buff);
+
+impl Headers for Direct {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        // SAFETY: the context is valid for the program's life; the verifier proves the read against `data_end`.
+        unsafe {
+            let data = (*self.0).data as usize;
+            let end = (*self.0).data_end as usize;
+            let at = barrier(data + (barrier(offset) & OFFSET_MASK));
+            if at + N > end {
+                return None;
+            }
+            Some(ptr::read_unaligned(at as *const [u8; N]))
+        }
+    }
+}
+
+/// Reads headers by copy, wherever in the buffer they are: for the rare packet whose headers are not in the linear part.
+#[derive(Clone, Copy)]
+pub struct Copied(pub *mut __sk_buff);
+
+impl Headers for Copied {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: helper 26 writes all N bytes, or none and an error.
+        unsafe {
+            let error = bpf_skb_load_bytes(self.0.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32);
+            (error == 0).then(|| bytes.assume_init())
+        }
+    }
+}
+
+/// Keeps LLVM from proving a mask away that the verifier still needs, or from splitting a packet pointer in two. It is
+/// a real instruction: a barrier without one gives the BTF line info that the kernel refuses.
+#[inline(always)]
+fn barrier(mut value: usize) -> usize {
+    // SAFETY: a register is moved to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// The full socket of a buffer, if it has one.
+#[inline(always)]
+pub fn socket(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
+    // SAFETY: the context's socket pointer is null or valid, and helper 95 is called on a valid one only.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return None;
+        }
+        let full = bpf_sk_fullsock(sk);
+        (!full.is_null()).then_some(full)
+    }
+}
