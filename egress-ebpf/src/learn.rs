@@ -1,7 +1,7 @@
 //! Learning: which class an address has, and how long.
 
 use crate::{
-    abi::{Address, AddressEntry, NAME_CLASSES, NEVER, SLOTS, Slot, TICK_SHIFT, Ticks},
+    abi::{Address, AddressEntry, Alias, NAME_CLASSES, NEVER, SLOTS, Slot, TICK_SHIFT, Ticks},
     atomic,
     dns::bytes::opaque,
     repeat::{Step, repeat},
@@ -18,8 +18,8 @@ pub const DELETING: u32 = u32::MAX;
 pub trait Addresses {
     /// What an address has in a generation.
     fn entry(&self, address: &Address, generation: u32) -> Option<&AddressEntry>;
-    /// Makes a new entry whose first slot is `slot`.
-    fn insert(&self, address: &Address, generation: u32, slot: u64) -> Inserted;
+    /// Puts a new entry in.
+    fn insert(&self, address: &Address, generation: u32, entry: &AddressEntry) -> Inserted;
     /// The `ports_id` of a class; 0 where there is no such class.
     fn ports_id(&self, class: u32) -> u32;
 }
@@ -64,6 +64,8 @@ pub struct Learning {
     free: u64,
     /// What was found in it.
     free_found: u64,
+    /// An entry that is being made.
+    pub fresh: Alias,
     /// Which address is next: used by the loops of the programs.
     pub address: u64,
     /// Which class is next.
@@ -93,11 +95,15 @@ pub fn learn<A: Addresses>(
 ) -> Outcome {
     match addresses.entry(address, generation) {
         Some(entry) => merge(addresses, entry, slot, now, state),
-        None => match addresses.insert(address, generation, slot.pack()) {
-            Inserted::Yes => Outcome::Added,
-            Inserted::Exists => Outcome::Again,
-            Inserted::Full => Outcome::MapFull,
-        },
+        None => {
+            state.fresh.entry = AddressEntry { slots: [0; SLOTS] };
+            state.fresh.entry.slots[0] = slot.pack();
+            match addresses.insert(address, generation, &state.fresh.entry) {
+                Inserted::Yes => Outcome::Added,
+                Inserted::Exists => Outcome::Again,
+                Inserted::Full => Outcome::MapFull,
+            }
+        }
     }
 }
 

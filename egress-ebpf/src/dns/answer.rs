@@ -1,13 +1,13 @@
 //! An answer: the addresses at the end of the asked name's CNAME chain.
 
 use super::{
-    HEADER, MESSAGE_MAX, Message, TEXT_BYTES, Work,
+    HEADER, MESSAGE_MAX, Message, Work,
     bytes::{be16, byte, opaque, word},
     is_private,
-    name::{self, Labels, Reversal, TEXT_AT},
+    name::{self, TEXT_AT},
 };
 use crate::{
-    abi::{ANSWER_MAX, CHAIN_MAX, KeyBuffer, LearnedEvent, NameValue, mapped},
+    abi::{ANSWER_MAX, CHAIN_MAX, NameValue, mapped},
     repeat::{Step, repeat},
 };
 
@@ -51,44 +51,32 @@ pub struct Answer {
 /// The authority and additional sections are never read.
 #[inline(always)]
 pub fn parse_answer(work: &mut Work, wire_len: u64, flags: u32) -> bool {
-    let Work { message, text, labels, reversal, differ, answer, owner, chain, event, .. } = work;
-    *answer = Answer {
+    work.answer = Answer {
         at: HEADER + wire_len,
-        records: be16(&message.bytes, 6),
+        records: be16(&work.message.bytes, 6),
         target: HEADER,
         ttl: u64::MAX,
         ..Answer::default()
     };
-    repeat(
-        ANSWER_MAX as u32,
-        &mut Records { message, text, labels, reversal, differ, answer, owner, chain, event, flags },
-    );
-    answer.bad == 0
+    repeat(ANSWER_MAX as u32, &mut Records { work: &mut *work, flags });
+    work.answer.bad == 0
 }
 
 struct Records<'a> {
-    message: &'a Message,
-    text: &'a mut [u8; TEXT_BYTES],
-    labels: &'a mut Labels,
-    reversal: &'a mut Reversal,
-    differ: &'a mut u64,
-    answer: &'a mut Answer,
-    owner: &'a mut KeyBuffer,
-    chain: &'a mut [KeyBuffer; CHAIN_MAX],
-    event: &'a mut LearnedEvent,
+    work: &'a mut Work,
     flags: u32,
 }
 
 impl Step for Records<'_> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
-        if u64::from(index) >= self.answer.records {
+        if u64::from(index) >= self.work.answer.records {
             return false;
         }
         // Until the record is read to its end, it is malformed.
-        self.answer.bad = 1;
+        self.work.answer.bad = 1;
         let good = self.record();
-        self.answer.bad = u64::from(!good);
+        self.work.answer.bad = u64::from(!good);
         good
     }
 }
@@ -97,41 +85,41 @@ impl Records<'_> {
     /// Reads one record (RFC 1035, 4.1.3). Returns whether it is well-formed.
     #[inline(always)]
     fn record(&mut self) -> bool {
-        let at = self.answer.at;
-        let len = self.message.len;
+        let at = self.work.answer.at;
+        let len = self.work.message.len;
         if len > MESSAGE_MAX as u64 || at + 2 > len {
             return false;
         }
-        let head = be16(&self.message.bytes, at);
+        let head = be16(&self.work.message.bytes, at);
         let (data, pointed) = if head >= 0xc000 {
             (at + 2, true)
         } else {
-            if !name::expand(&self.message.bytes, at, len, self.text, self.labels) {
+            if !self.expand(at) {
                 return false;
             }
-            (self.labels.end, false)
+            (self.work.labels.end, false)
         };
         if data + 10 > len {
             return false;
         }
-        let fixed = word(&self.message.bytes, data).swap_bytes();
+        let fixed = word(&self.work.message.bytes, data).swap_bytes();
         let (kind, class, ttl) = (fixed >> 48, fixed >> 32 & 0xffff, fixed & 0xffff_ffff);
-        let data_len = be16(&self.message.bytes, data + 8);
+        let data_len = be16(&self.work.message.bytes, data + 8);
         let data = data + 10;
         if data + data_len > len {
             return false;
         }
-        self.answer.at = data + data_len;
+        self.work.answer.at = data + data_len;
         if class != CLASS_IN || (kind != TYPE_A && kind != TYPE_AAAA && kind != TYPE_CNAME) {
             return true;
         }
         if (kind == TYPE_A && data_len != 4) || (kind == TYPE_AAAA && data_len != 16) {
             return false;
         }
-        let on_chain = if pointed && head & 0x3fff == self.answer.target {
+        let on_chain = if pointed && head & 0x3fff == self.work.answer.target {
             true
         } else {
-            if pointed && !name::expand(&self.message.bytes, at, len, self.text, self.labels) {
+            if pointed && !self.expand(at) {
                 return false;
             }
             self.owner_is_target()
@@ -142,52 +130,61 @@ impl Records<'_> {
             return self.follow(data, data_len, ttl, on_chain);
         }
         if !on_chain {
-            self.answer.refused += 1;
+            self.work.answer.refused += 1;
             return true;
         }
         self.address(data, kind == TYPE_A, ttl);
         true
     }
 
+    /// Copies the name at `at` to `text`.
+    #[inline(always)]
+    fn expand(&mut self, at: u64) -> bool {
+        let Work { message, text, labels, .. } = &mut *self.work;
+        name::expand(&message.bytes, at, message.len, text, labels)
+    }
+
     /// Compares the name in `text` with the one that is looked for.
     #[inline(always)]
     fn owner_is_target(&mut self) -> bool {
-        let text_len = if self.labels.count == 0 { 0 } else { self.labels.out - TEXT_AT };
-        name::reverse(self.text, TEXT_AT, text_len, self.labels, self.owner, self.reversal);
-        let followed = opaque(self.answer.chain);
+        let text_len = if self.work.labels.count == 0 { 0 } else { self.work.labels.out - TEXT_AT };
+        let Work { text, labels, reversal, owner, answer, event, chain, differ, .. } = &mut *self.work;
+        name::reverse(text, TEXT_AT, text_len, labels, owner, reversal);
+        let followed = opaque(answer.chain);
         let target = if followed == 0 || followed > CHAIN_MAX as u64 {
-            &self.event.key
+            &event.key
         } else {
             // SAFETY: checked right above.
-            unsafe { self.chain.get_unchecked((followed - 1) as usize) }
+            unsafe { chain.get_unchecked((followed - 1) as usize) }
         };
-        name::same(self.owner, target, self.differ)
+        name::same(owner, target, differ)
     }
 
     /// Takes a CNAME's target as the name to look for.
     #[inline(always)]
     fn follow(&mut self, data: u64, data_len: u64, ttl: u64, on_chain: bool) -> bool {
-        if !name::expand(&self.message.bytes, data, self.message.len, self.text, self.labels)
-            || self.labels.end != data + data_len
+        if !self.expand(data)
+            || self.work.labels.end != data + data_len
         {
             return false;
         }
         if !on_chain {
             return true;
         }
-        let followed = opaque(self.answer.chain);
+        let followed = opaque(self.work.answer.chain);
         if followed >= CHAIN_MAX as u64 {
             // A longer chain: nothing after this record is at its end.
             return false;
         }
-        let text_len = if self.labels.count == 0 { 0 } else { self.labels.out - TEXT_AT };
+        let text_len = if self.work.labels.count == 0 { 0 } else { self.work.labels.out - TEXT_AT };
+        let Work { text, labels, reversal, chain, .. } = &mut *self.work;
         // SAFETY: checked right above.
-        let key = unsafe { self.chain.get_unchecked_mut(followed as usize) };
-        name::reverse(self.text, TEXT_AT, text_len, self.labels, key, self.reversal);
-        self.answer.chain = followed + 1;
-        self.answer.target = data;
-        if ttl < self.answer.ttl {
-            self.answer.ttl = ttl;
+        let key = unsafe { chain.get_unchecked_mut(followed as usize) };
+        name::reverse(text, TEXT_AT, text_len, labels, key, reversal);
+        self.work.answer.chain = followed + 1;
+        self.work.answer.target = data;
+        if ttl < self.work.answer.ttl {
+            self.work.answer.ttl = ttl;
         }
         true
     }
@@ -195,7 +192,7 @@ impl Records<'_> {
     /// Writes an address down.
     #[inline(always)]
     fn address(&mut self, data: u64, v4: bool, ttl: u64) {
-        let bytes = &self.message.bytes;
+        let bytes = &self.work.message.bytes;
         let first = word(bytes, data).to_le_bytes();
         let address = if v4 {
             mapped([first[0], first[1], first[2], first[3]])
@@ -208,18 +205,18 @@ impl Records<'_> {
         // An IPv4-mapped address in an AAAA record would open the IPv4 address that it holds.
         let unfit = is_private(&address) || (!v4 && is_mapped(&address));
         if unfit && self.flags & NameValue::PRIVATE == 0 {
-            self.answer.private += 1;
+            self.work.answer.private += 1;
             return;
         }
-        let count = opaque(self.answer.count);
+        let count = opaque(self.work.answer.count);
         if count >= ANSWER_MAX as u64 {
             return;
         }
         // SAFETY: checked right above.
-        let found = unsafe { self.event.addresses.get_unchecked_mut(count as usize) };
+        let found = unsafe { self.work.event.addresses.get_unchecked_mut(count as usize) };
         found.address = address;
-        found.ttl = if ttl < self.answer.ttl { ttl } else { self.answer.ttl } as u32;
-        self.answer.count = count + 1;
+        found.ttl = if ttl < self.work.answer.ttl { ttl } else { self.work.answer.ttl } as u32;
+        self.work.answer.count = count + 1;
     }
 }
 

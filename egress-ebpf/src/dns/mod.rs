@@ -18,7 +18,7 @@ pub use name::{Labels, Reversal, TEXT_BYTES};
 pub use private::is_private;
 pub use question::{QUERY_MAX, question, same_question};
 
-use crate::abi::{CHAIN_MAX, KeyBuffer, LearnedEvent, Pending, RINGS};
+use crate::abi::{CHAIN_MAX, KeyBuffer, LearnedEvent, Pending, PendingKey, RINGS};
 
 /// The longest message that is read.
 pub const MESSAGE_MAX: usize = 4096;
@@ -45,8 +45,10 @@ pub struct Work {
     pub cursor: u64,
     /// The messages' end in the packet.
     pub end: u64,
-    /// 0, or 1 + the number of the reason for which a query is refused.
+    /// 0, or why a query is refused: the programs' own numbers.
     pub refusal: u64,
+    /// The key of the query, as it is remembered or looked for.
+    pub key: PendingKey,
     /// The message that is being read.
     pub message: Message,
     /// A name that was decompressed.

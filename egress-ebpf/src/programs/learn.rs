@@ -12,7 +12,7 @@ use aya_ebpf::{
 use egress_ebpf::{
     abi::{
         Address, AddressEntry, AddressKey4, AddressKey6, CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM, CONTROL_RECORDS,
-        Config, ControlHeader, ControlRecord, LearnCount, SLOTS, Slot, Ticks,
+        Config, ControlHeader, ControlRecord, LearnCount, Slot, Ticks,
     },
     dns::{self, bytes::opaque},
     learn::{self, Addresses, Inserted, Learning, Outcome},
@@ -51,13 +51,11 @@ impl Addresses for Kernel {
     }
 
     #[inline(always)]
-    fn insert(&self, address: &Address, generation: u32, slot: u64) -> Inserted {
-        let mut entry = AddressEntry { slots: [0; SLOTS] };
-        entry.slots[0] = slot;
+    fn insert(&self, address: &Address, generation: u32, entry: &AddressEntry) -> Inserted {
         let flags = u64::from(BPF_NOEXIST);
         let result = match v4(address) {
-            Some(address) => maps::ADDRESSES_4.insert(&AddressKey4 { address, generation }, &entry, flags),
-            None => maps::ADDRESSES_6.insert(&AddressKey6 { address: *address, generation }, &entry, flags),
+            Some(address) => maps::ADDRESSES_4.insert(&AddressKey4 { address, generation }, entry, flags),
+            None => maps::ADDRESSES_6.insert(&AddressKey6 { address: *address, generation }, entry, flags),
         };
         match result {
             Ok(()) => Inserted::Yes,

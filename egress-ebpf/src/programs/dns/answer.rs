@@ -65,7 +65,7 @@ fn learn(config: &'static Config, packet: &Packet, work: &mut Work, cookie: u64)
         count(LearnCount::Malformed);
         return;
     };
-    let key = PendingKey {
+    work.key = PendingKey {
         cookie,
         local: packet.destination,
         resolver: packet.source,
@@ -76,12 +76,12 @@ fn learn(config: &'static Config, packet: &Packet, work: &mut Work, cookie: u64)
         pad: 0,
     };
     let now = now();
-    let Some(pending) = PENDING.get_ptr(&key) else {
+    let Some(pending) = PENDING.get_ptr(&work.key) else {
         count(LearnCount::Unasked);
         return;
     };
     // SAFETY: the map's memory stays mapped while the program runs, whatever it holds by then: see `take`.
-    if !take(unsafe { &*pending }, &key, work, now) {
+    if !take(unsafe { &*pending }, work, now) {
         return;
     }
     let wire_len = u64::from(work.pending.wire_len);
@@ -123,7 +123,7 @@ fn learn(config: &'static Config, packet: &Packet, work: &mut Work, cookie: u64)
 /// The map may give the entry's memory to another query at any time, once it was deleted by another processor. So what it
 /// holds is copied, and counts only if the ticket was the same before and after, and if this program was who deleted it.
 #[inline(always)]
-fn take(pending: &Pending, key: &PendingKey, work: &mut Work, now: Ticks) -> bool {
+fn take(pending: &Pending, work: &mut Work, now: Ticks) -> bool {
     let ticket = ticket(pending);
     if now.wrapping_sub(pending.sent) > PENDING_LIFE {
         count(LearnCount::Unasked);
@@ -138,7 +138,7 @@ fn take(pending: &Pending, key: &PendingKey, work: &mut Work, now: Ticks) -> boo
     work.pending.flags = pending.flags;
     work.pending.wire_len = pending.wire_len;
     copy(&pending.key, &mut work.event.key);
-    if self::ticket(pending) != ticket || PENDING.remove(key).is_err() {
+    if self::ticket(pending) != ticket || PENDING.remove(&work.key).is_err() {
         count(LearnCount::Unasked);
         return false;
     }
@@ -257,10 +257,10 @@ fn alias(key: &KeyBuffer, slot: Slot, flags: u32, now: Ticks, state: &mut learn:
         }
         return learn::merge(&Kernel, &alias.entry, slot, now, state);
     }
-    let mut fresh = Alias { entry: AddressEntry { slots: [0; SLOTS] }, flags, pad: 0 };
-    fresh.entry.slots[0] = slot.pack();
+    state.fresh = Alias { entry: AddressEntry { slots: [0; SLOTS] }, flags, pad: 0 };
+    state.fresh.entry.slots[0] = slot.pack();
     // SAFETY: helper 2 copies a key and a value of the map's sizes.
-    match unsafe { bpf_map_update_elem(map, alias_key, ptr::from_ref(&fresh).cast(), u64::from(BPF_NOEXIST)) } {
+    match unsafe { bpf_map_update_elem(map, alias_key, ptr::from_ref(&state.fresh).cast(), u64::from(BPF_NOEXIST)) } {
         0 => Outcome::Added,
         -17 => Outcome::Again,
         _ => Outcome::MapFull,

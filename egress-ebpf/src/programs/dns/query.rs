@@ -184,7 +184,7 @@ impl Each<'_> {
 /// Writes a query down, until its answer comes.
 #[inline(always)]
 fn remember(skb: *mut __sk_buff, packet: &Packet, work: &mut Work, cookie: u64, now: Ticks) {
-    let key = PendingKey {
+    work.key = PendingKey {
         cookie,
         local: packet.source,
         resolver: packet.destination,
@@ -195,13 +195,13 @@ fn remember(skb: *mut __sk_buff, packet: &Packet, work: &mut Work, cookie: u64, 
         pad: 0,
     };
     let ring = dns::ring_of(asker(skb, packet));
-    let Some(ticket) = displace(ring, &key, now) else { return };
+    let Some(ticket) = displace(ring, &work.key, now) else { return };
     let pending = &mut work.pending;
     pending.ticket = ticket;
     pending.sent = now;
     pending.classes = work.matching.classes;
     pending.flags = work.matching.flags & NameValue::PRIVATE;
-    count(match PENDING.insert(&key, &*pending, 0) {
+    count(match PENDING.insert(&work.key, &work.pending, 0) {
         Ok(()) => LearnCount::Asked,
         Err(_) => LearnCount::PendingFull,
     });
