@@ -172,9 +172,6 @@ impl<A: Addresses> Step for Scan<'_, A> {
 
 /// Deletes what of an entry is dead. Returns whether the caller is to delete the entry from its map.
 pub fn bury(entry: &AddressEntry, now: Ticks) -> bool {
-    if lives(entry, 0, now) {
-        return false;
-    }
     let first = read(entry, 0);
     if Slot::unpack(first).class == DELETING || Slot::unpack(first).lives(now) {
         return false;

@@ -2,7 +2,8 @@
 //! the same code as the programs that learn, so the two never overwrite one another.
 //!
 //! `data_in` is a [`ControlHeader`] and `count` [`ControlRecord`]s; `data_out` is the same with `results` filled in. The
-//! program returns 0, or a positive errno: EINVAL for data of another shape or an unknown command.
+//! program returns 0, or a positive errno: EINVAL for data of another shape or an unknown command, EBUSY where every
+//! scratch buffer of the processor is in use (try again).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -12,7 +13,8 @@ use super::{Address, Ticks};
 pub const CONTROL_LEARN: u32 = 1;
 /// Make `generation` the live one, by one atomic write. No records.
 pub const CONTROL_FLIP: u32 = 2;
-/// Delete those of the addresses whose every slot is dead. `results[0]` is how many were.
+/// Delete those of the addresses whose every slot is dead. `results[0]` is how many were, `results[1]` how many are in
+/// use or not there.
 pub const CONTROL_RECLAIM: u32 = 3;
 
 /// Records that one run takes: BPF_PROG_TEST_RUN takes less than a page for a socket buffer.

@@ -73,6 +73,10 @@ pub struct Work {
     pub event: LearnedEvent,
     /// State of the learning loop: see [`crate::learn`].
     pub learning: crate::learn::Learning,
+    /// What the `control` program counts: see [`crate::abi::ControlHeader`].
+    pub results: [u32; 6],
+    /// The record that it is at.
+    pub record: crate::abi::ControlRecord,
 }
 
 /// Which ring of [`crate::abi::RINGS`] an asker's queries go to. `asker` is its cgroup's id, or what else tells it from

@@ -2,7 +2,7 @@
 
 mod answer;
 mod query;
-mod scratch;
+pub mod scratch;
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -15,6 +15,7 @@ use egress_ebpf::{
 };
 
 pub use answer::answer;
+#[allow(unused_imports, reason = "the hooks name it where they keep it")]
 pub use query::{Refused, query};
 
 use super::{maps, maps_names};

@@ -15,14 +15,15 @@ use egress_ebpf::{
         Config, ControlHeader, ControlRecord, LearnCount, Slot, Ticks,
     },
     dns::{self, bytes::opaque},
-    learn::{self, Addresses, Inserted, Learning, Outcome},
+    learn::{self, Addresses, Inserted, Outcome},
     repeat::{Step, repeat},
 };
 
-use super::{maps, maps_names, tables::now};
+use super::{dns::scratch, maps, maps_names, tables::now};
 
 const EEXIST: i32 = -17;
 const EINVAL: i32 = 22;
+const EBUSY: i32 = 16;
 
 /// Turns to try again where other processors change the same entry.
 const AGAIN: u32 = 64;
@@ -166,81 +167,86 @@ fn run(skb: *mut __sk_buff) -> i32 {
             unsafe { live.write_volatile(header.generation) };
         }
         CONTROL_LEARN | CONTROL_RECLAIM => {
-            let mut records = Records {
-                skb,
-                results: [0; 6],
-                learning: Learning::default(),
-                at: 0,
-                now: now(),
-                command: header.command,
-                generation: header.generation,
-                count: header.count,
-            };
-            repeat(CONTROL_RECORDS as u32 + AGAIN, &mut records);
-            records.results[5] += header.count.saturating_sub(records.at);
-            let results = &records.results;
+            let Some(work) = scratch::claim() else { return EBUSY };
+            work.cursor = 0;
+            work.end = u64::from(header.count);
+            work.results = [0; 6];
+            let (command, generation) = (header.command, header.generation);
+            repeat(CONTROL_RECORDS as u32 + AGAIN, &mut Records { skb, work: &mut *work, now: now(), command, generation });
+            work.results[5] = (work.end - work.cursor) as u32;
+            let results = &work.results;
             // SAFETY: helper 9 copies the results into the buffer.
             unsafe {
                 let offset = core::mem::offset_of!(ControlHeader, results) as u32;
                 bpf_skb_store_bytes(skb.cast(), offset, ptr::from_ref(results).cast(), size_of_val(results) as u32, 0);
             }
+            scratch::release(work);
         }
         _ => return EINVAL,
     }
     0
 }
 
-struct Records {
+struct Records<'a> {
     skb: *mut __sk_buff,
-    results: [u32; 6],
-    learning: Learning,
-    at: u32,
+    work: &'a mut dns::Work,
     now: Ticks,
     command: u32,
     generation: u32,
-    count: u32,
 }
 
-impl Step for Records {
+impl Step for Records<'_> {
     #[inline(always)]
     fn step(&mut self, _index: u32) -> bool {
-        if self.at >= self.count {
+        let work = &mut *self.work;
+        let at = work.cursor;
+        if at >= work.end {
             return false;
         }
-        let offset = size_of::<ControlHeader>() as u32 + self.at * size_of::<ControlRecord>() as u32;
-        let Some(record) = load::<ControlRecord>(self.skb, offset) else { return false };
-        if self.command == CONTROL_RECLAIM {
-            self.at += 1;
-            self.results[0] += reclaim(&record.address, self.generation, self.now);
-            return true;
-        }
-        let slot = Slot { class: record.class, expiry: record.expiry };
-        let outcome = learn::learn(&Kernel, &record.address, self.generation, slot, self.now, &mut self.learning);
-        let result = match outcome {
-            Outcome::Unchanged => &mut self.results[0],
-            Outcome::Extended => &mut self.results[1],
-            Outcome::Added => &mut self.results[2],
-            Outcome::SlotsFull => &mut self.results[3],
-            Outcome::MapFull => &mut self.results[4],
-            Outcome::Again => return true,
+        let offset = size_of::<ControlHeader>() as u64 + at * size_of::<ControlRecord>() as u64;
+        let record = &mut work.record;
+        // SAFETY: helper 26 writes the whole record, or an error.
+        let error = unsafe {
+            let size = size_of::<ControlRecord>() as u32;
+            bpf_skb_load_bytes(self.skb.cast(), offset as u32, ptr::from_mut(record).cast(), size)
         };
-        *result += 1;
-        self.at += 1;
+        if error != 0 {
+            return false;
+        }
+        let result = if self.command == CONTROL_RECLAIM {
+            reclaim(&record.address, self.generation, self.now)
+        } else {
+            let slot = Slot { class: record.class, expiry: record.expiry };
+            match learn::learn(&Kernel, &record.address, self.generation, slot, self.now, &mut work.learning) {
+                Outcome::Unchanged => 0,
+                Outcome::Extended => 1,
+                Outcome::Added => 2,
+                Outcome::SlotsFull => 3,
+                Outcome::MapFull => 4,
+                Outcome::Again => return true,
+            }
+        };
+        work.cursor = at + 1;
+        let result = opaque(result);
+        if result < 6 {
+            // SAFETY: checked right above.
+            unsafe { *work.results.get_unchecked_mut(result as usize) += 1 };
+        }
         true
     }
 }
 
 #[inline(always)]
-fn reclaim(address: &Address, generation: u32, now: Ticks) -> u32 {
-    let Some(entry) = Kernel.entry(address, generation) else { return 0 };
+fn reclaim(address: &Address, generation: u32, now: Ticks) -> u64 {
+    let Some(entry) = Kernel.entry(address, generation) else { return 1 };
     if !learn::bury(entry, now) {
-        return 0;
+        return 1;
     }
     let gone = match v4(address) {
         Some(address) => maps::ADDRESSES_4.remove(&AddressKey4 { address, generation }),
         None => maps::ADDRESSES_6.remove(&AddressKey6 { address: *address, generation }),
     };
-    u32::from(gone.is_ok())
+    u64::from(gone.is_err())
 }
 
 #[inline(always)]

@@ -19,3 +19,11 @@ fn answer_to_an_allowed_query_is_learned_once() {
     assert_eq!(events[0].0.key.reversed(), b"moc.elpmaxe.www");
     assert_eq!(events[0].1[0].ttl, 30);
 }
+
+#[test]
+fn what_the_verifier_reads() {
+    let kernel = Kernel::load();
+    for program in ["socket_egress", "socket_ingress", "control"] {
+        println!("{program}: {} instructions verified", kernel.verified(program));
+    }
+}
