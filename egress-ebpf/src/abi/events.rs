@@ -107,7 +107,7 @@ pub const ANSWER_MAX: usize = 64;
 /// CNAME targets that one [`LearnedEvent`] can hold.
 pub const CHAIN_MAX: usize = 8;
 
-/// A trusted resolver answered for an allowed name.
+/// A trusted resolver answered for an allowed name. Its first [`LearnedEvent::HEAD`] bytes are always there.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct LearnedEvent {
@@ -121,22 +121,27 @@ pub struct LearnedEvent {
     pub resolver: Address,
     /// The classes of the name, 0 where unused.
     pub classes: [u32; super::NAME_CLASSES],
-    /// The name that was asked: reversed, lower case.
-    pub name: [u8; NAME_KEY],
-    /// Bytes of `name` in use.
-    pub name_len: u16,
+    /// The name that was asked.
+    pub key: super::KeyBuffer,
     /// The resolver's port.
     pub resolver_port: u16,
     /// The response code (RFC 1035, 4.1.1).
     pub rcode: u8,
     /// Addresses in use.
     pub count: u8,
-    /// Answer records that were left out: off the chain, private, malformed or past [`ANSWER_MAX`].
+    /// Addresses that were left out: off the chain or private.
     pub refused: u8,
+    /// CNAME targets that were followed.
+    pub aliases: u8,
     /// Zero.
-    pub pad: [u8; 3],
-    /// Addresses learned.
+    pub pad: [u8; 2],
+    /// Addresses learned. The event ends after the last one in use: it is shorter than this type.
     pub addresses: [LearnedAddress; ANSWER_MAX],
+}
+
+impl LearnedEvent {
+    /// Bytes before `addresses`.
+    pub const HEAD: usize = core::mem::offset_of!(LearnedEvent, addresses);
 }
 
 /// An address of a [`LearnedEvent`].

@@ -18,12 +18,52 @@ pub const NAME_KEY: usize = 254;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct NameKey {
-    /// Significant bits: 16 for the generation, then 8 for each byte of `name` that counts.
+    /// Significant bits: 16 for the generation, then 8 for each byte of `name` that counts, the 0 byte included.
     pub bits: u32,
-    /// The low 16 bits of the generation that the entry belongs to.
+    /// The low 16 bits of the generation that the entry belongs to, in the host's order: every key has all 16, so their
+    /// order in the trie does not matter.
     pub generation: u16,
     /// The reversed name.
     pub name: [u8; NAME_KEY],
+}
+
+/// A name as the programs hold it. From its start it is a [`NameKey`], from `generation` on an [`AliasKey`]; the rest
+/// is what else was learned of the name while it was read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct KeyBuffer {
+    /// As in [`NameKey`].
+    pub bits: u32,
+    /// As in [`NameKey`].
+    pub generation: u16,
+    /// The reversed name in lower case, 0 after its end. The last 4 bytes are always 0: they let whole words be written.
+    pub name: [u8; NAME_KEY + 4],
+    /// Bytes of `name` in use, without the terminator.
+    pub len: u64,
+    /// Bytes of the name's first label.
+    pub first: u64,
+    /// A hash of the name, for reports and filters. It has no secret: anybody can make two names of one hash.
+    pub hash: u64,
+    /// 1 if the labels hold nothing but letters, digits, `-` and `_`. Only then is it a key.
+    pub plain: u64,
+}
+
+impl KeyBuffer {
+    /// No name.
+    pub const EMPTY: Self =
+        Self { bits: 0, generation: 0, name: [0; NAME_KEY + 4], len: 0, first: 0, hash: 0, plain: 0 };
+
+    /// Makes it the key of a generation.
+    #[inline(always)]
+    pub fn set_generation(&mut self, generation: u32) {
+        self.bits = 16 + 8 * (self.len as u32 + 1);
+        self.generation = generation as u16;
+    }
+
+    /// The reversed name.
+    pub fn reversed(&self) -> &[u8] {
+        self.name.get(..self.len as usize).unwrap_or_default()
+    }
 }
 
 /// Value of map `NAMES`.
@@ -37,7 +77,10 @@ pub struct NameValue {
     /// Index into map `INNER_WILDCARDS` of the first wildcard inside the label right below this entry.
     pub inner_first: u32,
     /// How many there are, at most [`INNER_MAX`].
-    pub inner_count: u32,
+    pub inner_count: u16,
+    /// Bytes of this entry's name that count (what its key's `bits` say, which a lookup does not give back): with inner
+    /// wildcards, the suffix and its dot.
+    pub len: u16,
 }
 
 impl NameValue {
@@ -50,7 +93,8 @@ impl NameValue {
 /// Wildcards inside a label that can share one suffix.
 pub const INNER_MAX: u32 = 16;
 
-/// The classes that one name can have: that of its table entry, and those of wildcards inside its first label.
+/// The classes that one name can have: those of its table entry, of wildcards inside its first label, and of the names
+/// whose CNAME it is.
 pub const NAME_CLASSES: usize = 4;
 
 /// Entry of map `INNER_WILDCARDS` (an array): `prefix*suffix` as a whole label, one character or more for the `*`.
@@ -73,8 +117,8 @@ pub struct InnerWildcard {
 
 /// Key of map `PENDING`: a query on its way.
 ///
-/// At the cgroup hook `cookie` is the socket's, so that no other socket's packet can use or push out the entry; at an
-/// uplink, where answers have no socket yet, it is 0 and the local address and port tell queries apart.
+/// At the cgroup hook `cookie` is the socket's, so that no other socket's packet can use the entry; at an uplink, where
+/// answers have no socket yet, it is 0 and the local address and port tell queries apart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PendingKey {
@@ -96,27 +140,50 @@ pub struct PendingKey {
     pub pad: u8,
 }
 
+/// Bytes of the longest question on the wire: 255 of the name, 4 of type and class, made a multiple of 8.
+pub const QUESTION_MAX: usize = 264;
+
 /// Value of map `PENDING`: what was asked.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Pending {
+    /// Tells this query from every other, so that a reader sees when an entry was replaced under it.
+    pub ticket: u64,
     /// When the query left.
     pub sent: Ticks,
     /// The generation whose classes these are.
     pub generation: u32,
     /// The classes of the name, 0 where unused.
     pub classes: [u32; NAME_CLASSES],
-    /// The query type (RFC 1035, 3.2.2), in the host's order.
-    pub qtype: u16,
-    /// Bytes of `name` in use, without the terminator.
-    pub len: u16,
     /// [`NameValue::PRIVATE`] or 0.
     pub flags: u32,
-    /// The question as it was on the wire, upper and lower case kept (0x20): dotted text, reversed. The answer must
-    /// repeat it to the letter.
-    pub name: [u8; NAME_KEY],
-    /// Zero.
-    pub pad: u16,
+    /// Bytes of `question` in use.
+    pub wire_len: u32,
+    /// The question section as it was on the wire. The answer must repeat it to the letter, upper and lower case too
+    /// (draft-vixie-dnsext-dns0x20).
+    pub question: [u8; QUESTION_MAX],
+    /// The name asked.
+    pub key: KeyBuffer,
+}
+
+/// How long a query waits for its answer: 10 s, longer than stub resolvers do (glibc 5 s).
+pub const PENDING_LIFE: Ticks = 10;
+
+/// Rings that bound how many queries an asker can have pending, map `PENDING_RINGS`: askers are spread over them by
+/// [`crate::dns::ring_of`].
+pub const RINGS: usize = 128;
+
+/// Queries that wait in one ring; one more takes the place of the oldest.
+pub const RING_SLOTS: usize = 1024;
+
+/// Entry of map `PENDING_RINGS`: which query a ring's slot holds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RingSlot {
+    /// The query's key.
+    pub key: PendingKey,
+    /// The query's ticket; 0 where the slot was never used.
+    pub ticket: u64,
 }
 
 /// Key of map `ALIASES`: the target of an allowed name's CNAME, which may be asked for while the answer lives.
@@ -125,7 +192,7 @@ pub struct Pending {
 pub struct AliasKey {
     /// The low 16 bits of the generation.
     pub generation: u16,
-    /// The name: reversed, lower case, ended by a 0 byte.
+    /// The name: reversed, lower case, 0 after its end.
     pub name: [u8; NAME_KEY],
 }
 
@@ -133,10 +200,71 @@ pub struct AliasKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Alias {
-    /// The classes of the names that lead here, 0 where unused.
-    pub classes: [u32; NAME_CLASSES],
-    /// The first tick at which it no longer counts.
-    pub expiry: Ticks,
-    /// [`NameValue::PRIVATE`] or 0.
+    /// The classes of the names that lead here, each with its own expiry; see [`super::Slot`].
+    pub entry: super::AddressEntry,
+    /// [`NameValue::PRIVATE`] if it holds for every name that leads here, or 0.
     pub flags: u32,
+    /// Zero.
+    pub pad: u32,
 }
+
+macro_rules! learn_counts {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {
+        /// What map `LEARN_COUNTS` (per CPU, `u64` entries) counts.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum LearnCount { $($(#[$doc])* $name = $value,)* }
+
+        impl LearnCount {
+            /// Every count, in the order of its index.
+            pub const ALL: &'static [LearnCount] = &[$(LearnCount::$name,)*];
+
+            /// The count's stable name, as metrics print it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+learn_counts! {
+    /// Queries remembered.
+    Asked = 0, "asked";
+    /// Answers learned from.
+    Answers = 1, "answers";
+    /// Address and class: it was there and lives at least as long.
+    Unchanged = 2, "unchanged";
+    /// Address and class: it was there, its life was made longer.
+    Extended = 3, "extended";
+    /// Address and class: new.
+    Added = 4, "added";
+    /// Address and class: not learned, every slot of the address is taken by other ports.
+    SlotsFull = 5, "slots-full";
+    /// Address and class: not learned, the address map is full.
+    MapFull = 6, "map-full";
+    /// Address and class: not learned, other processors changed the same entry all the time.
+    Contended = 7, "contended";
+    /// Answers that no query waited for: never asked, answered before, or past [`PENDING_LIFE`].
+    Unasked = 8, "unasked";
+    /// Answers with another question than the query's.
+    OtherQuestion = 9, "other-question";
+    /// Answers that cannot be parsed, and of which nothing was learned.
+    Malformed = 10, "malformed";
+    /// Answers longer than the programs read, or cut into several packets.
+    TooLong = 11, "too-long";
+    /// Addresses refused since they are private.
+    Private = 12, "private";
+    /// Queries refused and answers not read since every scratch buffer of the processor was in use.
+    Busy = 13, "busy";
+    /// Queries that took the place of one still waiting.
+    Displaced = 14, "displaced";
+    /// Classes that a name has past [`NAME_CLASSES`].
+    ClassesFull = 15, "classes-full";
+    /// CNAME targets not remembered.
+    AliasLost = 16, "alias-lost";
+    /// Queries not remembered since map `PENDING` was full.
+    PendingFull = 17, "pending-full";
+}
+
+/// Entries of map `LEARN_COUNTS`.
+pub const LEARN_COUNTS: u32 = 18;

@@ -1,12 +1,78 @@
-//! stub until merge
-use super::report::Name;
-use aya_ebpf::bindings::__sk_buff;
-use egress_ebpf::{abi::Config, packet::Packet, reason::Reason};
-pub struct Refused {
-    pub reason: Reason,
-    pub name: Option<&'static Name>,
+//! DNS on its way out and in: what the hooks call.
+
+mod answer;
+mod query;
+pub mod scratch;
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_map_lookup_elem, bpf_skb_load_bytes},
+};
+use core::ptr;
+use egress_ebpf::{
+    abi::{Alias, Config, InnerWildcard, KeyBuffer, NameValue},
+    dns::{MESSAGE_MAX, Message, NameTable, bytes::opaque},
+};
+
+pub use answer::answer;
+#[allow(unused_imports, reason = "the hooks name it where they keep it")]
+pub use query::{Refused, query};
+
+use super::{maps, maps_names};
+
+/// The kernel's name maps.
+struct Names;
+
+impl NameTable for Names {
+    #[inline(always)]
+    fn name(&self, key: &KeyBuffer) -> Option<NameValue> {
+        // SAFETY: a `KeyBuffer` starts as the trie's key. Entries of a generation that a program looks in do not change.
+        unsafe {
+            let map = ptr::from_ref(&maps_names::NAMES).cast_mut().cast();
+            bpf_map_lookup_elem(map, ptr::from_ref(key).cast()).cast::<NameValue>().as_ref().copied()
+        }
+    }
+
+    #[inline(always)]
+    fn inner(&self, index: u32) -> Option<&InnerWildcard> {
+        maps_names::INNER_WILDCARDS.get(index)
+    }
+
+    #[inline(always)]
+    fn alias(&self, key: &KeyBuffer) -> Option<&Alias> {
+        // SAFETY: from its generation on a `KeyBuffer` is an alias's key. Slots are read and written atomically.
+        unsafe {
+            let map = ptr::from_ref(&maps_names::ALIASES).cast_mut().cast();
+            bpf_map_lookup_elem(map, (&raw const key.generation).cast()).cast::<Alias>().as_ref()
+        }
+    }
 }
-pub fn query(_skb: *mut __sk_buff, _c: &Config, _p: &Packet, _o: u32, _cookie: u64, _t: bool) -> Result<(), Refused> {
-    Ok(())
+
+/// The policy that is being staged beside the live one, which learns too: when it becomes the live one, nothing that was
+/// resolved before is missing.
+#[inline(always)]
+fn staged(config: &Config) -> Option<&'static Config> {
+    let generation = config.generation.wrapping_add(1);
+    maps::CONFIG.get(generation & 1).filter(|staged| staged.generation == generation)
 }
-pub fn answer(_skb: *mut __sk_buff, _c: &Config, _p: &Packet, _o: u32, _cookie: u64) {}
+
+/// Loads `len` bytes of the packet from `at` on as the message that is to be read.
+#[inline(always)]
+fn load(skb: *mut __sk_buff, at: u64, len: u64, message: &mut Message) -> bool {
+    let len = opaque(len);
+    if len == 0 || len > MESSAGE_MAX as u64 {
+        return false;
+    }
+    message.len = len;
+    // SAFETY: helper 26 writes `len` bytes, which the buffer has.
+    unsafe { bpf_skb_load_bytes(skb.cast(), at as u32, message.bytes.as_mut_ptr().cast(), len as u32) == 0 }
+}
+
+/// A big-endian number of 16 bits in the packet.
+#[inline(always)]
+fn be16(skb: *mut __sk_buff, at: u64) -> Option<u64> {
+    let mut bytes = [0_u8; 2];
+    // SAFETY: helper 26 writes both bytes.
+    let error = unsafe { bpf_skb_load_bytes(skb.cast(), at as u32, bytes.as_mut_ptr().cast(), 2) };
+    (error == 0).then(|| u64::from(u16::from_be_bytes(bytes)))
+}

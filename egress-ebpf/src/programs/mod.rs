@@ -3,12 +3,13 @@
 mod cgroup_skb;
 mod dns;
 mod global;
+mod learn;
 mod maps;
+mod maps_names;
 mod report;
 mod skb;
 mod sock_addr;
 mod sock_create;
 mod sockets;
-mod stub;
 mod tables;
 mod uplink;

@@ -1,0 +1,229 @@
+//! An answer: the addresses at the end of the asked name's CNAME chain.
+
+use super::{
+    HEADER, MESSAGE_MAX, Message, Work,
+    bytes::{be16, byte, opaque, word},
+    is_private,
+    name::{self, TEXT_AT},
+};
+use crate::{
+    abi::{ANSWER_MAX, Address, CHAIN_MAX, NameValue},
+    repeat::{Step, repeat},
+};
+
+const TYPE_A: u64 = 1;
+const TYPE_CNAME: u64 = 5;
+const TYPE_AAAA: u64 = 28;
+const CLASS_IN: u64 = 1;
+
+/// Where the walk over an answer's records stands.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answer {
+    /// The next record.
+    pub at: u64,
+    /// Records that the header promises.
+    pub records: u64,
+    /// Where in the message the name stands whose records count: the question's, then each CNAME's target.
+    pub target: u64,
+    /// CNAMEs followed.
+    pub chain: u64,
+    /// The least TTL of the chain, in seconds.
+    pub ttl: u64,
+    /// Addresses found.
+    pub count: u64,
+    /// Addresses off the chain.
+    pub refused: u64,
+    /// Addresses refused as private.
+    pub private: u64,
+    /// 1 where a record is malformed.
+    pub bad: u64,
+}
+
+/// Parses the answer in `work.message`, whose question is the pending one's, `wire_len` bytes long; `flags` has
+/// [`NameValue::PRIVATE`] where private addresses may be learned, and `work.event.key` the name that was asked. Returns
+/// whether the answer section is well-formed; if so, `work.event.addresses[..work.answer.count]` has the addresses and
+/// TTLs, and `work.chain[..work.answer.chain]` the CNAMEs' targets.
+///
+/// It is all or nothing: of a section with a malformed record nothing is learned, so that no trick with lengths or
+/// pointers decides what the records after it are. Only the first [`ANSWER_MAX`] records are read, and judged. A truncated
+/// answer (TC) is learned from like any other: what stands in it is the resolver's word, and some stub resolvers use it.
+/// The authority and additional sections are never read.
+#[inline(always)]
+pub fn parse_answer(work: &mut Work, wire_len: u64, flags: u32) -> bool {
+    work.answer = Answer {
+        at: HEADER + wire_len,
+        records: be16(&work.message.bytes, 6),
+        target: HEADER,
+        ttl: u64::MAX,
+        ..Answer::default()
+    };
+    repeat(ANSWER_MAX as u32, &mut Records { work: &mut *work, flags });
+    work.answer.bad == 0
+}
+
+struct Records<'a> {
+    work: &'a mut Work,
+    flags: u32,
+}
+
+impl Step for Records<'_> {
+    #[inline(always)]
+    fn step(&mut self, index: u32) -> bool {
+        if u64::from(index) >= self.work.answer.records {
+            return false;
+        }
+        // Until the record is read to its end, it is malformed.
+        self.work.answer.bad = 1;
+        let good = self.record();
+        self.work.answer.bad = u64::from(!good);
+        good
+    }
+}
+
+impl Records<'_> {
+    /// Reads one record (RFC 1035, 4.1.3). Returns whether it is well-formed.
+    #[inline(always)]
+    fn record(&mut self) -> bool {
+        let at = self.work.answer.at;
+        let len = self.work.message.len;
+        if len > MESSAGE_MAX as u64 || at + 2 > len {
+            return false;
+        }
+        let head = be16(&self.work.message.bytes, at);
+        let (data, pointed) = if head >= 0xc000 {
+            (at + 2, true)
+        } else {
+            if !self.expand(at) {
+                return false;
+            }
+            (self.work.labels.end, false)
+        };
+        if data + 10 > len {
+            return false;
+        }
+        let fixed = word(&self.work.message.bytes, data).swap_bytes();
+        let (kind, class, ttl) = (fixed >> 48, fixed >> 32 & 0xffff, fixed & 0xffff_ffff);
+        let data_len = be16(&self.work.message.bytes, data + 8);
+        let data = data + 10;
+        if data + data_len > len {
+            return false;
+        }
+        self.work.answer.at = data + data_len;
+        if class != CLASS_IN || (kind != TYPE_A && kind != TYPE_AAAA && kind != TYPE_CNAME) {
+            return true;
+        }
+        if (kind == TYPE_A && data_len != 4) || (kind == TYPE_AAAA && data_len != 16) {
+            return false;
+        }
+        let on_chain = if pointed && head & 0x3fff == self.work.answer.target {
+            true
+        } else {
+            if pointed && !self.expand(at) {
+                return false;
+            }
+            self.owner_is_target()
+        };
+        // RFC 2181, 8: a TTL with its top bit set is 0.
+        let ttl = if ttl > 0x7fff_ffff { 0 } else { ttl };
+        if kind == TYPE_CNAME {
+            return self.follow(data, data_len, ttl, on_chain);
+        }
+        if !on_chain {
+            self.work.answer.refused += 1;
+            return true;
+        }
+        self.address(data, kind == TYPE_A, ttl);
+        true
+    }
+
+    /// Copies the name at `at` to `text`.
+    #[inline(always)]
+    fn expand(&mut self, at: u64) -> bool {
+        let Work { message, text, labels, .. } = &mut *self.work;
+        name::expand(&message.bytes, at, message.len, text, labels)
+    }
+
+    /// Compares the name in `text` with the one that is looked for.
+    #[inline(always)]
+    fn owner_is_target(&mut self) -> bool {
+        let text_len = if self.work.labels.count == 0 { 0 } else { self.work.labels.out - TEXT_AT };
+        let Work { text, labels, reversal, owner, answer, event, chain, differ, .. } = &mut *self.work;
+        name::reverse(text, TEXT_AT, text_len, labels, owner, reversal);
+        let followed = opaque(answer.chain);
+        let target = if followed == 0 || followed > CHAIN_MAX as u64 {
+            &event.key
+        } else {
+            // SAFETY: checked right above.
+            unsafe { chain.get_unchecked((followed - 1) as usize) }
+        };
+        name::same(owner, target, differ)
+    }
+
+    /// Takes a CNAME's target as the name to look for.
+    #[inline(always)]
+    fn follow(&mut self, data: u64, data_len: u64, ttl: u64, on_chain: bool) -> bool {
+        if !self.expand(data)
+            || self.work.labels.end != data + data_len
+        {
+            return false;
+        }
+        if !on_chain {
+            return true;
+        }
+        let followed = opaque(self.work.answer.chain);
+        if followed >= CHAIN_MAX as u64 {
+            // A longer chain: nothing after this record is at its end.
+            return false;
+        }
+        let text_len = if self.work.labels.count == 0 { 0 } else { self.work.labels.out - TEXT_AT };
+        let Work { text, labels, reversal, chain, .. } = &mut *self.work;
+        // SAFETY: checked right above.
+        let key = unsafe { chain.get_unchecked_mut(followed as usize) };
+        name::reverse(text, TEXT_AT, text_len, labels, key, reversal);
+        self.work.answer.chain = followed + 1;
+        self.work.answer.target = data;
+        if ttl < self.work.answer.ttl {
+            self.work.answer.ttl = ttl;
+        }
+        true
+    }
+
+    /// Writes an address down.
+    #[inline(always)]
+    fn address(&mut self, data: u64, v4: bool, ttl: u64) {
+        let bytes = &self.work.message.bytes;
+        let first = word(bytes, data).to_le_bytes();
+        let address = if v4 {
+            Address::v4([first[0], first[1], first[2], first[3]])
+        } else {
+            let second = word(bytes, data + 8).to_le_bytes();
+            Address { high: u64::from_ne_bytes(first), low: u64::from_ne_bytes(second) }
+        };
+        // An IPv4-mapped address in an AAAA record would open the IPv4 address that it holds.
+        let unfit = is_private(&address) || (!v4 && address.is_v4());
+        if unfit && self.flags & NameValue::PRIVATE == 0 {
+            self.work.answer.private += 1;
+            return;
+        }
+        let count = opaque(self.work.answer.count);
+        if count >= ANSWER_MAX as u64 {
+            return;
+        }
+        // SAFETY: checked right above.
+        let found = unsafe { self.work.event.addresses.get_unchecked_mut(count as usize) };
+        found.address = address;
+        found.ttl = if ttl < self.work.answer.ttl { ttl } else { self.work.answer.ttl } as u32;
+        self.work.answer.count = count + 1;
+    }
+}
+
+/// Whether the message in `message` is an answer to an ordinary query with one question. Returns its transaction id.
+#[inline(always)]
+pub fn answer_id(message: &Message) -> Option<u16> {
+    let bytes = &message.bytes;
+    if message.len < HEADER + 5 || byte(bytes, 2) & 0xf8 != 0x80 || be16(bytes, 4) != 1 {
+        return None;
+    }
+    Some(be16(bytes, 0) as u16)
+}

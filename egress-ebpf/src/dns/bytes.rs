@@ -1,0 +1,97 @@
+//! Bytes at offsets that are known at run time, eight at a time.
+//!
+//! The BPF target splits an unaligned load into single bytes, and LLVM removes bounds checks that the verifier still
+//! needs: so there the access is one instruction of inline assembly behind a check that LLVM cannot see through. What
+//! is out of bounds reads as 0 and is not written: every caller checks the message's length itself, before.
+
+/// A value that LLVM knows nothing of, so that the check which follows it stays for the verifier. A real instruction:
+/// an empty barrier makes BTF line info that the kernel refuses.
+#[inline(always)]
+pub fn opaque(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: a register is moved to itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    value
+}
+
+/// The byte at `at`.
+#[inline(always)]
+pub fn byte<const N: usize>(bytes: &[u8; N], at: u64) -> u8 {
+    let at = opaque(at);
+    if at >= N as u64 {
+        return 0;
+    }
+    // SAFETY: checked right above.
+    unsafe { *bytes.get_unchecked(at as usize) }
+}
+
+/// Writes the byte at `at`.
+#[inline(always)]
+pub fn set_byte<const N: usize>(bytes: &mut [u8; N], at: u64, value: u8) {
+    let at = opaque(at);
+    if at < N as u64 {
+        // SAFETY: checked right above.
+        unsafe { *bytes.get_unchecked_mut(at as usize) = value };
+    }
+}
+
+/// The 8 bytes from `at` on, little-endian.
+#[inline(always)]
+pub fn word<const N: usize>(bytes: &[u8; N], at: u64) -> u64 {
+    let at = opaque(at);
+    if at > (N - 8) as u64 {
+        return 0;
+    }
+    // SAFETY: `at + 8 <= N`.
+    unsafe {
+        let from = bytes.as_ptr().add(at as usize);
+        #[cfg(target_arch = "bpf")]
+        {
+            let value: u64;
+            core::arch::asm!("{0} = *(u64 *)({1} + 0)", out(reg) value, in(reg) from, options(readonly, nostack, preserves_flags));
+            value
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        u64::from_le_bytes(core::ptr::read_unaligned(from.cast()))
+    }
+}
+
+/// Writes the 8 bytes from `at` on, little-endian.
+#[inline(always)]
+pub fn set_word<const N: usize>(bytes: &mut [u8; N], at: u64, value: u64) {
+    let at = opaque(at);
+    if at > (N - 8) as u64 {
+        return;
+    }
+    // SAFETY: `at + 8 <= N`.
+    unsafe {
+        let to = bytes.as_mut_ptr().add(at as usize);
+        #[cfg(target_arch = "bpf")]
+        core::arch::asm!("*(u64 *)({0} + 0) = {1}", in(reg) to, in(reg) value, options(nostack, preserves_flags));
+        #[cfg(not(target_arch = "bpf"))]
+        core::ptr::write_unaligned(to.cast(), value.to_le_bytes());
+    }
+}
+
+/// The big-endian number of 16 bits at `at`.
+#[inline(always)]
+pub fn be16<const N: usize>(bytes: &[u8; N], at: u64) -> u64 {
+    u64::from(byte(bytes, at)) << 8 | u64::from(byte(bytes, at + 1))
+}
+
+/// The low `count` bytes of a word, all of it from 8 on.
+#[inline(always)]
+pub const fn low_bytes(count: u64) -> u64 {
+    if count >= 8 { u64::MAX } else { (1 << (count * 8)) - 1 }
+}
+
+/// The same byte eight times.
+#[inline(always)]
+pub const fn splat(byte: u8) -> u64 {
+    byte as u64 * 0x0101_0101_0101_0101
+}

@@ -1,0 +1,127 @@
+//! What the name table says of a name.
+
+use super::{bytes::opaque, name};
+use crate::{
+    abi::{Alias, InnerWildcard, INNER_MAX, KeyBuffer, NAME_CLASSES, NameValue, SLOTS, Slot, Ticks},
+    learn,
+    repeat::{Step, repeat},
+};
+
+/// The maps that names are looked up in.
+pub trait NameTable {
+    /// The longest match in map `NAMES`.
+    fn name(&self, key: &KeyBuffer) -> Option<NameValue>;
+    /// An entry of map `INNER_WILDCARDS`.
+    fn inner(&self, index: u32) -> Option<&InnerWildcard>;
+    /// The entry of map `ALIASES`.
+    fn alias(&self, key: &KeyBuffer) -> Option<&Alias>;
+}
+
+/// The classes and flags of a name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Matching {
+    /// The classes, 0 where unused.
+    pub classes: [u32; NAME_CLASSES],
+    /// Classes in use.
+    pub count: u64,
+    /// Flags of [`NameValue`].
+    pub flags: u32,
+    /// Classes that did not fit.
+    pub lost: u32,
+}
+
+impl Matching {
+    /// Whether the name may be asked.
+    #[inline(always)]
+    pub fn may_ask(&self) -> bool {
+        self.count != 0 || self.flags & NameValue::ASK != 0
+    }
+
+    #[inline(always)]
+    fn add(&mut self, class: u32) {
+        if class == 0 {
+            return;
+        }
+        let [a, b, c, d] = self.classes;
+        if class == a || class == b || class == c || class == d {
+            return;
+        }
+        let count = opaque(self.count);
+        if count >= NAME_CLASSES as u64 {
+            self.lost += 1;
+            return;
+        }
+        // SAFETY: checked right above.
+        unsafe { *self.classes.get_unchecked_mut(count as usize) = class };
+        self.count = count + 1;
+    }
+}
+
+/// Looks a name up: its longest match, the wildcards inside its first label, and the names whose CNAME it is.
+///
+/// `key` is plain and has its generation set. `differ` is scratch memory.
+#[inline(always)]
+pub fn find<T: NameTable>(table: &T, key: &KeyBuffer, now: Ticks, matching: &mut Matching, differ: &mut u64) {
+    *matching = Matching::default();
+    if let Some(value) = table.name(key) {
+        matching.flags = value.flags;
+        matching.add(value.class);
+        // The wildcard's label stands right below the matched suffix: the suffix and the first label are the whole name.
+        if value.inner_count != 0 && u64::from(value.len) + key.first == key.len {
+            let suffix = u64::from(value.len);
+            let (first, count) = (value.inner_first, u32::from(value.inner_count));
+            repeat(INNER_MAX, &mut Inner { table, key, matching: &mut *matching, differ, suffix, first, count });
+        }
+    }
+    if let Some(alias) = table.alias(key) {
+        matching.flags |= alias.flags & NameValue::PRIVATE;
+        repeat(SLOTS as u32, &mut Aliases { alias, matching, now });
+    }
+}
+
+struct Inner<'a, T> {
+    table: &'a T,
+    key: &'a KeyBuffer,
+    matching: &'a mut Matching,
+    differ: &'a mut u64,
+    suffix: u64,
+    first: u32,
+    count: u32,
+}
+
+impl<T: NameTable> Step for Inner<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, index: u32) -> bool {
+        if index >= self.count {
+            return false;
+        }
+        let Some(wildcard) = self.table.inner(self.first + index) else { return false };
+        let (before, after) = (u64::from(wildcard.prefix_len), u64::from(wildcard.suffix_len));
+        if before + after < self.key.first
+            && name::starts_with(&self.key.name, self.suffix, &wildcard.suffix, after, 8, self.differ)
+            && name::starts_with(&self.key.name, self.key.len - before, &wildcard.prefix, before, 8, self.differ)
+        {
+            self.matching.add(wildcard.class);
+        }
+        true
+    }
+}
+
+struct Aliases<'a> {
+    alias: &'a Alias,
+    matching: &'a mut Matching,
+    now: Ticks,
+}
+
+impl Step for Aliases<'_> {
+    #[inline(always)]
+    fn step(&mut self, index: u32) -> bool {
+        let slot = Slot::unpack(learn::read(&self.alias.entry, u64::from(index)));
+        if slot.lives(self.now) {
+            self.matching.add(slot.class);
+        }
+        // Slots fill from the first on.
+        slot.class != 0
+    }
+}

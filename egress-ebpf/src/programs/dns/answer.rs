@@ -1,0 +1,286 @@
+//! Answers of a trusted resolver: what is learned of them.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_NOEXIST},
+    helpers::{bpf_ktime_get_ns, generated::{bpf_map_update_elem, bpf_ringbuf_output}},
+};
+use egress_ebpf::{
+    abi::{
+        ANSWER_MAX, AddressEntry, Alias, CHAIN_MAX, Config, EVENT_LEARNED, KeyBuffer, LearnCount, LearnedAddress,
+        LearnedEvent, NAME_CLASSES, NameValue, PENDING_LIFE, PROTO_TCP, Pending, PendingKey, SLOTS, Slot, Ticks,
+    },
+    dns::{self, HEADER, MESSAGE_MAX, Work, bytes::{self, opaque}},
+    learn::{self, Outcome},
+    packet::{Fragment, Packet},
+    repeat::{Step, repeat},
+};
+
+use super::{Names, be16, load, scratch, staged};
+use crate::programs::{
+    learn::{Kernel, addresses, count},
+    maps,
+    maps_names::{ALIASES, PENDING},
+    tables::now,
+};
+
+/// Learns from what a trusted resolver sends, UDP or TCP: `cookie` is the receiving socket's, or 0 at an uplink. The
+/// caller has checked that the sender is a resolver which is believed here, and the way that the packet came.
+///
+/// Over TCP one message is learned that fills the packet; one that is spread over several is not.
+#[inline(never)]
+pub fn answer(skb: *mut __sk_buff, config: &'static Config, packet: &Packet, network_offset: u32, cookie: u64) {
+    let mut at = u64::from(network_offset) + u64::from(packet.payload);
+    let end = u64::from(network_offset) + u64::from(packet.end);
+    if packet.proto == PROTO_TCP {
+        if at >= end {
+            return;
+        }
+        if be16(skb, at) != Some(end - at - 2) {
+            count(LearnCount::TooLong);
+            return;
+        }
+        at += 2;
+    }
+    // SAFETY: the context is valid. Of UDP, `gso_size` is set where several datagrams were put together.
+    let merged = packet.proto != PROTO_TCP && unsafe { (*skb).gso_size } != 0;
+    if merged || !matches!(packet.fragment, Fragment::Whole) || at >= end || end - at > MESSAGE_MAX as u64 {
+        count(LearnCount::TooLong);
+        return;
+    }
+    let Some(work) = scratch::claim() else {
+        count(LearnCount::Busy);
+        return;
+    };
+    if load(skb, at, end - at, &mut work.message) {
+        learn(config, packet, work, cookie);
+    }
+    scratch::release(work);
+}
+
+#[inline(always)]
+fn learn(config: &'static Config, packet: &Packet, work: &mut Work, cookie: u64) {
+    let Some(id) = dns::answer_id(&work.message) else {
+        count(LearnCount::Malformed);
+        return;
+    };
+    work.key = PendingKey {
+        cookie,
+        local: packet.destination,
+        resolver: packet.source,
+        local_port: packet.destination_port,
+        resolver_port: packet.source_port,
+        id,
+        proto: packet.proto,
+        pad: 0,
+    };
+    let now = now();
+    let Some(pending) = PENDING.get_ptr(&work.key) else {
+        count(LearnCount::Unasked);
+        return;
+    };
+    // SAFETY: the map's memory stays mapped while the program runs, whatever it holds by then: see `take`.
+    if !take(unsafe { &*pending }, work, now) {
+        return;
+    }
+    let wire_len = u64::from(work.pending.wire_len);
+    let flags = work.pending.flags;
+    if !dns::parse_answer(work, wire_len, flags) {
+        count(LearnCount::Malformed);
+        return;
+    }
+    let rcode = bytes::byte(&work.message.bytes, 3) & 0xf;
+    if rcode != 0 {
+        work.answer.count = 0;
+        work.answer.chain = 0;
+    }
+    let mut left = work.answer.private;
+    while left != 0 && left <= ANSWER_MAX as u64 {
+        count(LearnCount::Private);
+        left -= 1;
+    }
+    let event = &mut work.event;
+    event.kind = EVENT_LEARNED;
+    event.generation = config.generation;
+    // SAFETY: helper 5 reads a clock.
+    event.time = unsafe { bpf_ktime_get_ns() };
+    event.resolver = packet.source;
+    event.resolver_port = packet.source_port;
+    event.rcode = rcode;
+    event.count = work.answer.count as u8;
+    event.refused = (work.answer.refused + work.answer.private) as u8;
+    event.aliases = work.answer.chain as u8;
+    event.pad = [0; 2];
+    count(LearnCount::Answers);
+    let generation = work.pending.generation;
+    repeat(2, &mut Each { live: config, work, generation, now });
+}
+
+/// Takes a query that was remembered, if the answer repeats its question. It is gone then: a second answer to it finds
+/// nothing.
+///
+/// The map may give the entry's memory to another query at any time, once it was deleted by another processor. So what it
+/// holds is copied, and counts only if the ticket was the same before and after, and if this program was who deleted it.
+#[inline(always)]
+fn take(pending: &Pending, work: &mut Work, now: Ticks) -> bool {
+    let ticket = ticket(pending);
+    if now.wrapping_sub(pending.sent) > PENDING_LIFE {
+        count(LearnCount::Unasked);
+        return false;
+    }
+    if !dns::same_question(&work.message, pending, &mut work.differ) {
+        count(LearnCount::OtherQuestion);
+        return false;
+    }
+    work.pending.generation = pending.generation;
+    work.pending.classes = pending.classes;
+    work.pending.flags = pending.flags;
+    work.pending.wire_len = pending.wire_len;
+    copy(&pending.key, &mut work.event.key);
+    if self::ticket(pending) != ticket || PENDING.remove(&work.key).is_err() {
+        count(LearnCount::Unasked);
+        return false;
+    }
+    true
+}
+
+#[inline(always)]
+fn ticket(pending: &Pending) -> u64 {
+    // SAFETY: a valid reference; volatile, so that it is read again.
+    unsafe { (&raw const pending.ticket).read_volatile() }
+}
+
+#[inline(always)]
+fn copy(from: &KeyBuffer, to: &mut KeyBuffer) {
+    let (from, to) = (ptr::from_ref(from).cast::<u64>(), ptr::from_mut(to).cast::<u64>());
+    let mut index = 0;
+    while index < size_of::<KeyBuffer>() / 8 {
+        // SAFETY: both are whole words on multiples of 8. Volatile, or it becomes a call of `memcpy`.
+        unsafe { to.add(index).write_volatile(from.add(index).read_volatile()) };
+        index += 1;
+    }
+}
+
+/// Learns into the live generation, then into the one that is being staged.
+struct Each<'a> {
+    live: &'static Config,
+    work: &'a mut Work,
+    generation: u32,
+    now: Ticks,
+}
+
+impl Step for Each<'_> {
+    #[inline(always)]
+    fn step(&mut self, index: u32) -> bool {
+        let config = if index == 0 {
+            self.live
+        } else {
+            let Some(staged) = staged(self.live) else { return false };
+            staged
+        };
+        let work = &mut *self.work;
+        if config.generation == self.generation {
+            work.matching.classes = work.pending.classes;
+            work.matching.flags = work.pending.flags;
+        } else {
+            // The policy was changed since the query left, or is being changed now.
+            work.event.key.set_generation(config.generation);
+            dns::find(&Names, &work.event.key, self.now, &mut work.matching, &mut work.differ);
+        }
+        let private = work.matching.flags & NameValue::PRIVATE != 0;
+        addresses(work, config, private, self.now);
+        let expiry = learn::expiry(self.now, work.answer.ttl as u32, config.min_ttl, config.grace);
+        let flags = work.matching.flags & NameValue::PRIVATE;
+        work.learning.address = 0;
+        work.learning.class = 0;
+        let generation = config.generation;
+        if work.answer.chain != 0 {
+            let turns = (CHAIN_MAX * NAME_CLASSES) as u32 + 8;
+            repeat(turns, &mut Aliases { work: &mut *work, generation, expiry, flags, now: self.now });
+        }
+        if index == 0 {
+            tell(work);
+        }
+        true
+    }
+}
+
+/// Writes the targets of an answer's CNAMEs down.
+struct Aliases<'a> {
+    work: &'a mut Work,
+    generation: u32,
+    expiry: Ticks,
+    flags: u32,
+    now: Ticks,
+}
+
+impl Step for Aliases<'_> {
+    #[inline(always)]
+    fn step(&mut self, _index: u32) -> bool {
+        let at = opaque(self.work.learning.address);
+        if at >= self.work.answer.chain || at >= CHAIN_MAX as u64 {
+            return false;
+        }
+        let number = self.work.learning.class;
+        let class = learn::class_at(&self.work.matching.classes, number);
+        // SAFETY: checked right above.
+        let key = unsafe { self.work.chain.get_unchecked_mut(at as usize) };
+        if class == 0 || key.plain == 0 {
+            self.work.learning.address = at + 1;
+            self.work.learning.class = 0;
+            return true;
+        }
+        key.set_generation(self.generation);
+        let slot = Slot { class, expiry: self.expiry };
+        let outcome = alias(key, slot, self.flags, self.now, &mut self.work.learning);
+        match outcome {
+            Outcome::Again => return true,
+            Outcome::SlotsFull | Outcome::MapFull => count(LearnCount::AliasLost),
+            Outcome::Unchanged | Outcome::Extended | Outcome::Added => {}
+        }
+        self.work.learning.class = number + 1;
+        true
+    }
+}
+
+#[inline(always)]
+fn alias(key: &KeyBuffer, slot: Slot, flags: u32, now: Ticks, state: &mut learn::Learning) -> Outcome {
+    // SAFETY: from its generation on a `KeyBuffer` is an alias's key.
+    let alias_key = (&raw const key.generation).cast();
+    let map = ptr::from_ref(&ALIASES).cast_mut().cast();
+    // SAFETY: helper 1 gives null or an entry, whose slots are only used atomically.
+    if let Some(alias) = unsafe { aya_ebpf::helpers::generated::bpf_map_lookup_elem(map, alias_key).cast::<Alias>().as_mut() } {
+        // Private addresses may come by this name only if every name that leads here may have them.
+        if flags == 0 && alias.flags != 0 {
+            alias.flags = 0;
+        }
+        return learn::merge(&Kernel, &alias.entry, slot, now, state);
+    }
+    state.fresh = Alias { entry: AddressEntry { slots: [0; SLOTS] }, flags, pad: 0 };
+    state.fresh.entry.slots[0] = slot.pack();
+    // SAFETY: helper 2 copies a key and a value of the map's sizes.
+    match unsafe { bpf_map_update_elem(map, alias_key, ptr::from_ref(&state.fresh).cast(), u64::from(BPF_NOEXIST)) } {
+        0 => Outcome::Added,
+        -17 => Outcome::Again,
+        _ => Outcome::MapFull,
+    }
+}
+
+/// Sends the event, as long as its addresses.
+#[inline(always)]
+fn tell(work: &mut Work) {
+    work.event.classes = work.matching.classes;
+    let used = opaque(work.answer.count);
+    let used = if used > ANSWER_MAX as u64 { ANSWER_MAX as u64 } else { used };
+    let size = LearnedEvent::HEAD as u64 + used * size_of::<LearnedAddress>() as u64;
+    let events = ptr::from_ref(&maps::EVENTS).cast_mut().cast();
+    // SAFETY: helper 130 copies `size` bytes, which the event has.
+    if unsafe { bpf_ringbuf_output(events, ptr::from_mut(&mut work.event).cast(), size, 0) } != 0 {
+        if let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(1) {
+            // SAFETY: a per-CPU entry. A preemption between the read and the write can lose a count, nothing else.
+            unsafe { *lost += 1 };
+        }
+    }
+    let _ = HEADER;
+}

@@ -1,0 +1,264 @@
+//! Queries to a resolver: which of them may leave, and what is remembered of them.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
+};
+use core::ptr;
+use egress_ebpf::{
+    abi::{Config, LearnCount, NameValue, PENDING_LIFE, PROTO_TCP, PendingKey, RING_SLOTS, RINGS, Ticks},
+    atomic,
+    dns::{self, QUERY_MAX, Work, bytes::opaque},
+    packet::{Fragment, Packet},
+    reason::Reason,
+    repeat::{Step, repeat},
+};
+
+use super::{Names, be16, load, scratch, staged};
+use crate::programs::{
+    learn::count,
+    maps_names::{PENDING, PENDING_RINGS, REFUSED, REFUSED_NAMES, REFUSED_NEXT, RING_HEADS},
+    report::Name,
+    tables::now,
+};
+
+/// Queries that one TCP segment may hold.
+const MESSAGES: u32 = 4;
+
+/// The level of the cgroup that an asker is told by: below it users and containers make cgroups as they like
+/// (`user.slice/user-1000.slice/user@1000.service`, `kubepods.slice/kubepods-burstable.slice/kubepods-pod….slice`).
+const ASKER_LEVEL: i32 = 3;
+
+/// A query that must not leave.
+pub struct Refused {
+    /// [`Reason::NameNotAllowed`] or [`Reason::BadQuery`].
+    pub reason: Reason,
+    /// The name that was asked, where there is one.
+    pub name: Option<&'static Name>,
+}
+
+impl Refused {
+    const BAD: Self = Self { reason: Reason::BadQuery, name: None };
+}
+
+/// Judges what leaves for a resolver, UDP or TCP; `trust_here` says whether the answer will be believed where this hook is,
+/// so that the query is to be remembered. `cookie` is the socket's, or 0 at an uplink.
+///
+/// A datagram is one query. It must be in the buffer's linear part: pages that the sender shares (MSG_ZEROCOPY, splice)
+/// can change after they were judged. A TCP segment is whole queries from its first byte on, or has no payload. One that
+/// holds a message's length alone is refused: two bytes at a time, a stream could say anything.
+///
+/// # Errors
+/// [`Refused`]; with [`Config::QUERIES_ALLOWLISTED`] off, only what is malformed.
+#[inline(never)]
+pub fn query(
+    skb: *mut __sk_buff,
+    config: &Config,
+    packet: &Packet,
+    network_offset: u32,
+    cookie: u64,
+    trust_here: bool,
+) -> Result<(), Refused> {
+    let at = u64::from(network_offset) + u64::from(packet.payload);
+    let end = u64::from(network_offset) + u64::from(packet.end);
+    let tcp = packet.proto == PROTO_TCP;
+    if !matches!(packet.fragment, Fragment::Whole) || at > end {
+        return Err(Refused::BAD);
+    }
+    if tcp {
+        if at == end {
+            return Ok(());
+        }
+    } else {
+        // SAFETY: the context is valid.
+        let (gso, linear) = unsafe { ((*skb).gso_size, u64::from((*skb).data_end) - u64::from((*skb).data)) };
+        let udp = u64::from(network_offset) + u64::from(packet.transport);
+        if gso != 0 || linear < end || be16(skb, udp + 4) != Some(end - udp) {
+            return Err(Refused::BAD);
+        }
+    }
+    let Some(work) = scratch::claim() else {
+        count(LearnCount::Busy);
+        return Err(Refused::BAD);
+    };
+    work.cursor = at;
+    work.end = end;
+    work.refusal = 0;
+    let turns = if tcp { MESSAGES } else { 1 };
+    repeat(turns, &mut Each { skb, config, packet, work: &mut *work, cookie, tcp, trust_here });
+    let mut result = Ok(());
+    if work.refusal == NOT_ALLOWED {
+        result = Err(Refused { reason: Reason::NameNotAllowed, name: refused_name(work) });
+    } else if work.refusal != 0 || work.cursor != end {
+        result = Err(Refused::BAD);
+    }
+    scratch::release(work);
+    result
+}
+
+const BAD: u64 = 1;
+const NOT_ALLOWED: u64 = 2;
+
+struct Each<'a> {
+    skb: *mut __sk_buff,
+    config: &'a Config,
+    packet: &'a Packet,
+    work: &'a mut Work,
+    cookie: u64,
+    tcp: bool,
+    trust_here: bool,
+}
+
+impl Step for Each<'_> {
+    #[inline(always)]
+    fn step(&mut self, _index: u32) -> bool {
+        if self.work.cursor >= self.work.end {
+            return false;
+        }
+        self.work.refusal = BAD;
+        if !self.read() {
+            return false;
+        }
+        self.work.refusal = 0;
+        let now = now();
+        let plain = self.work.pending.key.plain != 0;
+        self.work.matching = dns::Matching::default();
+        if plain {
+            self.find(self.config, now);
+        }
+        if self.config.has(Config::QUERIES_ALLOWLISTED) && !self.work.matching.may_ask() {
+            self.work.refusal = NOT_ALLOWED;
+            return false;
+        }
+        if !self.trust_here || !plain {
+            return true;
+        }
+        if self.work.matching.count == 0 {
+            // The next policy may allow what this one only lets ask; the answer will find the flip done.
+            let Some(staged) = staged(self.config) else { return true };
+            self.find(staged, now);
+            if self.work.matching.count == 0 {
+                return true;
+            }
+        }
+        remember(self.skb, self.packet, self.work, self.cookie, now);
+        true
+    }
+}
+
+impl Each<'_> {
+    /// Reads the next message, and moves the cursor past it.
+    #[inline(always)]
+    fn read(&mut self) -> bool {
+        let mut at = self.work.cursor;
+        let end = self.work.end;
+        let len = if self.tcp {
+            if at + 2 > end {
+                return false;
+            }
+            let Some(len) = be16(self.skb, at) else { return false };
+            at += 2;
+            len
+        } else {
+            end - at
+        };
+        if len > QUERY_MAX || at + len > end || !load(self.skb, at, len, &mut self.work.message) {
+            return false;
+        }
+        self.work.cursor = at + len;
+        dns::question(self.work)
+    }
+
+    #[inline(always)]
+    fn find(&mut self, config: &Config, now: Ticks) {
+        let Work { pending, matching, differ, .. } = &mut *self.work;
+        pending.generation = config.generation;
+        pending.key.set_generation(config.generation);
+        dns::find(&Names, &pending.key, now, matching, differ);
+        if matching.lost != 0 {
+            count(LearnCount::ClassesFull);
+        }
+    }
+}
+
+/// Writes a query down, until its answer comes.
+#[inline(always)]
+fn remember(skb: *mut __sk_buff, packet: &Packet, work: &mut Work, cookie: u64, now: Ticks) {
+    work.key = PendingKey {
+        cookie,
+        local: packet.source,
+        resolver: packet.destination,
+        local_port: packet.source_port,
+        resolver_port: packet.destination_port,
+        id: dns::bytes::be16(&work.message.bytes, 0) as u16,
+        proto: packet.proto,
+        pad: 0,
+    };
+    let ring = dns::ring_of(asker(skb, packet));
+    let Some(ticket) = displace(ring, &work.key, now) else { return };
+    let pending = &mut work.pending;
+    pending.ticket = ticket;
+    pending.sent = now;
+    pending.classes = work.matching.classes;
+    pending.flags = work.matching.flags & NameValue::PRIVATE;
+    count(match PENDING.insert(&work.key, &work.pending, 0) {
+        Ok(()) => LearnCount::Asked,
+        Err(_) => LearnCount::PendingFull,
+    });
+}
+
+/// Takes the next slot of a ring, and what waits in it out of [`PENDING`]. So an asker that floods has room for
+/// [`RING_SLOTS`] queries and pushes out none but its own.
+#[inline(always)]
+fn displace(ring: u32, key: &PendingKey, now: Ticks) -> Option<u64> {
+    // SAFETY: entries of arrays live as long as the program. The head is only used atomically. Of a slot, two programs
+    // write at once only if a thousand others came between them; then a query is forgotten too late, or too early.
+    unsafe {
+        let turn = atomic::fetch_add(RING_HEADS.get_ptr_mut(ring)?, 1);
+        let slot = PENDING_RINGS.get_ptr_mut(ring * RING_SLOTS as u32 + opaque(turn % RING_SLOTS as u64) as u32)?;
+        if (*slot).ticket != 0
+            && let Some(old) = PENDING.get_ptr(&(*slot).key)
+            && (*old).ticket == (*slot).ticket
+        {
+            if now.wrapping_sub((*old).sent) <= PENDING_LIFE {
+                count(LearnCount::Displaced);
+            }
+            let _ = PENDING.remove(&(*slot).key);
+        }
+        let ticket = (turn + 1) * RINGS as u64 + u64::from(ring);
+        (*slot).key = *key;
+        (*slot).ticket = ticket;
+        Some(ticket)
+    }
+}
+
+/// Who asks: its cgroup, or where that is not known (forwarded packets) its address.
+#[inline(always)]
+fn asker(skb: *mut __sk_buff, packet: &Packet) -> u64 {
+    // SAFETY: the context is valid, and helpers 79 and 83 take it.
+    let (own, above) = unsafe { (bpf_skb_cgroup_id(skb), bpf_skb_ancestor_cgroup_id(skb, ASKER_LEVEL)) };
+    if above != 0 {
+        above
+    } else if own != 0 {
+        own
+    } else {
+        packet.source.low
+    }
+}
+
+/// Copies the name that was refused to where it outlives the scratch buffer.
+#[inline(always)]
+fn refused_name(work: &Work) -> Option<&'static Name> {
+    let key = &work.pending.key;
+    // SAFETY: entries of per-CPU arrays live as long as the program. Should eight other refusals come between this and
+    // the event that tells of it, the event tells another name.
+    unsafe {
+        let next = REFUSED_NEXT.get_ptr_mut(0)?;
+        *next = (*next).wrapping_add(1);
+        let name = REFUSED_NAMES.get_ptr_mut(*next % REFUSED)?;
+        ptr::copy_nonoverlapping(key.name.as_ptr().cast::<[u8; 254]>(), &raw mut (*name).bytes, 1);
+        (*name).len = key.len as u16;
+        (*name).hash = key.hash as u32;
+        Some(&*name)
+    }
+}

@@ -1,0 +1,58 @@
+//! The maps of names and of queries on their way.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use egress_ebpf::{
+    abi::{Alias, AliasKey, InnerWildcard, LEARN_COUNTS, NameValue, Pending, PendingKey, RING_SLOTS, RINGS, RingSlot},
+    dns::Work,
+};
+
+use super::report::Name;
+
+/// Data of a name's key: the generation, then the reversed name.
+pub type NameData = [u8; 256];
+
+#[btf_map]
+pub static NAMES: LpmTrie<NameData, NameValue, 65536> = LpmTrie::new();
+
+#[btf_map]
+pub static INNER_WILDCARDS: Array<InnerWildcard, 4096> = Array::new();
+
+/// The names of aliases come from trusted resolvers alone; a full table evicts the one that was not used for longest.
+#[btf_map]
+pub static ALIASES: LruHashMap<AliasKey, Alias, 16384> = LruHashMap::new();
+
+/// As many as all rings together can name, and never evicting: who floods it pushes out its own ring's queries alone.
+#[btf_map]
+pub static PENDING: HashMap<PendingKey, Pending, { RINGS * RING_SLOTS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Ring by ring, the keys of [`PENDING`] in the order in which they came.
+#[btf_map]
+pub static PENDING_RINGS: Array<RingSlot, { RINGS * RING_SLOTS }> = Array::new();
+
+/// How many queries each ring has had.
+#[btf_map]
+pub static RING_HEADS: Array<u64, RINGS> = Array::new();
+
+/// Scratch buffers of one processor: a program that was preempted keeps its own, and softirqs come on top.
+pub const WORKS: u32 = 8;
+
+#[btf_map]
+pub static WORK: PerCpuArray<Work, { WORKS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static LEARN_COUNTERS: PerCpuArray<u64, { LEARN_COUNTS as usize }> = PerCpuArray::new();
+
+/// Names that were refused, for the event that tells of it. Taken in turn, so that a program which is preempted between
+/// the refusal and its event still finds its own.
+pub const REFUSED: u32 = 8;
+
+#[btf_map]
+pub static REFUSED_NAMES: PerCpuArray<Name, { REFUSED as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static REFUSED_NEXT: PerCpuArray<u32, 1> = PerCpuArray::new();

@@ -1,0 +1,192 @@
+//! Names learned by the kernel: what an answer opens.
+
+use egress_ebpf::abi::{
+    CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM, Config, ControlRecord, LearnCount, NEVER, NameValue, SLOTS,
+};
+
+use crate::{
+    kernel::{CLIENT, Kernel, LIVE, PORT, RESOLVER, allow, mapped},
+    wire::{
+        self,
+        Data::{Address, Cname},
+    },
+};
+
+#[test]
+fn answer_to_an_allowed_query_is_learned_once() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "www.example.com", allow(7));
+    assert!(kernel.query(&wire::query(1, "www.example.com")));
+    assert_eq!(kernel.pending(), 1);
+    let answer = wire::answer(1, "www.example.com", &[("www.example.com", 30, Address("198.51.100.1"))]);
+    kernel.answer(&answer);
+    assert_eq!(kernel.classes(LIVE, "198.51.100.1"), [7]);
+    assert_eq!(kernel.pending(), 0);
+    let events = kernel.events();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].0.key.reversed(), b"moc.elpmaxe.www");
+    assert_eq!((events[0].0.classes, events[0].1[0].ttl), ([7, 0, 0, 0], 30));
+    kernel.answer(&answer);
+    assert_eq!((kernel.count(LearnCount::Answers), kernel.count(LearnCount::Unasked)), (1, 1));
+}
+
+#[test]
+fn sixty_four_addresses_of_both_families_are_learned() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "*.example.com", allow(7));
+    let texts: Vec<_> =
+        (0..64).map(|n| if n % 2 == 0 { format!("198.51.100.{n}") } else { format!("2001:db8::{n}") }).collect();
+    let records: Vec<_> = texts.iter().map(|text| ("a.b.example.com", 30, Address(text))).collect();
+    assert!(kernel.query(&wire::query(2, "a.b.example.com")));
+    kernel.answer(&wire::answer(2, "a.b.example.com", &records));
+    assert_eq!(kernel.addresses(), 64);
+    assert!(texts.iter().all(|text| kernel.classes(LIVE, text) == [7]));
+}
+
+#[test]
+fn wildcards_inside_a_label_match_within_it() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "*.blob.example", NameValue { inner_first: 3, inner_count: 2, ..NameValue::default() });
+    kernel.inner(3, 5, "md-", "");
+    kernel.inner(4, 6, "um", "x9");
+    for (name, allowed) in [
+        ("md-a.blob.example", true),
+        ("MD-a.blob.example", true),
+        ("md-.blob.example", false),
+        ("a.md-a.blob.example", false),
+        ("mx-a.blob.example", false),
+        ("umx9.blob.example", false),
+        ("um1x9.blob.example", true),
+        ("um1x8.blob.example", false),
+        ("blob.example", false),
+        ("xmd-a.blob.example", false),
+        ("md-0123456789012345678901234567890123456789.blob.example", true),
+    ] {
+        assert_eq!(kernel.query(&wire::query(3, name)), allowed, "{name}");
+    }
+}
+
+#[test]
+fn chain_counts_for_the_name_asked_and_its_targets_may_be_asked() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "shop.example", allow(7));
+    kernel.name(LIVE, "a.cdn.test", allow(9));
+    assert!(!kernel.query(&wire::query(4, "edge.cdn.test")));
+    assert!(kernel.query(&wire::query(4, "shop.example")));
+    kernel.answer(&wire::answer(
+        4,
+        "shop.example",
+        &[
+            ("shop.example", 300, Cname("a.cdn.test")),
+            ("a.cdn.test", 20, Cname("edge.cdn.test")),
+            ("edge.cdn.test", 60, Address("198.51.100.1")),
+            ("other.cdn.test", 60, Address("198.51.100.66")),
+        ],
+    ));
+    assert_eq!(kernel.classes(LIVE, "198.51.100.1"), [7]);
+    assert_eq!(kernel.addresses(), 1);
+    assert_eq!(kernel.events()[0].1[0].ttl, 20);
+    // One query at a time: the target has its own class and the one of the name that leads to it.
+    assert!(kernel.query(&wire::query(5, "Edge.CDN.test")));
+    assert!(kernel.query(&wire::query(6, "a.cdn.test")));
+    kernel.answer(&wire::answer(6, "a.cdn.test", &[("a.cdn.test", 60, Address("198.51.100.2"))]));
+    assert_eq!(kernel.classes(LIVE, "198.51.100.2"), [9, 7]);
+}
+
+#[test]
+fn uncompressed_owners_are_followed() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "shop.example", allow(7));
+    let query = wire::query(4, "shop.example");
+    assert!(kernel.query(&query));
+    let (shop, cdn) = (wire::wire_name("SHOP.example"), wire::wire_name("cdn.test"));
+    kernel.answer(&wire::raw_answer(
+        &query,
+        &[
+            wire::record(&shop, 5, 1, 60, &cdn),
+            wire::record(&cdn, 1, 1, 0xffff_ffff, &[198, 51, 100, 1]),
+            wire::record(&shop, 1, 1, 60, &[198, 51, 100, 2]),
+        ],
+    ));
+    assert_eq!((kernel.classes(LIVE, "198.51.100.1"), kernel.addresses()), (vec![7], 1));
+    // RFC 2181, 8: a TTL with its top bit set is 0.
+    assert_eq!(kernel.events()[0].1[0].ttl, 0);
+}
+
+#[test]
+fn classes_with_the_same_ports_share_a_slot_and_the_later_expiry_counts() {
+    let mut kernel = Kernel::load();
+    for class in 1..=10 {
+        kernel.class(class, class);
+    }
+    kernel.class(11, 1);
+    let record = |class, expiry| ControlRecord { address: mapped("198.51.100.1"), class, expiry };
+    let far = 1 << 30;
+    let (result, results) = kernel.control(CONTROL_LEARN, LIVE, &[record(1, far), record(1, far), record(1, far + 1)]);
+    assert_eq!((result, results), (0, [1, 1, 1, 0, 0, 0]));
+    assert_eq!(kernel.control(CONTROL_LEARN, LIVE, &[record(11, far), record(11, NEVER)]).1, [1, 1, 0, 0, 0, 0]);
+    assert_eq!(kernel.classes(LIVE, "198.51.100.1"), [11]);
+    let more: Vec<_> = (2..=10).map(|class| record(class, far)).collect();
+    assert_eq!(kernel.control(CONTROL_LEARN, LIVE, &more).1, [0, 0, 7, 2, 0, 0]);
+    assert_eq!(kernel.classes(LIVE, "198.51.100.1").len(), SLOTS);
+}
+
+#[test]
+fn only_dead_entries_are_reclaimed() {
+    let kernel = Kernel::load();
+    let record = |address, expiry| ControlRecord { address: mapped(address), class: 1, expiry };
+    let all = [record("198.51.100.1", 0), record("2001:db8::1", 0), record("198.51.100.2", NEVER)];
+    assert_eq!(kernel.control(CONTROL_LEARN, LIVE, &all).1, [0, 0, 3, 0, 0, 0]);
+    assert_eq!(kernel.control(CONTROL_RECLAIM, LIVE, &all).1[..2], [2, 1]);
+    assert_eq!((kernel.addresses(), kernel.classes(LIVE, "198.51.100.2")), (1, vec![1]));
+}
+
+#[test]
+fn control_refuses_what_it_does_not_know() {
+    let kernel = Kernel::load();
+    assert_eq!(kernel.control(99, LIVE, &[]).0, 22);
+    assert_eq!(kernel.control(CONTROL_FLIP, 0, &[]).0, 22);
+    assert!(kernel.query(&wire::query(1, "a.example")) == false && kernel.addresses() == 0);
+}
+
+#[test]
+fn staged_generation_learns_before_the_flip() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "www.example.com", allow(7));
+    kernel.name(LIVE + 1, "www.example.com", allow(8));
+    kernel.name(LIVE + 2, "www.example.com", allow(9));
+    let flags = Config::ENFORCE | Config::QUERIES_ALLOWLISTED;
+    let next = |generation| Config { generation, flags, min_ttl: 56, grace: 838, ..Config::default() };
+    kernel.config(next(LIVE + 1));
+    assert!(kernel.query(&wire::query(1, "www.example.com")));
+    kernel.answer(&wire::answer(1, "www.example.com", &[("www.example.com", 30, Address("198.51.100.1"))]));
+    assert_eq!(kernel.classes(LIVE, "198.51.100.1"), [7]);
+    assert_eq!(kernel.classes(LIVE + 1, "198.51.100.1"), [8]);
+    // Two flips between a query and its answer.
+    assert!(kernel.query(&wire::query(2, "www.example.com")));
+    assert_eq!(kernel.control(CONTROL_FLIP, LIVE + 1, &[]).0, 0);
+    kernel.config(next(LIVE + 2));
+    assert_eq!(kernel.control(CONTROL_FLIP, LIVE + 2, &[]).0, 0);
+    kernel.answer(&wire::answer(2, "www.example.com", &[("www.example.com", 30, Address("198.51.100.2"))]));
+    assert_eq!(kernel.classes(LIVE + 2, "198.51.100.2"), [9]);
+}
+
+#[test]
+fn tcp_segments_hold_whole_messages() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "www.example.com", allow(7));
+    let framed = |message: &[u8]| [&(message.len() as u16).to_be_bytes(), message].concat();
+    let sends = |payload: &[u8]| kernel.run("socket_egress", &wire::tcp(CLIENT, PORT, RESOLVER, 53, payload), 1).0 == 1;
+    let (good, bad) = (framed(&wire::query(1, "www.example.com")), framed(&wire::query(2, "evil.test")));
+    assert!(sends(&[]));
+    assert!(sends(&good));
+    assert!(sends(&[good.clone(), good.clone()].concat()));
+    assert!(!sends(&bad));
+    assert!(!sends(&[good.clone(), bad].concat()));
+    assert!(!sends(&good[..2]));
+    assert!(!sends(&good[..good.len() - 1]));
+    assert!(!sends(&good[2..]));
+    let answer = wire::answer(1, "www.example.com", &[("www.example.com", 30, Address("198.51.100.1"))]);
+    kernel.run("socket_ingress", &wire::tcp(RESOLVER, 53, CLIENT, PORT, &framed(&answer)), 1);
+    assert_eq!(kernel.classes(LIVE, "198.51.100.1"), [7]);
+}
