@@ -1,13 +1,13 @@
 //! The object, loaded, with its maps.
 
-use std::{
-    net::IpAddr,
-
-};
+use std::net::IpAddr;
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf, lpm_trie::{Key, LpmTrie}},
+    maps::{
+        Array, HashMap, MapData, PerCpuArray, RingBuf,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{CgroupSkb, SchedClassifier, TestRun, TestRunOptions},
 };
 use egress_ebpf::abi::{self, *};

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query, ResponseCode},
-    rr::{Name, RData, Record, RecordType, rdata::{A, AAAA, CNAME}},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, AAAA, CNAME},
+    },
     serialize::binary::BinEncodable,
 };
 
