@@ -163,9 +163,7 @@ impl Records<'_> {
     /// Takes a CNAME's target as the name to look for.
     #[inline(always)]
     fn follow(&mut self, data: u64, data_len: u64, ttl: u64, on_chain: bool) -> bool {
-        if !self.expand(data)
-            || self.work.labels.end != data + data_len
-        {
+        if !self.expand(data) || self.work.labels.end != data + data_len {
             return false;
         }
         if !on_chain {

@@ -2,7 +2,7 @@
 
 use super::{bytes::opaque, name};
 use crate::{
-    abi::{Alias, InnerWildcard, INNER_MAX, KeyBuffer, NAME_CLASSES, NameValue, SLOTS, Slot, Ticks},
+    abi::{Alias, INNER_MAX, InnerWildcard, KeyBuffer, NAME_CLASSES, NameValue, SLOTS, Slot, Ticks},
     learn,
     repeat::{Step, repeat},
 };

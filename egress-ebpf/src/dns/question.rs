@@ -95,7 +95,10 @@ pub fn same_question(message: &Message, pending: &Pending, differ: &mut u64) -> 
         return false;
     }
     *differ = 1;
-    repeat(QUESTION_MAX as u32 / 8, &mut Same { message: &message.bytes, question: &pending.question, wire_len, differ });
+    repeat(
+        QUESTION_MAX as u32 / 8,
+        &mut Same { message: &message.bytes, question: &pending.question, wire_len, differ },
+    );
     *differ == 0
 }
 
@@ -114,7 +117,8 @@ impl<const N: usize> Step for Same<'_, N> {
             return false;
         }
         let mask = super::bytes::low_bytes(self.wire_len - done);
-        *self.differ = (super::bytes::word(self.message, HEADER + done) ^ super::bytes::word(self.question, done)) & mask;
+        *self.differ =
+            (super::bytes::word(self.message, HEADER + done) ^ super::bytes::word(self.question, done)) & mask;
         *self.differ == 0
     }
 }

@@ -1,1 +1,61 @@
+//! Slots and expiries.
 
+use std::{cell::RefCell, collections::HashMap};
+
+use super::{Addresses, DELETING, Inserted, Learning, Outcome, bury, expiry, learn};
+use crate::abi::{Address, AddressEntry, NEVER, SLOTS, Slot};
+
+#[derive(Default)]
+struct Table(RefCell<HashMap<Address, &'static AddressEntry>>);
+
+impl Addresses for Table {
+    fn entry(&self, address: &Address, _generation: u32) -> Option<&AddressEntry> {
+        self.0.borrow().get(address).copied()
+    }
+
+    fn insert(&self, address: &Address, _generation: u32, entry: &AddressEntry) -> Inserted {
+        self.0.borrow_mut().insert(*address, Box::leak(Box::new(*entry)));
+        Inserted::Yes
+    }
+
+    fn ports_id(&self, class: u32) -> u32 {
+        class % 100
+    }
+}
+
+const NOW: u32 = 1000;
+
+#[test]
+fn expiry_is_never_short_and_never_never() {
+    assert_eq!(expiry(NOW, 0, 0, 0), NOW + 1);
+    assert_eq!(expiry(NOW, 1, 0, 0), NOW + 2);
+    assert_eq!(expiry(NOW, 1, 56, 838), NOW + 1 + 56 + 838);
+    assert_eq!(expiry(NOW, 3600, 56, 838), NOW + 1 + 3353 + 838);
+    assert_eq!(expiry(u32::MAX - 2, u32::MAX, 0, u32::MAX), NEVER - 1);
+}
+
+#[test]
+fn dead_slots_are_used_again_and_full_ones_are_not() {
+    let table = Table::default();
+    let mut put = |class, expiry| learn(&table, &[1; 16], 1, Slot { class, expiry }, NOW, &mut Learning::default());
+    assert_eq!(put(1, NOW), Outcome::Added);
+    for class in 2..=SLOTS as u32 {
+        assert_eq!(put(class, NOW + 5), Outcome::Added);
+    }
+    assert_eq!(put(9, NOW + 5), Outcome::Added, "in the slot that was dead from the start");
+    assert_eq!(put(10, NOW + 5), Outcome::SlotsFull);
+    assert_eq!(put(102, NOW + 4), Outcome::Unchanged, "shares the ports of class 2");
+    assert_eq!(put(102, NOW + 6), Outcome::Extended);
+}
+
+#[test]
+fn entry_that_is_being_deleted_is_not_written() {
+    let table = Table::default();
+    let mut put = |class, expiry| learn(&table, &[1; 16], 1, Slot { class, expiry }, NOW, &mut Learning::default());
+    assert_eq!(put(1, NOW), Outcome::Added);
+    let entry = table.0.borrow()[&[1; 16]];
+    assert!(bury(entry, NOW));
+    assert_eq!(super::read(entry, 0), Slot { class: DELETING, expiry: 0 }.pack());
+    assert_eq!(put(1, NOW + 5), Outcome::Again);
+    assert!(!bury(entry, NOW), "twice");
+}

@@ -128,8 +128,7 @@ impl Step for Each<'_> {
         }
         found.expiry = learn::expiry(self.now, found.ttl, self.min_ttl, self.grace);
         let slot = Slot { class, expiry: found.expiry };
-        let outcome =
-            learn::learn(&Kernel, &found.address, self.generation, slot, self.now, &mut self.work.learning);
+        let outcome = learn::learn(&Kernel, &found.address, self.generation, slot, self.now, &mut self.work.learning);
         if let Outcome::Again = outcome {
             return true;
         }
@@ -170,7 +169,10 @@ fn run(skb: *mut __sk_buff) -> i32 {
             work.end = u64::from(header.count);
             work.results = [0; 6];
             let (command, generation) = (header.command, header.generation);
-            repeat(CONTROL_RECORDS as u32 + AGAIN, &mut Records { skb, work: &mut *work, now: now(), command, generation });
+            repeat(
+                CONTROL_RECORDS as u32 + AGAIN,
+                &mut Records { skb, work: &mut *work, now: now(), command, generation },
+            );
             work.results[5] = (work.end - work.cursor) as u32;
             let results = &work.results;
             // SAFETY: helper 9 copies the results into the buffer.

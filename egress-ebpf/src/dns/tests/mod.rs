@@ -1,1 +1,131 @@
+//! The parsers on the host, against hickory-proto.
 
+use hickory_proto::{
+    op::{Message as Reference, MessageType, OpCode, Query},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, CNAME},
+    },
+    serialize::binary::BinEncodable,
+};
+use proptest::prelude::*;
+
+use super::{Work, answer_id, is_private, parse_answer, question, same_question};
+use crate::abi::mapped;
+
+fn work(message: &[u8]) -> Box<Work> {
+    // SAFETY: every field is an integer or an array of them, for which zeros are a value.
+    let mut work: Box<Work> = unsafe { Box::new_zeroed().assume_init() };
+    load(&mut work, message);
+    work
+}
+
+fn load(work: &mut Work, message: &[u8]) {
+    work.message.bytes[..message.len()].copy_from_slice(message);
+    work.message.len = message.len() as u64;
+}
+
+fn query(name: &str) -> Vec<u8> {
+    let mut message = Reference::new(7, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    message.to_bytes().unwrap()
+}
+
+/// Reads a query, then an answer to it, as the programs do; `None` where either is refused.
+fn learned(query: &[u8], answer: &[u8]) -> Option<Vec<([u8; 16], u32)>> {
+    let mut work = work(query);
+    if !question(&mut work) {
+        return None;
+    }
+    work.event.key = work.pending.key;
+    load(&mut work, answer);
+    answer_id(&work.message)?;
+    let Work { message, pending, differ, .. } = &mut *work;
+    if !same_question(message, pending, differ) {
+        return None;
+    }
+    let wire_len = u64::from(work.pending.wire_len);
+    parse_answer(&mut work, wire_len, 0).then(|| {
+        let count = work.answer.count as usize;
+        work.event.addresses[..count].iter().map(|found| (found.address, found.ttl)).collect()
+    })
+}
+
+fn label() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9_][a-zA-Z0-9_-]{0,18}[a-zA-Z0-9]"
+}
+
+proptest! {
+    #[test]
+    fn key_is_the_name_reversed_in_lower_case(labels in proptest::collection::vec(label(), 1..8)) {
+        let name = labels.join(".");
+        let mut work = work(&query(&format!("{name}.")));
+        prop_assert!(question(&mut work));
+        let expected: Vec<u8> = name.to_ascii_lowercase().bytes().rev().collect();
+        let key = &work.pending.key;
+        prop_assert_eq!((key.reversed(), key.plain, key.first), (&expected[..], 1, labels[0].len() as u64));
+        prop_assert!(key.name[expected.len()..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn chain_and_addresses_are_what_was_encoded(
+        names in proptest::collection::vec(proptest::collection::vec(label(), 1..5), 1..8),
+        addresses in proptest::collection::vec((any::<[u8; 3]>(), 0_u32..0x8000_0000), 0..30),
+        ttls in proptest::collection::vec(0_u32..0x8000_0000, 8),
+    ) {
+        let name = |n: usize| Name::from_ascii(format!("{}.n{n}.", names[n].join("."))).unwrap();
+        let mut message = Reference::new(7, MessageType::Response, OpCode::Query);
+        message.add_query(Query::query(name(0), RecordType::A));
+        let mut least = u32::MAX;
+        for n in 1..names.len() {
+            message.add_answer(Record::from_rdata(name(n - 1), ttls[n], RData::CNAME(CNAME(name(n)))));
+            least = least.min(ttls[n]);
+        }
+        let mut expected = Vec::new();
+        for (bytes, ttl) in addresses {
+            let address = [198, bytes[0], bytes[1], bytes[2]];
+            message.add_answer(Record::from_rdata(name(names.len() - 1), ttl, RData::A(A(address.into()))));
+            expected.push((mapped(address), ttl.min(least)));
+        }
+        let query = query(&name(0).to_ascii());
+        prop_assert_eq!(learned(&query, &message.to_bytes().unwrap()), Some(expected));
+    }
+
+    #[test]
+    fn any_bytes_are_read_within_bounds(bytes in proptest::collection::vec(any::<u8>(), 0..600), cut in 0_usize..64) {
+        let _ = question(&mut work(&bytes));
+        let query = query("www.example.com.");
+        let mut answer = query.clone();
+        answer[2] = 0x81;
+        answer[7] = 20;
+        answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 198, 51, 100, 1]);
+        answer.extend_from_slice(&bytes);
+        answer.truncate(answer.len() - cut.min(bytes.len()));
+        let _ = learned(&query, &answer);
+    }
+}
+
+#[test]
+fn public_neighbours_of_private_ranges_are_public() {
+    for public in [
+        "1.0.0.0",
+        "9.255.255.255",
+        "11.0.0.0",
+        "100.63.255.255",
+        "100.128.0.0",
+        "126.255.255.255",
+        "128.0.0.0",
+        "169.253.255.255",
+        "169.255.0.0",
+        "172.15.255.255",
+        "172.32.0.0",
+        "192.167.255.255",
+        "192.169.0.0",
+        "223.255.255.255",
+    ] {
+        assert!(!is_private(&mapped(public.parse::<std::net::Ipv4Addr>().unwrap().octets())), "{public}");
+    }
+    for public in ["2001:db8::1", "fbff::1", "fe00::1", "64:ff9b::c633:6401"] {
+        assert!(!is_private(&public.parse::<std::net::Ipv6Addr>().unwrap().octets()), "{public}");
+    }
+}

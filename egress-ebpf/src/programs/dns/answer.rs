@@ -4,14 +4,20 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_NOEXIST},
-    helpers::{bpf_ktime_get_ns, generated::{bpf_map_update_elem, bpf_ringbuf_output}},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_map_update_elem, bpf_ringbuf_output},
+    },
 };
 use egress_ebpf::{
     abi::{
         ANSWER_MAX, AddressEntry, Alias, CHAIN_MAX, Config, EVENT_LEARNED, KeyBuffer, LearnCount, LearnedAddress,
         LearnedEvent, NAME_CLASSES, NameValue, PENDING_LIFE, PROTO_TCP, Pending, PendingKey, SLOTS, Slot, Ticks,
     },
-    dns::{self, HEADER, MESSAGE_MAX, Work, bytes::{self, opaque}},
+    dns::{
+        self, HEADER, MESSAGE_MAX, Work,
+        bytes::{self, opaque},
+    },
     learn::{self, Outcome},
     packet::{Fragment, Packet},
     repeat::{Step, repeat},
@@ -250,7 +256,9 @@ fn alias(key: &KeyBuffer, slot: Slot, flags: u32, now: Ticks, state: &mut learn:
     let alias_key = (&raw const key.generation).cast();
     let map = ptr::from_ref(&ALIASES).cast_mut().cast();
     // SAFETY: helper 1 gives null or an entry, whose slots are only used atomically.
-    if let Some(alias) = unsafe { aya_ebpf::helpers::generated::bpf_map_lookup_elem(map, alias_key).cast::<Alias>().as_mut() } {
+    if let Some(alias) =
+        unsafe { aya_ebpf::helpers::generated::bpf_map_lookup_elem(map, alias_key).cast::<Alias>().as_mut() }
+    {
         // Private addresses may come by this name only if every name that leads here may have them.
         if flags == 0 && alias.flags != 0 {
             alias.flags = 0;
