@@ -1,4 +1,7 @@
 //! cgroup_skb: every packet of every socket below the governed cgroup, in every network namespace.
+//!
+//! Each step is a function with a stack frame of its own, given back before the next one: a program has 512 bytes for all
+//! frames of a call chain, and the DNS message takes most of them.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
@@ -8,8 +11,8 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{
-        Config, Flow, HOOK_CGROUP_EGRESS, LEARN_AT_CGROUP, LEARN_BY_LOOPBACK, ORIGIN_IN, ORIGIN_NONE, PROTO_TCP,
-        PROTO_UDP, Process, ResolverKey, SocketState, ZONE_SOCKET,
+        Address, Config, Flow, HOOK_CGROUP_EGRESS, LEARN_AT_CGROUP, LEARN_BY_LOOPBACK, ORIGIN_IN, ORIGIN_NONE,
+        PROTO_TCP, PROTO_UDP, Process, ResolverKey, ZONE_SOCKET,
     },
     decision::{self, Sender, SocketKind, Tables, Verdict},
     packet::{Fragment, Packet},
@@ -17,7 +20,8 @@ use egress_ebpf::{
 };
 
 use super::{
-    dns, global, maps, report,
+    dns, global, maps,
+    report::{self, Refused},
     skb::socket,
     sockets,
     tables::{Kernel, live, now},
@@ -37,18 +41,34 @@ const SOCK_DGRAM: u32 = 2;
 pub fn socket_egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(config) = live() else { return DROP };
-    match global::parse(skb, 0) {
-        Ok(packet) => judge(skb, config, &packet),
-        Err(reason) => refuse(skb, config, &Packet::UNKNOWN, Verdict::plain(reason), None, None),
+    let packet = match global::parse(skb, 0) {
+        Ok(packet) => packet,
+        Err(reason) => return refuse(skb, config, &Packet::UNKNOWN, &Refused::plain(reason)),
+    };
+    let verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet));
+    let mut refused = Refused::plain(verdict.reason);
+    if matches!(verdict.reason, Reason::Dns) {
+        // SAFETY: the context is valid, and helper 46 takes it.
+        let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+        let trust_here = believes(skb, config, &packet.destination, packet.destination_port);
+        let asked = dns::Asked { network_offset: 0, cookie, trust_here };
+        if let Err(bad) = dns::query(skb, config, &packet, &asked) {
+            refused = bad;
+        }
     }
+    if refused.reason.passes() {
+        // SAFETY: the context is valid.
+        report::count(&verdict, unsafe { (*skb).len });
+        return PASS;
+    }
+    refuse(skb, config, &packet, &refused)
 }
 
+/// Decides, and writes down what the decision asks to be remembered.
 #[inline(always)]
-fn judge(skb: *mut __sk_buff, config: &'static Config, packet: &Packet) -> i32 {
-    let Some(sk) = socket(skb) else {
-        // The hook runs for full sockets only.
-        return refuse(skb, config, packet, Verdict::plain(Reason::Malformed), None, None);
-    };
+pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
+    // The hook runs for full sockets only.
+    let Some(sk) = socket(skb) else { return Verdict::plain(Reason::Malformed) };
     // SAFETY: the context is valid, and helper 46 takes it.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     // SAFETY: `sk` is a full socket, `skb` the context.
@@ -57,30 +77,16 @@ fn judge(skb: *mut __sk_buff, config: &'static Config, packet: &Packet) -> i32 {
     let state = sockets::state(sk);
     let now = now();
     let about_arrival = |error: &Packet| global::is_about_arrival(skb, 0, error);
-    let mut verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
-    let mut name = None;
-    if matches!(verdict.reason, Reason::Dns) {
-        let trusted = believes(config, &packet.destination, packet.destination_port, state.as_deref(), loopback);
-        match dns::query(skb, config, packet, 0, cookie, trusted) {
-            Ok(()) => {}
-            Err(refused) => {
-                verdict = Verdict::plain(refused.reason);
-                name = refused.name;
-            }
+    let verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
+    if verdict.reason.passes() {
+        if let Fragment::First = packet.fragment {
+            maps::remember_fragment(packet, ZONE_SOCKET, now);
+        }
+        if verdict.remember != ORIGIN_NONE {
+            sockets::remember(sk, cookie, packet, &verdict, config.generation, now, state);
         }
     }
-    if !verdict.reason.passes() {
-        return refuse(skb, config, packet, verdict, state.as_deref(), name);
-    }
-    // SAFETY: the context is valid.
-    report::count(&verdict, unsafe { (*skb).len });
-    if let Fragment::First = packet.fragment {
-        let _ = maps::FRAGMENTS.insert(&decision::fragment_key(packet, ZONE_SOCKET), &now, 0);
-    }
-    if verdict.remember != ORIGIN_NONE {
-        sockets::remember(sk, cookie, packet, &verdict, config.generation, now, state);
-    }
-    PASS
+    verdict
 }
 
 #[inline(always)]
@@ -93,44 +99,35 @@ unsafe fn kind(sk: *mut bpf_sock) -> SocketKind {
     }
 }
 
-/// Whether an answer from this resolver to this socket may teach.
-#[inline(always)]
-fn believes(
-    config: &Config,
-    resolver: &egress_ebpf::abi::Address,
-    port: u16,
-    state: Option<&SocketState>,
-    loopback: bool,
-) -> bool {
+/// Whether an answer from this resolver to this packet's socket may teach.
+#[inline(never)]
+fn believes(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16) -> bool {
     let key = ResolverKey { generation: config.generation, address: *resolver, port, pad: 0 };
     let Some(trust) = Kernel.resolver(&key) else { return false };
-    // A namespace of a workload's own making has a resolver of its own making.
-    let namespace = config.teaching_netns == 0 || state.is_some_and(|state| state.netns == config.teaching_netns);
+    if trust & LEARN_AT_CGROUP == 0 {
+        return false;
+    }
     // By loopback only a resolver of this node answers; anyone with a raw socket can write what arrives there.
-    let arrival = !loopback || trust & LEARN_BY_LOOPBACK != 0;
-    trust & LEARN_AT_CGROUP != 0 && namespace && arrival
+    // SAFETY: the context is valid.
+    if unsafe { (*skb).ifindex } == LOOPBACK_IFINDEX && trust & LEARN_BY_LOOPBACK == 0 {
+        return false;
+    }
+    // A namespace of a workload's own making has a resolver of its own making.
+    config.teaching_netns == 0
+        || socket(skb).and_then(sockets::state).is_some_and(|state| state.netns == config.teaching_netns)
 }
 
 #[inline(never)]
-fn refuse(
-    skb: *mut __sk_buff,
-    config: &Config,
-    packet: &Packet,
-    verdict: Verdict,
-    state: Option<&SocketState>,
-    name: Option<&'static report::Name>,
-) -> i32 {
+fn refuse(skb: *mut __sk_buff, config: &Config, packet: &Packet, refused: &Refused) -> i32 {
     // SAFETY: the context is valid, and helper 79 takes it.
     let (bytes, ifindex, cgroup) = unsafe { ((*skb).len, (*skb).ifindex, bpf_skb_cgroup_id(skb)) };
-    report::count(&verdict, bytes);
-    let sender = report::Sender {
-        hook: HOOK_CGROUP_EGRESS,
-        ifindex,
-        cgroup,
-        netns: state.map_or(0, |state| state.netns),
-        process: state.map_or(Process { pid: 0, uid: 0, comm: [0; 16] }, |state| state.creator),
+    report::count(&Verdict::plain(refused.reason), bytes);
+    let (netns, process) = match socket(skb).and_then(sockets::state) {
+        Some(state) => (state.netns, state.creator),
+        None => (0, Process { pid: 0, uid: 0, comm: [0; 16] }),
     };
-    report::refused(config, packet, verdict.reason, &sender, bytes, name);
+    let sender = report::Sender { hook: HOOK_CGROUP_EGRESS, bytes, ifindex, cgroup, netns, process };
+    report::refused(config, packet, refused, &sender);
     if config.has(Config::ENFORCE) { DROP } else { PASS }
 }
 
@@ -138,28 +135,28 @@ fn refuse(
 #[cgroup_skb]
 pub fn socket_ingress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
-    if let Some(config) = live() {
-        if let Ok(packet) = global::parse(skb, 0) {
-            arrive(skb, config, &packet);
-        }
+    let Some(config) = live() else { return PASS };
+    let Ok(packet) = global::parse(skb, 0) else { return PASS };
+    if packet.proto != PROTO_TCP && packet.proto != PROTO_UDP {
+        return PASS;
     }
+    if (packet.source_port == 53 || config.has(Config::RESOLVER_PORTS))
+        && believes(skb, config, &packet.source, packet.source_port)
+    {
+        // SAFETY: the context is valid, and helper 46 takes it.
+        let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+        dns::answer(skb, config, &packet, 0, cookie);
+    }
+    arrive(skb, config, &packet);
     PASS
 }
 
-#[inline(always)]
-fn arrive(skb: *mut __sk_buff, config: &'static Config, packet: &Packet) {
-    if packet.proto != PROTO_TCP && packet.proto != PROTO_UDP {
-        return;
-    }
+#[inline(never)]
+fn arrive(skb: *mut __sk_buff, config: &Config, packet: &Packet) {
     let Some(sk) = socket(skb) else { return };
     // SAFETY: the context is valid, and helper 46 takes it.
     let (cookie, loopback) = unsafe { (bpf_get_socket_cookie(skb.cast()), (*skb).ifindex == LOOPBACK_IFINDEX) };
     let state = sockets::state(sk);
-    if (packet.source_port == 53 || config.has(Config::RESOLVER_PORTS))
-        && believes(config, &packet.source, packet.source_port, state.as_deref(), loopback)
-    {
-        dns::answer(skb, config, packet, 0, cookie);
-    }
     let origin = decision::arrives_at_socket(&Kernel, packet, cookie, loopback, state.as_deref());
     if origin != ORIGIN_IN {
         return;

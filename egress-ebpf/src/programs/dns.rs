@@ -16,7 +16,7 @@ use egress_ebpf::{
 
 pub use answer::answer;
 #[allow(unused_imports, reason = "the hooks name it where they keep it")]
-pub use query::{Refused, query};
+pub use query::{Asked, query};
 
 use super::{maps, maps_names};
 

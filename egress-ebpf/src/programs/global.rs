@@ -10,8 +10,10 @@ use egress_ebpf::{
 };
 
 use super::{
+    cgroup_skb,
     skb::{Copied, Direct},
     tables::Kernel,
+    uplink,
 };
 
 /// Parses the IP packet whose network header is at `offset`.
@@ -76,4 +78,31 @@ pub extern "C" fn egress_policy(config: *const Config, destination: *const Desti
         return Verdict::plain(Reason::NoPolicy).pack();
     };
     decision::policy(&Kernel, config, destination, now).pack()
+}
+
+/// [`cgroup_skb::judge`], packed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn egress_judge_socket(skb: *mut __sk_buff, config: *const Config, packet: *const Packet) -> u64 {
+    // SAFETY: null or valid, as the verifier makes sure; a null is refused.
+    let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) else {
+        return Verdict::plain(Reason::NoPolicy).pack();
+    };
+    cgroup_skb::judge(skb, config, packet).pack()
+}
+
+/// [`uplink::judge`], packed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn egress_judge_uplink(
+    skb: *mut __sk_buff,
+    config: *const Config,
+    packet: *const Packet,
+    offset: u32,
+) -> u64 {
+    // SAFETY: null or valid, as the verifier makes sure; a null is refused.
+    let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) else {
+        return Verdict::plain(Reason::NoPolicy).pack();
+    };
+    uplink::judge(skb, config, packet, offset).pack()
 }

@@ -10,6 +10,8 @@ use egress_ebpf::{
         AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, DropFold, DropKey, Flow, FlowKey, FragmentKey,
         GrantEntry, Hits, PeerKey, ResolverKey, ResolverTrust, SocketState, Ticks,
     },
+    decision::fragment_key,
+    packet::Packet,
     reason::REASONS,
 };
 
@@ -81,3 +83,10 @@ pub static EVENTS_LOST: PerCpuArray<u64, 2> = PerCpuArray::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<[u8; 8], 1048576> = RingBuf::new();
+
+/// Remembers that the first fragment of a datagram passed.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+pub fn remember_fragment(packet: &Packet, zone: u8, now: Ticks) {
+    let _ = FRAGMENTS.insert(&fragment_key(packet, zone), &now, 0);
+}

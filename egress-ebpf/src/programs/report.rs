@@ -16,6 +16,8 @@ use super::{maps, tables::now};
 pub struct Sender {
     /// One of the `HOOK_*` values.
     pub hook: u8,
+    /// Bytes, from the network header on; 0 for a system call.
+    pub bytes: u32,
     /// The interface, or 0.
     pub ifindex: u32,
     /// The cgroup's id, or 0.
@@ -24,6 +26,21 @@ pub struct Sender {
     pub netns: u64,
     /// The process, or all 0.
     pub process: Process,
+}
+
+/// A refusal, and what is known of it.
+pub struct Refused {
+    /// Why.
+    pub reason: Reason,
+    /// Of a DNS query the name that was asked, where there is one.
+    pub name: Option<&'static Name>,
+}
+
+impl Refused {
+    /// A refusal without a name.
+    pub const fn plain(reason: Reason) -> Self {
+        Self { reason, name: None }
+    }
 }
 
 /// Counts a packet that was decided.
@@ -58,7 +75,8 @@ pub fn current_process() -> Process {
 
 /// Tells the daemon of a refusal: the first one like it at once, then one per tick with how many there were.
 #[inline(never)]
-pub fn refused(config: &Config, packet: &Packet, reason: Reason, sender: &Sender, bytes: u32, name: Option<&Name>) {
+pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sender) {
+    let Refused { reason, name } = *refused;
     let key = DropKey {
         cgroup: sender.cgroup,
         destination: packet.destination,
@@ -108,7 +126,7 @@ pub fn refused(config: &Config, packet: &Packet, reason: Reason, sender: &Sender
         (*event).source_port = packet.source_port;
         (*event).destination_port = packet.destination_port;
         (*event).ifindex = sender.ifindex;
-        (*event).len = bytes;
+        (*event).len = sender.bytes;
         (*event).generation = config.generation;
         (*event).process = sender.process;
         (*event).count = count;

@@ -155,6 +155,7 @@ fn refuse(ctx: *mut bpf_sock_addr, config: &Config, hook: u8, destination: &Dest
     packet.version = destination.version;
     let sender = report::Sender {
         hook,
+        bytes: 0,
         ifindex: 0,
         // SAFETY: helper 80 takes nothing.
         cgroup: unsafe { bpf_get_current_cgroup_id() },
@@ -162,6 +163,6 @@ fn refuse(ctx: *mut bpf_sock_addr, config: &Config, hook: u8, destination: &Dest
         netns: unsafe { bpf_get_netns_cookie(ctx.cast()) },
         process: report::current_process(),
     };
-    report::refused(config, &packet, reason, &sender, 0, None);
+    report::refused(config, &packet, &report::Refused::plain(reason), &sender);
     if config.has(Config::ENFORCE) { DENY } else { ALLOW }
 }

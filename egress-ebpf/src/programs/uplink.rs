@@ -14,7 +14,8 @@ use egress_ebpf::{
 };
 
 use super::{
-    dns, global, maps, report,
+    dns, global, maps,
+    report::{self, Refused},
     skb::{Direct, socket},
     tables::{Kernel, live, now},
 };
@@ -59,10 +60,27 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let EtherType::Ip(offset) = ethertype else {
         return not_ip(skb, config, ethertype);
     };
-    match global::parse(skb, offset as u32) {
-        Ok(packet) => judge(skb, config, offset as u32, &packet),
-        Err(reason) => refuse(skb, config, &Packet::UNKNOWN, Verdict::plain(reason), None),
+    let offset = offset as u32;
+    let packet = match global::parse(skb, offset) {
+        Ok(packet) => packet,
+        Err(reason) => return refuse(skb, config, &Packet::UNKNOWN, &Refused::plain(reason)),
+    };
+    let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
+    let mut refused = Refused::plain(verdict.reason);
+    let learns = trusts(config, &packet.destination, packet.destination_port, &packet);
+    if matches!(verdict.reason, Reason::Dns) || (matches!(verdict.reason, Reason::Judged) && learns) {
+        // A query that the cgroup's hook let pass is asked again, to remember it here, where its answer arrives.
+        let asked = dns::Asked { network_offset: offset, cookie: 0, trust_here: learns };
+        if let Err(bad) = dns::query(skb, config, &packet, &asked) {
+            refused = bad;
+        }
     }
+    if refused.reason.passes() {
+        // SAFETY: the context is valid.
+        report::count(&verdict, unsafe { (*skb).len });
+        return NEXT;
+    }
+    refuse(skb, config, &packet, &refused)
 }
 
 #[inline(never)]
@@ -78,40 +96,28 @@ fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
         // Where there is no port the number tells a person what it was.
         packet.destination_port = number;
     }
-    refuse(skb, config, &packet, verdict, None)
+    refuse(skb, config, &packet, &Refused::plain(verdict.reason))
 }
 
+/// Decides, and writes down what the decision asks to be remembered.
 #[inline(always)]
-fn judge(skb: *mut __sk_buff, config: &'static Config, offset: u32, packet: &Packet) -> i32 {
+pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32) -> Verdict {
     let now = now();
-    let judged = judged_by_cgroup(skb, config, packet);
-    let learns = trusts(config, &packet.destination, packet.destination_port, packet);
-    let mut verdict = if judged {
+    let verdict = if judged_by_cgroup(skb, config, packet) {
         Verdict::plain(Reason::Judged)
     } else {
         let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
         decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
     };
-    let mut name = None;
-    if matches!(verdict.reason, Reason::Dns) || (judged && learns) {
-        // A query that the cgroup's hook let pass is asked again, to remember it here, where its answer arrives.
-        if let Err(refused) = dns::query(skb, config, packet, offset, 0, learns) {
-            verdict = Verdict::plain(refused.reason);
-            name = refused.name;
+    if verdict.reason.passes() {
+        if let Fragment::First = packet.fragment {
+            maps::remember_fragment(packet, ZONE_UPLINK, now);
+        }
+        if verdict.remember != ORIGIN_NONE {
+            remember(packet, &verdict, config.generation, now);
         }
     }
-    if !verdict.reason.passes() {
-        return refuse(skb, config, packet, verdict, name);
-    }
-    // SAFETY: the context is valid.
-    report::count(&verdict, unsafe { (*skb).len });
-    if let Fragment::First = packet.fragment {
-        let _ = maps::FRAGMENTS.insert(&decision::fragment_key(packet, ZONE_UPLINK), &now, 0);
-    }
-    if verdict.remember != ORIGIN_NONE {
-        remember(packet, &verdict, config.generation, now);
-    }
-    NEXT
+    verdict
 }
 
 #[inline(never)]
@@ -163,19 +169,13 @@ fn trusts(config: &Config, address: &egress_ebpf::abi::Address, port: u16, packe
 }
 
 #[inline(never)]
-fn refuse(
-    skb: *mut __sk_buff,
-    config: &Config,
-    packet: &Packet,
-    verdict: Verdict,
-    name: Option<&'static report::Name>,
-) -> i32 {
+fn refuse(skb: *mut __sk_buff, config: &Config, packet: &Packet, refused: &Refused) -> i32 {
     // SAFETY: the context is valid.
     let (bytes, ifindex) = unsafe { ((*skb).len, (*skb).ifindex) };
-    report::count(&verdict, bytes);
+    report::count(&Verdict::plain(refused.reason), bytes);
     let process = Process { pid: 0, uid: 0, comm: [0; 16] };
-    let sender = report::Sender { hook: HOOK_UPLINK_EGRESS, ifindex, cgroup: 0, netns: 0, process };
-    report::refused(config, packet, verdict.reason, &sender, bytes, name);
+    let sender = report::Sender { hook: HOOK_UPLINK_EGRESS, bytes, ifindex, cgroup: 0, netns: 0, process };
+    report::refused(config, packet, refused, &sender);
     if config.has(Config::ENFORCE) { SHOT } else { NEXT }
 }
 
@@ -198,6 +198,11 @@ fn arrive(skb: *mut __sk_buff, config: &'static Config, offset: u32, packet: &Pa
     if trusts(config, &packet.source, packet.source_port, packet) {
         dns::answer(skb, config, packet, offset, 0);
     }
+    remember_arrival(config, packet);
+}
+
+#[inline(never)]
+fn remember_arrival(config: &Config, packet: &Packet) {
     if decision::arrives_at_uplink(&Kernel, packet) == ORIGIN_IN {
         let key = decision::inward_key(packet, ZONE_UPLINK);
         let seen = if packet.proto == PROTO_TCP { 0 } else { now() };

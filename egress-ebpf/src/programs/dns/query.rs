@@ -18,7 +18,7 @@ use super::{Names, be16, load, scratch, staged};
 use crate::programs::{
     learn::count,
     maps_names::{PENDING, PENDING_RINGS, REFUSED, REFUSED_NAMES, REFUSED_NEXT, RING_HEADS},
-    report::Name,
+    report::{Name, Refused},
     tables::now,
 };
 
@@ -29,20 +29,20 @@ const MESSAGES: u32 = 4;
 /// (`user.slice/user-1000.slice/user@1000.service`, `kubepods.slice/kubepods-burstable.slice/kubepods-pod….slice`).
 const ASKER_LEVEL: i32 = 3;
 
-/// A query that must not leave.
-pub struct Refused {
-    /// [`Reason::NameNotAllowed`] or [`Reason::BadQuery`].
-    pub reason: Reason,
-    /// The name that was asked, where there is one.
-    pub name: Option<&'static Name>,
+/// Where a query is asked.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    /// Where the packet's network header starts.
+    pub network_offset: u32,
+    /// The socket's cookie, or 0 at an uplink.
+    pub cookie: u64,
+    /// Whether the answer will be believed where this hook is, so that the query is to be remembered.
+    pub trust_here: bool,
 }
 
-impl Refused {
-    const BAD: Self = Self { reason: Reason::BadQuery, name: None };
-}
+const BAD_QUERY: Refused = Refused { reason: Reason::BadQuery, name: None };
 
-/// Judges what leaves for a resolver, UDP or TCP; `trust_here` says whether the answer will be believed where this hook is,
-/// so that the query is to be remembered. `cookie` is the socket's, or 0 at an uplink.
+/// Judges what leaves for a resolver, UDP or TCP.
 ///
 /// A datagram is one query. It must be in the buffer's linear part: pages that the sender shares (MSG_ZEROCOPY, splice)
 /// can change after they were judged. A TCP segment is whole queries from its first byte on, or has no payload. One that
@@ -51,19 +51,13 @@ impl Refused {
 /// # Errors
 /// [`Refused`]; with [`Config::QUERIES_ALLOWLISTED`] off, only what is malformed.
 #[inline(never)]
-pub fn query(
-    skb: *mut __sk_buff,
-    config: &Config,
-    packet: &Packet,
-    network_offset: u32,
-    cookie: u64,
-    trust_here: bool,
-) -> Result<(), Refused> {
+pub fn query(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Asked) -> Result<(), Refused> {
+    let Asked { network_offset, cookie, trust_here } = *asked;
     let at = u64::from(network_offset) + u64::from(packet.payload);
     let end = u64::from(network_offset) + u64::from(packet.end);
     let tcp = packet.proto == PROTO_TCP;
     if !matches!(packet.fragment, Fragment::Whole) || at > end {
-        return Err(Refused::BAD);
+        return Err(BAD_QUERY);
     }
     if tcp {
         if at == end {
@@ -74,12 +68,12 @@ pub fn query(
         let (gso, linear) = unsafe { ((*skb).gso_size, u64::from((*skb).data_end) - u64::from((*skb).data)) };
         let udp = u64::from(network_offset) + u64::from(packet.transport);
         if gso != 0 || linear < end || be16(skb, udp + 4) != Some(end - udp) {
-            return Err(Refused::BAD);
+            return Err(BAD_QUERY);
         }
     }
     let Some(work) = scratch::claim() else {
         count(LearnCount::Busy);
-        return Err(Refused::BAD);
+        return Err(BAD_QUERY);
     };
     work.cursor = at;
     work.end = end;
@@ -90,7 +84,7 @@ pub fn query(
     if work.refusal == NOT_ALLOWED {
         result = Err(Refused { reason: Reason::NameNotAllowed, name: refused_name(work) });
     } else if work.refusal != 0 || work.cursor != end {
-        result = Err(Refused::BAD);
+        result = Err(BAD_QUERY);
     }
     scratch::release(work);
     result
