@@ -101,7 +101,8 @@ impl Compiler {
 
 fn ask(program: &OsString, args: &[&str]) -> Result<String, Error> {
     let call = format!("{} {}", program.to_string_lossy(), args.join(" "));
-    let output = Command::new(program).args(args).output().map_err(|source| Error::Rustc { call: call.clone(), source })?;
+    let output =
+        Command::new(program).args(args).output().map_err(|source| Error::Rustc { call: call.clone(), source })?;
     if !output.status.success() {
         return Err(Error::RustcFailed { call, stderr: String::from_utf8_lossy(&output.stderr).into_owned() });
     }
@@ -193,7 +194,10 @@ pub fn cargo(subcommand: &str, workspace: &Path, target: &Path, arch: &str) -> R
     for (key, _) in env::vars_os() {
         let name = key.to_string_lossy();
         if name.starts_with("CARGO_") && !matches!(&*name, "CARGO_HOME" | "CARGO_NET_OFFLINE" | "CARGO_TERM_COLOR")
-            || matches!(&*name, "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "RUSTFLAGS" | "RUSTDOCFLAGS" | "CLIPPY_ARGS")
+            || matches!(
+                &*name,
+                "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "RUSTFLAGS" | "RUSTDOCFLAGS" | "CLIPPY_ARGS"
+            )
             || matches!(&*name, "TARGET" | "HOST" | "OUT_DIR" | "OPT_LEVEL" | "PROFILE" | "DEBUG" | "MAKEFLAGS")
         {
             command.env_remove(key);

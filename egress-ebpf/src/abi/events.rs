@@ -73,6 +73,10 @@ pub struct DropKey {
     pub reason: u8,
     /// A hash of the refused name, or 0.
     pub name: u32,
+    /// The process, or 0.
+    pub pid: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Value of map `DROP_FOLDS`.

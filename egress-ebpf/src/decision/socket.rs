@@ -69,7 +69,8 @@ pub fn leaves_socket<T: Tables>(
     if verdict.reason.passes() {
         // A raw socket's segments need not follow one another: a resolver could be made to see another stream than the
         // one that was judged.
-        if matches!(verdict.reason, Reason::Dns) && matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP {
+        if matches!(verdict.reason, Reason::Dns) && matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP
+        {
             return Verdict::plain(Reason::BadQuery);
         }
         return verdict;

@@ -84,6 +84,8 @@ pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sen
         proto: packet.proto,
         reason: reason as u8,
         name: name.map_or(0, |name| name.hash),
+        pid: sender.process.pid,
+        pad: 0,
     };
     let tick = now();
     let mut count = 1;

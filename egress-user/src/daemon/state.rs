@@ -150,8 +150,8 @@ impl Core {
 
     /// Writes down what the kernel learned.
     pub fn note(&self, learned: &LearnedEvent) {
-        let reversed = learned.name.get(..usize::from(learned.name_len)).unwrap_or_default();
-        let name = String::from_utf8_lossy(&reversed.iter().rev().copied().collect::<Vec<u8>>()).into_owned();
+        let name =
+            String::from_utf8_lossy(&learned.key.reversed().iter().rev().copied().collect::<Vec<u8>>()).into_owned();
         let addresses: Vec<_> = learned
             .addresses
             .iter()

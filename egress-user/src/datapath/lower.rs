@@ -156,7 +156,9 @@ fn names(policy: &Compiled, generation: u32, base: u32, elements: &mut Elements)
             class: elements.class_index[entry.class as usize],
             flags,
             inner_first: base + elements.inner.len() as u32,
-            inner_count: entry.inner.len() as u32,
+            inner_count: entry.inner.len() as u16,
+            // With the 0 byte or the dot that ends the key.
+            len: name.len() as u16 + 1,
         };
         for inner in &entry.inner {
             elements.inner.push(InnerWildcard {

@@ -1,6 +1,6 @@
 //! From the ring buffer's bytes to the kernel's own types. Reads nothing else.
 
-use egress_ebpf::abi::{DropEvent, EVENT_DROP, EVENT_LEARNED, LearnedEvent};
+use egress_ebpf::abi::{ANSWER_MAX, DropEvent, EVENT_DROP, EVENT_LEARNED, LearnedAddress, LearnedEvent};
 use zerocopy::FromBytes;
 
 /// A record of the ring buffer.
@@ -38,7 +38,7 @@ pub fn decode(bytes: &[u8]) -> Result<RawEvent, DecodeError> {
     let (kind, _) = u32::read_from_prefix(bytes).map_err(|_| DecodeError::NoKind(bytes.len()))?;
     match kind {
         EVENT_DROP => record(kind, bytes).map(RawEvent::Drop),
-        EVENT_LEARNED => record(kind, bytes).map(RawEvent::Learned),
+        EVENT_LEARNED => learned(bytes).map(RawEvent::Learned),
         other => Err(DecodeError::UnknownKind(other)),
     }
 }
@@ -49,5 +49,22 @@ fn record<T: FromBytes>(kind: u32, bytes: &[u8]) -> Result<Box<T>, DecodeError> 
         expected: size_of::<T>(),
         found: bytes.len(),
     })?;
+    Ok(Box::new(event))
+}
+
+/// A learned event ends after the last address in use: the rest is filled up with zeros.
+fn learned(bytes: &[u8]) -> Result<Box<LearnedEvent>, DecodeError> {
+    let short = |expected| DecodeError::Short { kind: EVENT_LEARNED, expected, found: bytes.len() };
+    if bytes.len() < LearnedEvent::HEAD {
+        return Err(short(LearnedEvent::HEAD));
+    }
+    let mut whole = vec![0; size_of::<LearnedEvent>()];
+    let len = bytes.len().min(whole.len());
+    whole[..len].copy_from_slice(&bytes[..len]);
+    let event = LearnedEvent::read_from_bytes(&whole).map_err(|_| short(whole.len()))?;
+    let expected = LearnedEvent::HEAD + usize::from(event.count).min(ANSWER_MAX) * size_of::<LearnedAddress>();
+    if bytes.len() < expected {
+        return Err(short(expected));
+    }
     Ok(Box::new(event))
 }

@@ -171,7 +171,7 @@ fn learned(event: &LearnedEvent, known: &dyn Known) -> LearnedName {
         }),
     });
     LearnedName {
-        name: name(&event.name, event.name_len),
+        name: name(&event.key.name, u16::try_from(event.key.len).unwrap_or(u16::MAX)),
         resolver: address(event.resolver),
         resolver_port: event.resolver_port,
         rcode: event.rcode,
@@ -188,7 +188,7 @@ fn address(address: abi::Address) -> IpAddr {
 }
 
 /// The kernel keeps names reversed; a length beyond the field is cut.
-fn name(bytes: &[u8; NAME_KEY], len: u16) -> String {
+fn name(bytes: &[u8], len: u16) -> String {
     let mut bytes = bytes[..usize::from(len).min(NAME_KEY)].to_vec();
     bytes.reverse();
     escape(&bytes)

@@ -59,12 +59,12 @@ fn answered(text: &str) -> LearnedEvent {
         time: 998_000_000_000,
         resolver: abi::Address::v4([10, 0, 0, 53]),
         resolver_port: 53,
-        name,
-        name_len,
         count: 1,
         refused: 2,
         ..LearnedEvent::new_zeroed()
     };
+    event.key.name[..name.len()].copy_from_slice(&name);
+    event.key.len = u64::from(name_len);
     event.addresses[0].address = abi::Address::v4([203, 0, 113, 9]);
     event.addresses[0].ttl = 60;
     event.addresses[0].expiry = 1000;
@@ -117,7 +117,8 @@ fn lengths_and_numbers_out_of_range_are_no_panic() {
     let event = refusal(DropEvent { reason: 255, hook: 255, proto: 200, name_len: u16::MAX, ..refused() });
     assert_eq!((event.reason.as_str(), event.hook, event.protocol.as_str()), ("reason-255", Hook::Unknown, "200"));
     assert_eq!(event.query.unwrap().matches("\\0").count(), NAME_KEY);
-    let learned = LearnedEvent { count: 255, name_len: u16::MAX, ..answered("a.example") };
+    let mut learned = LearnedEvent { count: 255, ..answered("a.example") };
+    learned.key.len = u64::MAX;
     let event = nowhere().enrich_at(&RawEvent::Learned(Box::new(learned)), &Nothing, &CLOCK);
     let Kind::Learned(learned) = event.kind else { panic!("{event:?}") };
     assert_eq!(learned.addresses.len(), abi::ANSWER_MAX);
