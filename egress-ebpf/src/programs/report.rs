@@ -73,17 +73,17 @@ pub fn current_process() -> Process {
     }
 }
 
-/// Tells the daemon of a refusal: the first one like it at once, then one per tick with how many there were.
+/// How many refusals the next event stands for, this one included; `None` where one like it was told in this tick.
+// Not inlined, for the stack's sake.
 #[inline(never)]
-pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sender) {
-    let Refused { reason, name } = *refused;
+fn fold(packet: &Packet, reason: Reason, sender: &Sender, name: u32) -> Option<u32> {
     let key = DropKey {
         cgroup: sender.cgroup,
         destination: packet.destination,
         destination_port: packet.destination_port,
         proto: packet.proto,
         reason: reason as u8,
-        name: name.map_or(0, |name| name.hash),
+        name,
         pid: sender.process.pid,
         pad: 0,
     };
@@ -94,7 +94,7 @@ pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sen
         unsafe {
             if (*fold).told == tick {
                 (*fold).untold += 1;
-                return;
+                return None;
             }
             count += (*fold).untold;
             (*fold).told = tick;
@@ -103,6 +103,14 @@ pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sen
     } else {
         let _ = maps::DROP_FOLDS.insert(&key, &DropFold { told: tick, untold: 0 }, 0);
     }
+    Some(count)
+}
+
+/// Tells the daemon of a refusal: the first one like it at once, then one per tick with how many there were.
+#[inline(never)]
+pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sender) {
+    let Refused { reason, name } = *refused;
+    let Some(count) = fold(packet, reason, sender, name.map_or(0, |name| name.hash)) else { return };
     let Some(mut entry) = maps::EVENTS.reserve_untyped::<DropEvent>(0) else {
         if let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(0) {
             // SAFETY: a per-CPU entry, as in `add`.
