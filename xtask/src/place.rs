@@ -20,7 +20,8 @@ impl Place {
             .context("CARGO_MANIFEST_DIR is not set; run this as `cargo xtask`")?;
         let workspace = crate_folder.parent().context("xtask lies in no workspace")?.to_path_buf();
         let exe = env::current_exe().context("find this program")?;
-        let target = exe.ancestors().nth(2).map(Path::to_path_buf).context("this program is below no target directory")?;
+        let target =
+            exe.ancestors().nth(2).map(Path::to_path_buf).context("this program is below no target directory")?;
         Ok(Self { workspace, target })
     }
 }

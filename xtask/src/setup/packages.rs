@@ -27,7 +27,8 @@ pub const PACKAGES: &[(&str, &str)] = &[
 
 /// Whether dpkg has it installed; `None` where there is no dpkg.
 pub fn installed(package: &str) -> Option<bool> {
-    let output = Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output().ok()?;
+    let output =
+        Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output().ok()?;
     Some(output.status.success() && output.stdout == b"installed")
 }
 

@@ -96,7 +96,8 @@ fn from_debian(place: &Place, compiler: &Compiler, log: &Path) -> Result<PathBuf
 /// The address of the mirror that this machine uses for its own packages.
 fn mirror(log: &Path) -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
-    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim_matches('"'));
+    let codename =
+        release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim_matches('"'));
     let codename = codename.context("/etc/os-release names no VERSION_CODENAME; this way needs Debian")?;
     let find = || -> Option<String> {
         let format = "$(CREATED_BY) $(REPO_URI) $(CODENAME)";
