@@ -1,6 +1,8 @@
 //! The eBPF object: nothing but the attach points. On the host this binary is empty.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+// Map calls take `&key` and `&value`: that compiles with this aya and with later ones.
+#![allow(clippy::needless_borrows_for_generic_args)]
 
 #[cfg(target_arch = "bpf")]
 mod programs;

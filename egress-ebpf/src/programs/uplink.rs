@@ -184,10 +184,10 @@ fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     if let Some(config) = live() {
         let headers = Direct(skb);
         let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };
-        if let EtherType::Ip(offset) = ethertype {
-            if let Ok(packet) = global::parse(skb, offset as u32) {
-                arrive(skb, config, offset as u32, &packet);
-            }
+        if let EtherType::Ip(offset) = ethertype
+            && let Ok(packet) = global::parse(skb, offset as u32)
+        {
+            arrive(skb, config, offset as u32, &packet);
         }
     }
     NEXT

@@ -15,7 +15,7 @@ use egress_ebpf::{
         LearnedEvent, NAME_CLASSES, NameValue, PENDING_LIFE, PROTO_TCP, Pending, PendingKey, SLOTS, Slot, Ticks,
     },
     dns::{
-        self, HEADER, MESSAGE_MAX, Work,
+        self, MESSAGE_MAX, Work,
         bytes::{self, opaque},
     },
     learn::{self, Outcome},
@@ -252,13 +252,12 @@ impl Step for Aliases<'_> {
 
 #[inline(always)]
 fn alias(key: &KeyBuffer, slot: Slot, flags: u32, now: Ticks, state: &mut learn::Learning) -> Outcome {
-    // SAFETY: from its generation on a `KeyBuffer` is an alias's key.
+    // From its generation on a `KeyBuffer` is an alias's key.
     let alias_key = (&raw const key.generation).cast();
     let map = ptr::from_ref(&ALIASES).cast_mut().cast();
     // SAFETY: helper 1 gives null or an entry, whose slots are only used atomically.
-    if let Some(alias) =
-        unsafe { aya_ebpf::helpers::generated::bpf_map_lookup_elem(map, alias_key).cast::<Alias>().as_mut() }
-    {
+    let known = unsafe { aya_ebpf::helpers::generated::bpf_map_lookup_elem(map, alias_key).cast::<Alias>().as_mut() };
+    if let Some(alias) = known {
         // Private addresses may come by this name only if every name that leads here may have them.
         if flags == 0 && alias.flags != 0 {
             alias.flags = 0;
@@ -284,11 +283,9 @@ fn tell(work: &mut Work) {
     let size = LearnedEvent::HEAD as u64 + used * size_of::<LearnedAddress>() as u64;
     let events = ptr::from_ref(&maps::EVENTS).cast_mut().cast();
     // SAFETY: helper 130 copies `size` bytes, which the event has.
-    if unsafe { bpf_ringbuf_output(events, ptr::from_mut(&mut work.event).cast(), size, 0) } != 0 {
-        if let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(1) {
-            // SAFETY: a per-CPU entry. A preemption between the read and the write can lose a count, nothing else.
-            unsafe { *lost += 1 };
-        }
+    let told = unsafe { bpf_ringbuf_output(events, ptr::from_mut(&mut work.event).cast(), size, 0) } == 0;
+    if !told && let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(1) {
+        // SAFETY: a per-CPU entry. A preemption between the read and the write can lose a count, nothing else.
+        unsafe { *lost += 1 };
     }
-    let _ = HEADER;
 }
