@@ -40,17 +40,28 @@ impl Enforcement {
     /// On an error nothing new stays attached that is not pinned; what an earlier daemon pinned goes on as it was.
     pub fn start(policy: &Compiled, settings: Settings, scope: &Scope) -> Result<Self, Error> {
         let mut object = load(policy, scope.pins.as_ref())?;
+        let mut programs: Vec<_> = datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name).collect();
+        programs.push("control");
+        if !scope.uplinks.is_empty() {
+            programs.extend(["uplink_ingress", "uplink_egress"]);
+        }
+        object.load_programs(&programs);
         let events = object.take_events()?;
         let mut datapath = Datapath::new(object)?;
         let installed = datapath.install(policy, &settings, &[])?;
-        let connections = datapath::accepted_connections();
-        datapath.remember_accepted(&connections)?;
+        // A cgroup that was made for this policy, with nothing pinned, has no past.
+        let has_past = scope.pins.is_some();
+        if has_past {
+            datapath.remember_accepted(&datapath::accepted_connections())?;
+        }
         let mut attached = datapath::attach_cgroup(datapath.object(), &scope.cgroup, scope.pins.as_ref())?;
         for uplink in &scope.uplinks {
             attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);
         }
         // Again for those that were accepted while the programs were being attached.
-        datapath.remember_accepted(&datapath::accepted_connections())?;
+        if has_past {
+            datapath.remember_accepted(&datapath::accepted_connections())?;
+        }
         Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone() })
     }
 }
@@ -58,8 +69,8 @@ impl Enforcement {
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and
 /// the pinned links are given programs that use these.
 fn load(policy: &Compiled, pins: Option<&Pins>) -> Result<Object, Error> {
+    let Some(pins) = pins else { return Object::load(&Sizes::for_command(policy), None) };
     let sizes = Sizes::for_policy(policy);
-    let Some(pins) = pins else { return Object::load(&sizes, None) };
     pins.prepare()?;
     if pins.has_maps() {
         match Object::load(&sizes, Some(pins)).and_then(|object| Ok((object.has_room(&sizes)?, object))) {

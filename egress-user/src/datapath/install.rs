@@ -227,7 +227,11 @@ impl Datapath {
         let capacity = self.grants.capacity();
         let mut known = HashMap::new();
         let mut free = Vec::new();
-        for index in (1..capacity).rev() {
+        if live == 0 {
+            // Nothing was ever given out.
+            free.extend((1..capacity).rev());
+        }
+        for index in (1..capacity).rev().take_while(|_| live != 0) {
             let entry = self.grants.get(&index)?.unwrap_or_default();
             if entry.from != 0 && entry.until >= live && entry.from <= live {
                 known.insert(entry.key, index);
@@ -260,6 +264,9 @@ impl Datapath {
 
     /// Ends the grants that the new generation has not, right before the flip: they stand through `live`.
     fn retire_grants(&self, kept: &[u32], live: u32) -> Result<(), Error> {
+        if live == 0 {
+            return Ok(());
+        }
         let kept: HashSet<u32> = kept.iter().copied().collect();
         let mut ended = Vec::new();
         for index in 1..self.grants.capacity() {

@@ -26,9 +26,25 @@ pub struct Sizes {
     pub names: u32,
     /// Wildcards inside a label.
     pub inner: u32,
+    /// Flows of the uplinks and of accepted connections; half as many datagram flows of sockets.
+    pub flows: u32,
 }
 
 impl Sizes {
+    /// Sizes for one command: a few thousand flows and addresses, which are made faster than a node's.
+    pub fn for_command(policy: &Compiled) -> Self {
+        let node = Self::for_policy(policy);
+        let least = |len: usize| u32::try_from(len * 4).unwrap_or(u32::MAX / 8).next_power_of_two().max(512);
+        Self {
+            addresses: least(policy.addresses.len()).max(1 << 14),
+            prefixes: least(policy.addresses.len().max(policy.denies.len())),
+            classes: least(policy.classes.len()).max(node.classes.min(512)),
+            grants: least(policy.grants.len()),
+            flows: 1 << 12,
+            ..node
+        }
+    }
+
     /// Sizes that hold `policy`, a successor twice as large, and 65,536 learned addresses at least.
     pub fn for_policy(policy: &Compiled) -> Self {
         let twice = |len: usize, least: u32| {
@@ -44,10 +60,11 @@ impl Sizes {
             grants: twice(policy.grants.len(), 4096),
             names: twice(policy.names.len() + policy.dns.internal.len() * 2 + policy.dns.allow_private.len(), 4096),
             inner: twice(inner, 512),
+            flows: 1 << 17,
         }
     }
 
-    fn of(&self) -> [(&'static str, u32); 11] {
+    fn of(&self) -> [(&'static str, u32); 13] {
         [
             ("ADDRESSES_4", self.addresses),
             ("ADDRESSES_6", self.addresses),
@@ -60,6 +77,8 @@ impl Sizes {
             ("GRANT_HITS", self.grants),
             ("NAMES", self.names),
             ("INNER_WILDCARDS", self.inner),
+            ("FLOWS", self.flows),
+            ("PEERS", self.flows / 2),
         ]
     }
 }
@@ -129,19 +148,26 @@ impl Object {
         aya::maps::RingBuf::try_from(map).map_err(|source| Error::Object(Box::new(aya::EbpfError::MapError(source))))
     }
 
+    /// Loads these programs side by side: the verifier takes tens of milliseconds for the larger ones. What fails is
+    /// told by [`Object::program`], which tries it again.
+    pub fn load_programs(&mut self, names: &[&str]) {
+        std::thread::scope(|scope| {
+            for (name, program) in self.ebpf.programs_mut() {
+                if names.contains(&name) && program.fd().is_err() {
+                    scope.spawn(|| load_program(program));
+                }
+            }
+        });
+    }
+
     /// Loads a program, if it is not yet, and gives its descriptor.
     pub fn program(&mut self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
         let refused = |source| Error::Program { program: name, source: Box::new(source) };
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing { kind: "program", name })?;
         if program.fd().is_err() {
-            match program {
-                Program::CgroupSkb(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::CgroupSock(program) => program.load(),
-                Program::SchedClassifier(program) => program.load(),
-                _ => return Err(Error::Missing { kind: "program of a known type", name }),
-            }
-            .map_err(refused)?;
+            load_program(program)
+                .ok_or(Error::Missing { kind: "program of a known type", name })?
+                .map_err(refused)?;
         }
         let program = self.ebpf.program(name).ok_or(Error::Missing { kind: "program", name })?;
         Ok(program.fd().map_err(refused)?.as_fd())
@@ -155,4 +181,15 @@ impl Object {
             _ => Err(Error::Missing { kind: "classifier", name }),
         }
     }
+}
+
+/// Loads a program of a type that egress has; `None` for another.
+fn load_program(program: &mut Program) -> Option<Result<(), aya::programs::ProgramError>> {
+    Some(match program {
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return None,
+    })
 }
