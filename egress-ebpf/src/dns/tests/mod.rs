@@ -11,7 +11,7 @@ use hickory_proto::{
 use proptest::prelude::*;
 
 use super::{Work, answer_id, is_private, parse_answer, question, same_question};
-use crate::abi::mapped;
+use crate::abi::Address;
 
 fn work(message: &[u8]) -> Box<Work> {
     // SAFETY: every field is an integer or an array of them, for which zeros are a value.
@@ -85,7 +85,7 @@ proptest! {
         for (bytes, ttl) in addresses {
             let address = [198, bytes[0], bytes[1], bytes[2]];
             message.add_answer(Record::from_rdata(name(names.len() - 1), ttl, RData::A(A(address.into()))));
-            expected.push((mapped(address), ttl.min(least)));
+            expected.push((Address::v4(address), ttl.min(least)));
         }
         let query = query(&name(0).to_ascii());
         prop_assert_eq!(learned(&query, &message.to_bytes().unwrap()), Some(expected));
@@ -123,7 +123,7 @@ fn public_neighbours_of_private_ranges_are_public() {
         "192.169.0.0",
         "223.255.255.255",
     ] {
-        assert!(!is_private(&mapped(public.parse::<std::net::Ipv4Addr>().unwrap().octets())), "{public}");
+        assert!(!is_private(&Address::v4(public.parse::<std::net::Ipv4Addr>().unwrap().octets())), "{public}");
     }
     for public in ["2001:db8::1", "fbff::1", "fe00::1", "64:ff9b::c633:6401"] {
         assert!(!is_private(&public.parse::<std::net::Ipv6Addr>().unwrap().octets()), "{public}");
