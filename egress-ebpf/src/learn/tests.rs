@@ -37,7 +37,8 @@ fn expiry_is_never_short_and_never_never() {
 #[test]
 fn dead_slots_are_used_again_and_full_ones_are_not() {
     let table = Table::default();
-    let mut put = |class, expiry| learn(&table, &[1; 16], 1, Slot { class, expiry }, NOW, &mut Learning::default());
+    let put =
+        |class, expiry| learn(&table, &Address::v6([1; 16]), 1, Slot { class, expiry }, NOW, &mut Learning::default());
     assert_eq!(put(1, NOW), Outcome::Added);
     for class in 2..=SLOTS as u32 {
         assert_eq!(put(class, NOW + 5), Outcome::Added);
@@ -51,9 +52,10 @@ fn dead_slots_are_used_again_and_full_ones_are_not() {
 #[test]
 fn entry_that_is_being_deleted_is_not_written() {
     let table = Table::default();
-    let mut put = |class, expiry| learn(&table, &[1; 16], 1, Slot { class, expiry }, NOW, &mut Learning::default());
+    let put =
+        |class, expiry| learn(&table, &Address::v6([1; 16]), 1, Slot { class, expiry }, NOW, &mut Learning::default());
     assert_eq!(put(1, NOW), Outcome::Added);
-    let entry = table.0.borrow()[&[1; 16]];
+    let entry = table.0.borrow()[&Address::v6([1; 16])];
     assert!(bury(entry, NOW));
     assert_eq!(super::read(entry, 0), Slot { class: DELETING, expiry: 0 }.pack());
     assert_eq!(put(1, NOW + 5), Outcome::Again);

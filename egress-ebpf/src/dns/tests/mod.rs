@@ -32,7 +32,7 @@ fn query(name: &str) -> Vec<u8> {
 }
 
 /// Reads a query, then an answer to it, as the programs do; `None` where either is refused.
-fn learned(query: &[u8], answer: &[u8]) -> Option<Vec<([u8; 16], u32)>> {
+fn learned(query: &[u8], answer: &[u8]) -> Option<Vec<(Address, u32)>> {
     let mut work = work(query);
     if !question(&mut work) {
         return None;
@@ -126,6 +126,6 @@ fn public_neighbours_of_private_ranges_are_public() {
         assert!(!is_private(&Address::v4(public.parse::<std::net::Ipv4Addr>().unwrap().octets())), "{public}");
     }
     for public in ["2001:db8::1", "fbff::1", "fe00::1", "64:ff9b::c633:6401"] {
-        assert!(!is_private(&public.parse::<std::net::Ipv6Addr>().unwrap().octets()), "{public}");
+        assert!(!is_private(&Address::v6(public.parse::<std::net::Ipv6Addr>().unwrap().octets())), "{public}");
     }
 }
