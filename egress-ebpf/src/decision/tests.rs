@@ -374,7 +374,7 @@ fn what_arrives_at_a_socket_is_remembered_unless_it_is_an_answer() {
     let mut fake = Fake::new();
     let sent = udp(ALLOWED, 123);
     let arrives = |fake: &Fake, packet: &Packet, loopback, state: Option<&SocketState>| {
-        arrives_at_socket(fake, packet, COOKIE, loopback, state)
+        arrives_at_socket(fake, &CONFIG, packet, COOKIE, loopback, state)
     };
     let answer = back(&sent);
     assert_eq!(arrives(&fake, &answer, false, None), ORIGIN_IN, "unsolicited");
@@ -384,7 +384,7 @@ fn what_arrives_at_a_socket_is_remembered_unless_it_is_an_answer() {
     assert_eq!(arrives(&fake, &other, false, Some(&own)), ORIGIN_IN, "from another port");
     fake.peers = [(peer_key(&sent), flow(ORIGIN_OUT, GENERATION, NOW))].into();
     assert_eq!(arrives(&fake, &answer, false, None), ORIGIN_NONE, "an unconnected socket's own flow");
-    assert_eq!(arrives_at_socket(&fake, &answer, COOKIE + 1, false, None), ORIGIN_IN, "another socket's flow");
+    assert_eq!(arrives_at_socket(&fake, &CONFIG, &answer, COOKIE + 1, false, None), ORIGIN_IN, "another socket's flow");
     assert_eq!(arrives(&fake, &other, true, None), ORIGIN_NONE, "by loopback");
     let later = Packet { fragment: Fragment::Later, ..other };
     assert_eq!(arrives(&fake, &later, false, None), ORIGIN_NONE);
@@ -395,19 +395,34 @@ fn what_arrives_at_a_socket_is_remembered_unless_it_is_an_answer() {
     assert_eq!(arrives(&fake, &packet(PROTO_ICMP, HERE, 8 << 8), false, None), ORIGIN_NONE);
 }
 
+/// P5: the next query must not pass as the reply to an answer.
+#[test]
+fn what_a_resolver_answers_is_nothing_to_reply_to() {
+    let fake = Fake::new();
+    let answer = back(&udp(RESOLVER, 53));
+    assert_eq!(arrives_at_socket(&fake, &CONFIG, &answer, COOKIE, false, None), ORIGIN_NONE);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &answer), ORIGIN_NONE);
+    let other = back(&udp(STRANGER, 53));
+    assert_eq!(arrives_at_socket(&fake, &CONFIG, &other, COOKIE, false, None), ORIGIN_IN);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &other), ORIGIN_IN);
+}
+
 #[test]
 fn what_arrives_on_an_uplink_is_remembered_unless_it_is_an_answer() {
     let mut fake = Fake::new();
     let sent = udp(ALLOWED, 123);
-    assert_eq!(arrives_at_uplink(&fake, &back(&sent)), ORIGIN_IN);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&sent)), ORIGIN_IN);
     fake.flows = [(outward_key(&sent, ZONE_UPLINK), flow(ORIGIN_OUT, GENERATION, NOW))].into();
-    assert_eq!(arrives_at_uplink(&fake, &back(&sent)), ORIGIN_NONE);
-    assert_eq!(arrives_at_uplink(&fake, &back(&tcp(STRANGER, 443, TCP_SYN))), ORIGIN_IN);
-    assert_eq!(arrives_at_uplink(&fake, &back(&tcp(STRANGER, 443, TCP_ACK))), ORIGIN_NONE);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&sent)), ORIGIN_NONE);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&tcp(STRANGER, 443, TCP_SYN))), ORIGIN_IN);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&tcp(STRANGER, 443, TCP_ACK))), ORIGIN_NONE);
     let echo = |kind: u16| packet(PROTO_ICMP, HERE, kind << 8);
-    assert_eq!((arrives_at_uplink(&fake, &echo(8)), arrives_at_uplink(&fake, &echo(0))), (ORIGIN_IN, ORIGIN_NONE));
+    assert_eq!(
+        (arrives_at_uplink(&fake, &CONFIG, &echo(8)), arrives_at_uplink(&fake, &CONFIG, &echo(0))),
+        (ORIGIN_IN, ORIGIN_NONE)
+    );
     let later = Packet { fragment: Fragment::Later, ..back(&udp(STRANGER, 1)) };
-    assert_eq!(arrives_at_uplink(&fake, &later), ORIGIN_NONE);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &later), ORIGIN_NONE);
     // The request and its reply have one key, whichever way it is looked from.
     let (request, reply) = (back(&echo(8)), packet(PROTO_ICMP, STRANGER, 0));
     let request =
