@@ -110,6 +110,17 @@ const fn fresh(flow: &Flow, proto: u8, now: Ticks) -> bool {
     proto == PROTO_TCP || now.wrapping_sub(flow.seen) <= IDLE
 }
 
+/// Whether a datagram that arrives is a trusted resolver's. It is nothing to reply to: else the next query to that resolver
+/// would pass as the reply to an answer, its question not judged (P5).
+#[inline(never)]
+fn from_resolver<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> bool {
+    if packet.source_port != policy::PORT_DNS && !config.has(Config::RESOLVER_PORTS) {
+        return false;
+    }
+    let (generation, address, port) = (config.generation, packet.source, packet.source_port);
+    tables.resolver(&ResolverKey { generation, address, port, pad: 0 }).is_some()
+}
+
 /// The verdict for a later fragment.
 #[inline(never)]
 fn later_fragment<T: Tables>(tables: &T, packet: &Packet, zone: u8, now: Ticks) -> Verdict {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// DNS (RFC 1035, 4.2).
-const PORT_DNS: u16 = 53;
+pub(super) const PORT_DNS: u16 = 53;
 
 /// Where something is headed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

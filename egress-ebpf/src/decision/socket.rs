@@ -1,6 +1,6 @@
 //! The governed cgroup: packets that have a socket.
 
-use super::{Destination, Tables, Verdict, builtin, fresh, inward_key, later_fragment, outward_key};
+use super::{Destination, Tables, Verdict, builtin, fresh, from_resolver, inward_key, later_fragment, outward_key};
 use crate::{
     abi::{
         Address, BUILTIN_LOOPBACK, Config, Flow, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey,
@@ -156,6 +156,7 @@ fn replies_without_state<T: Tables>(
 #[inline(always)]
 pub fn arrives_at_socket<T: Tables>(
     tables: &T,
+    config: &Config,
     packet: &Packet,
     cookie: u64,
     loopback: bool,
@@ -168,6 +169,9 @@ pub fn arrives_at_socket<T: Tables>(
         return if packet.opens_tcp() { ORIGIN_IN } else { ORIGIN_NONE };
     }
     if packet.proto != PROTO_UDP {
+        return ORIGIN_NONE;
+    }
+    if from_resolver(tables, config, packet) {
         return ORIGIN_NONE;
     }
     // The answer to what the socket sent is no new arrival: else a removed rule's flow would turn into a reply.

@@ -1,6 +1,6 @@
 //! The uplinks: packets without a governed socket. Forwarded ones, AF_PACKET's, tunnels', the kernel's own.
 
-use super::{Destination, Tables, Verdict, builtin, fresh, inward_key, later_fragment, outward_key};
+use super::{Destination, Tables, Verdict, builtin, fresh, from_resolver, inward_key, later_fragment, outward_key};
 use crate::{
     abi::{Config, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
     packet::{Fragment, Packet},
@@ -57,12 +57,13 @@ pub fn leaves_uplink<T: Tables>(
 
 /// What to remember of a packet that arrives on an uplink: the origin to write, or [`ORIGIN_NONE`].
 #[inline(always)]
-pub fn arrives_at_uplink<T: Tables>(tables: &T, packet: &Packet) -> u32 {
+pub fn arrives_at_uplink<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> u32 {
     if matches!(packet.fragment, Fragment::Later) {
         return ORIGIN_NONE;
     }
     match packet.proto {
         PROTO_TCP if packet.opens_tcp() => ORIGIN_IN,
+        PROTO_UDP if from_resolver(tables, config, packet) => ORIGIN_NONE,
         PROTO_UDP => match tables.flow(&inward_key(packet, ZONE_UPLINK)) {
             Some(flow) if flow.origin == ORIGIN_OUT => ORIGIN_NONE,
             _ => ORIGIN_IN,

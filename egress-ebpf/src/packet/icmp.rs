@@ -44,6 +44,8 @@ impl Packet {
 #[inline(always)]
 pub fn quoted<H: Headers>(headers: H, offset: usize, error: &Packet) -> Option<Packet> {
     let inner = offset + usize::from(error.transport) + 8;
+    // The network header must be whole: only of the transport header may bytes be missing.
+    headers.read::<20>(inner)?;
     parse(Quoted(headers), inner).ok()
 }
 

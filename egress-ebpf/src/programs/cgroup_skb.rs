@@ -157,7 +157,7 @@ fn arrive(skb: *mut __sk_buff, config: &Config, packet: &Packet) {
     // SAFETY: the context is valid, and helper 46 takes it.
     let (cookie, loopback) = unsafe { (bpf_get_socket_cookie(skb.cast()), (*skb).ifindex == LOOPBACK_IFINDEX) };
     let state = sockets::state(sk);
-    let origin = decision::arrives_at_socket(&Kernel, packet, cookie, loopback, state.as_deref());
+    let origin = decision::arrives_at_socket(&Kernel, config, packet, cookie, loopback, state.as_deref());
     if origin != ORIGIN_IN {
         return;
     }

@@ -36,14 +36,16 @@ pub struct Settings {
 
 /// Where a generation's elements go in the arrays that two generations share.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bases {
+pub struct Bases {
+    /// The first index in map `CLASSES`.
     pub class: u32,
+    /// The first index in map `INNER_WILDCARDS`.
     pub inner: u32,
 }
 
 /// The elements of one generation.
 #[derive(Debug, Default)]
-pub(super) struct Elements {
+pub struct Elements {
     pub config: Config,
     /// From index `Bases::class` on.
     pub classes: Vec<ClassChunk>,
@@ -62,7 +64,7 @@ pub(super) struct Elements {
 }
 
 /// Lowers `policy` to the elements of `generation`. `grants` is the index in map `GRANTS` of each of its grants.
-pub(super) fn lower(
+pub fn lower(
     policy: &Compiled,
     settings: &Settings,
     generation: u32,

@@ -19,7 +19,7 @@ pub use attach::{Attached, CGROUP_HOOKS, Cgroup, Uplink, cgroup as attach_cgroup
 pub use error::Error;
 pub use host::{accepted_connections, boot_ticks, cgroup_root, netns_cookie};
 pub use install::{Datapath, Installed, Learned};
-pub use lower::{Resolver, Settings};
+pub use lower::{Bases, Elements, Resolver, Settings, lower};
 pub use object::{Object, Sizes};
 pub use pins::Pins;
 pub use table::{Plain, Table};

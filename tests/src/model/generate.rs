@@ -39,25 +39,31 @@ enum Aim {
     Resolver {
         tcp: bool,
     },
+    /// What a builtin lets pass, or nearly so.
+    Builtin(usize),
 }
 
 /// A policy with facts and a packet near its edges. `aliases`: facts hold CNAME records of earlier answers too.
 pub fn case(aliases: bool) -> impl Strategy<Value = Case> {
+    policy().prop_flat_map(move |policy| case_of(policy, aliases))
+}
+
+/// Facts and a packet near the edges of this policy; `aliases` as of [`case`].
+pub fn case_of(policy: Policy, aliases: bool) -> impl Strategy<Value = Case> {
     let aim = prop_oneof![
         8 => Just(Aim::Anywhere),
         4 => Just(Aim::Learned),
         4 => (0..8_usize).prop_map(Aim::LearnedAndPort),
         2 => (0..8_usize).prop_map(Aim::Began),
         2 => any::<bool>().prop_map(|tcp| Aim::Resolver { tcp }),
+        1 => (0..12_usize).prop_map(Aim::Builtin),
     ];
-    policy().prop_flat_map(move |policy| {
-        let (names, addresses) = (names_near(&policy), edge_addresses(&policy));
-        let (facts, packet) = (facts(names, addresses, aliases), packet(&policy));
-        (Just(policy), facts, packet, aim.clone()).prop_map(|(policy, facts, packet, aim)| {
-            let mut case = Case { policy, facts, packet };
-            case.bend(aim);
-            case
-        })
+    let (names, addresses) = (names_near(&policy), edge_addresses(&policy));
+    let (facts, packet) = (facts(names, addresses, aliases), packet(&policy));
+    (Just(policy), facts, packet, aim).prop_map(|(policy, facts, packet, aim)| {
+        let mut case = Case { policy, facts, packet };
+        case.bend(aim);
+        case
     })
 }
 
@@ -77,6 +83,7 @@ impl Case {
                     self.policy.rules.get(n).map(|rule| Began { rule: rule.name.clone(), name: name(rule) });
                 self.facts.reply = false;
             }
+            Aim::Builtin(n) => self.take_builtin(n),
             Aim::Resolver { tcp } => {
                 self.go_to(self.policy.dns.resolvers.first().copied());
                 let (source, destination) = (40_000, 53);
@@ -84,6 +91,29 @@ impl Case {
                     if tcp { Transport::Tcp { source, destination } } else { Transport::Udp { source, destination } };
             }
         }
+    }
+
+    /// One of the packets that keep a link alive, or one that is a hop, a port or a scope beside it.
+    fn take_builtin(&mut self, n: usize) {
+        let udp = |source, destination| Transport::Udp { source, destination };
+        let (to, transport, hops) = [
+            ("255.255.255.255", udp(68, 67), 64),
+            ("20.1.2.3", udp(68, 67), 64),
+            ("20.1.2.3", udp(67, 68), 64),
+            ("ff02::1:2", udp(546, 547), 1),
+            ("fe80::1", udp(546, 547), 64),
+            ("ff05::1:3", udp(546, 547), 64),
+            ("ff02::1", Transport::Icmp(135), 255),
+            ("fe80::1", Transport::Icmp(136), 254),
+            ("ff02::16", Transport::Icmp(143), 1),
+            ("ff02::16", Transport::Icmp(143), 2),
+            ("224.0.0.22", Transport::Other(2), 1),
+            ("224.0.0.22", Transport::Other(2), 2),
+        ][n % 12]
+            .clone();
+        self.go_to(Some(address(to)));
+        self.packet.transport = transport;
+        self.packet.hops = hops;
     }
 
     fn go_to(&mut self, destination: Option<IpAddr>) {
@@ -264,10 +294,13 @@ pub fn packet(policy: &Policy) -> impl Strategy<Value = Packet> + use<> {
         1 => Just(Transport::Unparsable),
     ];
     let loopback = prop::bool::weighted(0.02);
-    (select(edge_addresses(policy)), transport, loopback).prop_map(|(destination, transport, loopback)| Packet {
+    let hops = prop_oneof![6 => Just(64_u8), 2 => Just(255), 1 => Just(1), 1 => Just(254)];
+    let all = (select(edge_addresses(policy)), transport, hops, loopback);
+    all.prop_map(|(destination, transport, hops, loopback)| Packet {
         source: source_for(destination),
         destination,
         transport,
+        hops,
         loopback,
     })
 }

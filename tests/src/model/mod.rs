@@ -2,11 +2,12 @@
 //! rules as they stand in the file, no compiled form, no cache. The real decision is compared with it.
 //!
 //! Where the text leaves a choice, this is how it is read:
-//! - What is malformed or rerouted is dropped before anything else is asked, loopback alone excepted.
+//! - What is malformed or rerouted is dropped before anything else is asked, on the loopback interface too.
 //! - Builtins, then replies to what came in, pass before the rules are asked, deny rules included (P8 says that an
 //!   operator's SSH session passes *throughout*).
 //! - Rules speak of TCP, UDP, ICMP and ICMPv6. `any` as a port means all of these; no rule opens another IP protocol.
-//! - Port 53 towards a trusted resolver is judged by the question, never by the rules: a rule such as `any` on `any` does
+//! - A deny rule drops DNS to a trusted resolver too.
+//! - Port 53 towards a trusted resolver is judged by the question, never by the allow rules: a rule such as `any` on `any` does
 //!   not open a tunnel (P5). Towards any other address it is dropped, unless [`Facts::rules_open_dns`] is set.
 //! - `to: [any]` allows addresses, and no name to be asked for.
 
@@ -19,12 +20,12 @@ mod yaml;
 
 use std::net::IpAddr;
 
-pub use generate::{Case, NOW, case, edge_addresses, edge_ports, packet, policy};
+pub use generate::{Case, NOW, case, case_of, edge_addresses, edge_ports, packet, policy};
 pub use types::{
     Action, Alias, Began, Builtin, Dns, Facts, Learned, Mode, Packet, Policy, Ports, Queries, Reason, Rule, To,
     Transport, Verdict,
 };
-pub use wire::dns_query;
+pub use wire::{QUOTED_PORT, dns_query};
 
 /// The verdict on one packet.
 #[must_use]
@@ -34,11 +35,9 @@ pub fn decide(policy: &Policy, facts: &Facts, packet: &Packet) -> Verdict {
 }
 
 fn reason(policy: &Policy, facts: &Facts, packet: &Packet) -> Reason {
-    if packet.loopback {
-        return Reason::Builtin(Builtin::Loopback);
-    }
     match packet.transport {
         Transport::Rerouted | Transport::Unparsable => return Reason::Malformed,
+        _ if packet.loopback => return Reason::Builtin(Builtin::Loopback),
         Transport::LaterFragment if facts.first_fragment_passed => return Reason::Fragment,
         Transport::LaterFragment => return Reason::FirstFragmentDropped,
         _ => {}
@@ -49,16 +48,16 @@ fn reason(policy: &Policy, facts: &Facts, packet: &Packet) -> Reason {
     if matches!(packet.transport, Transport::Other(_)) {
         return Reason::Protocol;
     }
-    if facts.reply {
+    if facts.reply && answers(packet) {
         return Reason::Reply;
-    }
-    if let Some(reason) = dns(policy, facts, packet) {
-        return reason;
     }
     for rule in policy.rules.iter().filter(|rule| rule.action == Action::Deny) {
         if ports_match(rule, packet) && rule.to.iter().any(|to| address_match(to, packet.destination)) {
             return Reason::Denied(rule.name.clone());
         }
+    }
+    if let Some(reason) = dns(policy, facts, packet) {
+        return reason;
     }
     for rule in policy.rules.iter().filter(|rule| rule.action == Action::Allow) {
         if ports_match(rule, packet) && rule.to.iter().any(|to| allowed_now(to, policy, facts, packet.destination)) {
@@ -75,14 +74,26 @@ fn reason(policy: &Policy, facts: &Facts, packet: &Packet) -> Reason {
 
 fn builtin(packet: &Packet) -> Option<Builtin> {
     match (&packet.transport, packet.destination) {
-        // RFC 4861: router and neighbour solicitation and advertisement, redirect.
-        (Transport::Icmp(133..=137), IpAddr::V6(_)) => Some(Builtin::NeighbourDiscovery),
+        // RFC 4861: router and neighbour solicitation and advertisement, from a neighbour. A redirect (137) is a router's.
+        (Transport::Icmp(133..=136), IpAddr::V6(_)) if packet.hops == 255 => Some(Builtin::NeighbourDiscovery),
         // RFC 2710 and RFC 3810.
-        (Transport::Icmp(130..=132 | 143), IpAddr::V6(_)) => Some(Builtin::MulticastListener),
-        (Transport::Other(2), IpAddr::V4(_)) => Some(Builtin::Igmp),
+        (Transport::Icmp(130..=132 | 143), IpAddr::V6(_)) if packet.hops == 1 => Some(Builtin::MulticastListener),
+        (Transport::Other(2), IpAddr::V4(_)) if packet.hops == 1 => Some(Builtin::Igmp),
         (Transport::Udp { source: 68, destination: 67 }, IpAddr::V4(_)) => Some(Builtin::Dhcp),
-        (Transport::Udp { source: 546, destination: 547 }, IpAddr::V6(_)) => Some(Builtin::Dhcp),
+        (Transport::Udp { source: 546, destination: 547 }, IpAddr::V6(to)) => {
+            (to.is_unicast_link_local() || to.segments()[0] == 0xff02).then_some(Builtin::Dhcp)
+        }
         _ => None,
+    }
+}
+
+/// Whether a packet can be an answer: of ICMP an echo reply, or an error about what came in.
+fn answers(packet: &Packet) -> bool {
+    match (&packet.transport, packet.destination) {
+        (Transport::Tcp { .. } | Transport::Udp { .. }, _) => true,
+        (Transport::Icmp(kind), IpAddr::V4(_)) => matches!(kind, 0 | 3 | 11 | 12),
+        (Transport::Icmp(kind), IpAddr::V6(_)) => matches!(kind, 1..=4 | 129),
+        _ => false,
     }
 }
 
@@ -100,7 +111,7 @@ fn dns(policy: &Policy, facts: &Facts, packet: &Packet) -> Option<Reason> {
         Some(_) => Reason::QuestionNotAllowed,
         // A handshake, or an acknowledgement: no question is in it.
         None if tcp => Reason::Question,
-        None if policy.dns.queries == Queries::Any => Reason::Question,
+        // A datagram that asks nothing is no DNS, whatever may be asked.
         None => Reason::QuestionNotAllowed,
     })
 }
@@ -177,7 +188,9 @@ fn address_match(to: &To, address: IpAddr) -> bool {
     }
 }
 
-fn ports_match(rule: &Rule, packet: &Packet) -> bool {
+#[must_use]
+/// Whether a rule speaks of this packet's protocol and port.
+pub fn ports_match(rule: &Rule, packet: &Packet) -> bool {
     (rule.action == Action::Deny && rule.ports.is_empty()) || rule.ports.iter().any(|ports| port_match(*ports, packet))
 }
 

@@ -70,7 +70,13 @@ fn known(now: u64) -> Facts {
 }
 
 fn packet(to: &str, transport: Transport) -> Packet {
-    Packet { source: "192.0.2.10".parse().unwrap(), destination: to.parse().unwrap(), transport, loopback: false }
+    Packet {
+        source: "192.0.2.10".parse().unwrap(),
+        destination: to.parse().unwrap(),
+        transport,
+        hops: 64,
+        loopback: false,
+    }
 }
 
 fn tcp(to: &str, port: u16) -> Packet {
@@ -149,11 +155,20 @@ fn an_alias_carries_its_targets_addresses() {
 fn builtins_pass_and_oddities_do_not() {
     let facts = known(0);
     let v6 = |kind| packet("ff02::1", Transport::Icmp(kind));
-    assert_eq!(why(&facts, &v6(135)), Reason::Builtin(Builtin::NeighbourDiscovery));
-    assert_eq!(why(&facts, &v6(143)), Reason::Builtin(Builtin::MulticastListener));
+    let hops = |hops, packet| Packet { hops, ..packet };
+    assert_eq!(why(&facts, &hops(255, v6(135))), Reason::Builtin(Builtin::NeighbourDiscovery));
+    assert_eq!(why(&facts, &hops(254, v6(135))), Reason::NoRule);
+    assert_eq!(why(&facts, &hops(255, v6(137))), Reason::NoRule);
+    assert_eq!(why(&facts, &hops(1, v6(143))), Reason::Builtin(Builtin::MulticastListener));
+    assert_eq!(why(&facts, &v6(143)), Reason::NoRule);
+    let dhcp = |to| packet(to, Transport::Udp { source: 546, destination: 547 });
+    assert_eq!(why(&facts, &dhcp("ff02::1:2")), Reason::Builtin(Builtin::Dhcp));
+    assert_eq!(why(&facts, &dhcp("2001:db8::1")), Reason::NoRule);
     assert_eq!(why(&facts, &v6(128)), Reason::NoRule);
     assert_eq!(why(&facts, &packet("198.51.100.7", Transport::Icmp(135))), Reason::NoRule);
-    assert_eq!(why(&facts, &packet("224.0.0.22", Transport::Other(2))), Reason::Builtin(Builtin::Igmp));
+    let igmp = packet("224.0.0.22", Transport::Other(2));
+    assert_eq!(why(&facts, &igmp), Reason::Protocol);
+    assert_eq!(why(&facts, &hops(1, igmp)), Reason::Builtin(Builtin::Igmp));
     for odd in [
         Transport::Rerouted,
         Transport::Unparsable,

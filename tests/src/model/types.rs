@@ -77,6 +77,8 @@ pub struct Packet {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub transport: Transport,
+    /// The TTL or hop limit.
+    pub hops: u8,
     /// It leaves by the loopback interface.
     pub loopback: bool,
 }

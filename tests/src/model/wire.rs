@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Case, Packet, Transport};
+use super::{Case, Facts, Packet, Transport};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -13,12 +13,16 @@ const FRAGMENT: u8 = 44;
 const SYN: u8 = 0x02;
 const PSH_ACK: u8 = 0x18;
 
+/// The local port of the datagram (from port 6000) that an ICMP error quotes which is a reply.
+pub const QUOTED_PORT: u16 = 5000;
+
 impl Case {
     /// The IP packet, from its first header byte, as `cgroup_skb` sees it. The IPv4 header checksum is right; those of
-    /// TCP, UDP and ICMP are 0. TCP is a SYN, unless the connection began before or the packet carries a question.
+    /// TCP, UDP and ICMP are 0. TCP is a SYN, unless the connection began before, it is a
+    /// reply, or the packet carries a question. An ICMP error that is a reply quotes a UDP datagram to the source's port 5000.
     #[must_use]
     pub fn ip_packet(&self) -> Vec<u8> {
-        ip_packet(&self.packet, self.facts.question.as_deref(), self.facts.began.is_some())
+        ip_packet(&self.packet, self.facts.question.as_deref(), &self.facts)
     }
 
     /// The same behind an Ethernet header with made-up addresses, as tc and a packet socket see it.
@@ -45,7 +49,7 @@ pub fn dns_query(name: &str) -> Vec<u8> {
     query
 }
 
-fn ip_packet(packet: &Packet, question: Option<&str>, began: bool) -> Vec<u8> {
+fn ip_packet(packet: &Packet, question: Option<&str>, facts: &Facts) -> Vec<u8> {
     let query = question.map(dns_query);
     let v4 = packet.destination.is_ipv4();
     // What stands between the IP header and the transport (IPv6), or in the IPv4 header's options.
@@ -57,14 +61,25 @@ fn ip_packet(packet: &Packet, question: Option<&str>, began: bool) -> Vec<u8> {
             // RFC 1035 section 4.2.2: over TCP the length comes first.
             let payload =
                 payload.map_or(Vec::new(), |query| [&(query.len() as u16).to_be_bytes()[..], &query].concat());
-            let flags = if began || !payload.is_empty() { PSH_ACK } else { SYN };
+            let flags = if facts.began.is_some() || facts.reply || !payload.is_empty() { PSH_ACK } else { SYN };
             (TCP, [tcp_header(source, destination, flags), payload].concat())
         }
         Transport::Udp { source, destination } => {
             let payload = query.filter(|_| destination == 53).unwrap_or_else(|| b"payload".to_vec());
             (UDP, udp(source, destination, &payload))
         }
-        Transport::Icmp(kind) => (if v4 { ICMP } else { ICMPV6 }, vec![kind, 0, 0, 0, 0x12, 0x34, 0, 1, 1, 2, 3, 4]),
+        Transport::Icmp(kind) => {
+            let mut body = vec![kind, 0, 0, 0, 0x12, 0x34, 0, 1];
+            if facts.reply {
+                let (source, destination) = (packet.destination, packet.source);
+                let transport = Transport::Udp { source: 6000, destination: QUOTED_PORT };
+                let arrived = Packet { source, destination, transport, hops: 64, loopback: false };
+                body.extend(ip_packet(&arrived, None, &Facts::default()));
+            } else {
+                body.extend([1, 2, 3, 4]);
+            }
+            (if v4 { ICMP } else { ICMPV6 }, body)
+        }
         Transport::Other(number) => (number, vec![0; 16]),
         Transport::LaterFragment => {
             fragment_offset = 185;
@@ -89,7 +104,7 @@ fn ip_packet(packet: &Packet, question: Option<&str>, began: bool) -> Vec<u8> {
             header.extend(length.to_be_bytes());
             header.extend([0x12, 0x34]);
             header.extend(u16::to_be_bytes(fragment_offset));
-            header.extend([64, protocol, 0, 0]);
+            header.extend([packet.hops, protocol, 0, 0]);
             header.extend(source.octets());
             header.extend(destination.octets());
             header.extend(&options);
@@ -108,7 +123,7 @@ fn ip_packet(packet: &Packet, question: Option<&str>, began: bool) -> Vec<u8> {
             };
             let mut header = vec![0x60, 0, 0, 0];
             header.extend(((middle.len() + body.len()) as u16).to_be_bytes());
-            header.extend([next, 64]);
+            header.extend([next, packet.hops]);
             header.extend(source.octets());
             header.extend(destination.octets());
             [header, middle, body].concat()

@@ -19,7 +19,7 @@ impl Policy {
         if !self.dns.internal.is_empty() {
             text += &format!("  internal: {}\n", list(&self.dns.internal));
         }
-        text += if self.rules.is_empty() { "rules: []\n" } else { "rules:\n" };
+        text += if self.rules.is_empty() { "" } else { "rules:\n" };
         for rule in &self.rules {
             let _ = writeln!(text, "  - name: {}", rule.name);
             if rule.action == Action::Deny {

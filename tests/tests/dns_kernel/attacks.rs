@@ -3,7 +3,7 @@
 use egress_ebpf::abi::{LearnCount, NameValue, RING_SLOTS};
 
 use crate::{
-    kernel::{CLIENT, Kernel, LIVE, PORT, RESOLVER, allow},
+    kernel::{CLIENT, DROP, Kernel, LIVE, PORT, RESOLVER, allow},
     wire::{self, Data::Address, raw_answer, raw_name, raw_query, record, wire_name},
 };
 
@@ -18,7 +18,7 @@ const EVIL: &[u8] = &[198, 51, 100, 66];
 
 #[test]
 fn malformed_and_forbidden_queries_do_not_leave() {
-    let kernel = kernel();
+    let mut kernel = kernel();
     let name = wire_name("a.example.com");
     let one = [1, 0, 0, 0];
     assert!(kernel.query(&raw_query(1, one, &name, 1, 1, &[])));
@@ -83,13 +83,13 @@ fn malformed_and_forbidden_queries_do_not_leave() {
     // Bytes between UDP's end and IP's.
     let mut packet = wire::udp(CLIENT, PORT, RESOLVER, 53, &wire::query(1, "a.example.com"));
     packet[24..26].copy_from_slice(&30_u16.to_be_bytes());
-    assert_eq!(kernel.run("socket_egress", &packet, 1).0, 0);
+    assert_eq!(kernel.run("uplink_egress", &packet), DROP);
     assert!(kernel.query(&wire::query(9, "b.example.com")), "a neighbour's lookup still works");
 }
 
 #[test]
 fn answers_that_nobody_waits_for_teach_nothing() {
-    let kernel = kernel();
+    let mut kernel = kernel();
     let query = raw_query(1, [1, 0, 0, 0], &wire_name("aB.example.com"), 1, 1, &[]);
     assert!(kernel.query(&query));
     let evil = [record(POINTER, 1, 1, 60, EVIL)];
@@ -124,7 +124,7 @@ fn answers_that_nobody_waits_for_teach_nothing() {
     }
     let right = raw_answer(&query, &evil);
     for (source, port, local) in [([192, 0, 2, 54], 53, PORT), (RESOLVER, 53, PORT + 1)] {
-        kernel.run("socket_ingress", &wire::udp(source, port, CLIENT, local, &right), 1);
+        kernel.run("uplink_ingress", &wire::udp(source, port, CLIENT, local, &right));
         assert_eq!(kernel.addresses(), 0);
     }
     kernel.answer(&right);
@@ -135,7 +135,7 @@ fn answers_that_nobody_waits_for_teach_nothing() {
 
 #[test]
 fn malformed_answers_teach_nothing_at_all() {
-    let kernel = kernel();
+    let mut kernel = kernel();
     let query = wire::query(1, "a.example.com");
     let good = record(POINTER, 1, 1, 60, &[198, 51, 100, 1]);
     let end = query.len() as u16;
@@ -172,7 +172,7 @@ fn malformed_answers_teach_nothing_at_all() {
 
 #[test]
 fn records_off_the_chain_and_other_sections_teach_nothing() {
-    let kernel = kernel();
+    let mut kernel = kernel();
     let query = wire::query(1, "a.example.com");
     let other = wire_name("bank.test");
     assert!(kernel.query(&query));
@@ -196,7 +196,7 @@ fn records_off_the_chain_and_other_sections_teach_nothing() {
 
 #[test]
 fn only_sixty_four_records_are_read() {
-    let kernel = kernel();
+    let mut kernel = kernel();
     let query = wire::query(1, "a.example.com");
     assert!(kernel.query(&query));
     let records: Vec<_> = (0..65).map(|n| record(POINTER, 1, 1, 60, &[198, 51, 100, n])).collect();
@@ -245,7 +245,7 @@ fn rebinding_answers_teach_nothing_unless_the_name_may() {
 // attached programs.
 #[test]
 fn flood_of_one_asker_is_bounded_and_its_last_queries_still_count() {
-    let kernel = kernel();
+    let mut kernel = kernel();
     let last = 3 * RING_SLOTS as u16;
     for id in 0..=last {
         assert!(kernel.query(&wire::query(id, "a.example.com")));

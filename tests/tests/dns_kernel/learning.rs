@@ -5,7 +5,7 @@ use egress_ebpf::abi::{
 };
 
 use crate::{
-    kernel::{CLIENT, Kernel, LIVE, PORT, RESOLVER, allow, mapped},
+    kernel::{CLIENT, Kernel, LIVE, PASS, PORT, RESOLVER, allow, mapped},
     wire::{
         self,
         Data::{Address, Cname},
@@ -133,7 +133,7 @@ fn classes_with_the_same_ports_share_a_slot_and_the_later_expiry_counts() {
 
 #[test]
 fn only_dead_entries_are_reclaimed() {
-    let kernel = Kernel::load();
+    let mut kernel = Kernel::load();
     let record = |address, expiry| ControlRecord { address: mapped(address), class: 1, expiry };
     let all = [record("198.51.100.1", 0), record("2001:db8::1", 0), record("198.51.100.2", NEVER)];
     assert_eq!(kernel.control(CONTROL_LEARN, LIVE, &all).1, [0, 0, 3, 0, 0, 0]);
@@ -143,10 +143,10 @@ fn only_dead_entries_are_reclaimed() {
 
 #[test]
 fn control_refuses_what_it_does_not_know() {
-    let kernel = Kernel::load();
+    let mut kernel = Kernel::load();
     assert_eq!(kernel.control(99, LIVE, &[]).0, 22);
     assert_eq!(kernel.control(CONTROL_FLIP, 0, &[]).0, 22);
-    assert!(kernel.query(&wire::query(1, "a.example")) == false && kernel.addresses() == 0);
+    assert!(!kernel.query(&wire::query(1, "a.example")) && kernel.addresses() == 0);
 }
 
 #[test]
@@ -176,7 +176,8 @@ fn tcp_segments_hold_whole_messages() {
     let mut kernel = Kernel::load();
     kernel.name(LIVE, "www.example.com", allow(7));
     let framed = |message: &[u8]| [&(message.len() as u16).to_be_bytes(), message].concat();
-    let sends = |payload: &[u8]| kernel.run("socket_egress", &wire::tcp(CLIENT, PORT, RESOLVER, 53, payload), 1).0 == 1;
+    let mut sends =
+        |payload: &[u8]| kernel.run("uplink_egress", &wire::tcp(CLIENT, PORT, RESOLVER, 53, payload)) == PASS;
     let (good, bad) = (framed(&wire::query(1, "www.example.com")), framed(&wire::query(2, "evil.test")));
     assert!(sends(&[]));
     assert!(sends(&good));
@@ -187,6 +188,6 @@ fn tcp_segments_hold_whole_messages() {
     assert!(!sends(&good[..good.len() - 1]));
     assert!(!sends(&good[2..]));
     let answer = wire::answer(1, "www.example.com", &[("www.example.com", 30, Address("198.51.100.1"))]);
-    kernel.run("socket_ingress", &wire::tcp(RESOLVER, 53, CLIENT, PORT, &framed(&answer)), 1);
+    kernel.run("uplink_ingress", &wire::tcp(RESOLVER, 53, CLIENT, PORT, &framed(&answer)));
     assert_eq!(kernel.classes(LIVE, "198.51.100.1"), [7]);
 }

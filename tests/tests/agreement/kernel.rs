@@ -1,0 +1,158 @@
+//! The loaded program, by BPF_PROG_TEST_RUN. Nothing is attached, nothing is pinned. Needs root.
+
+use std::{collections::HashMap, net::IpAddr, time::Instant};
+
+use egress_ebpf::{
+    abi::{
+        Address, AddressEntry, AddressKey4, AddressKey6, Flow, FlowKey, FragmentKey, GrantEntry, Ticks, ZONE_UPLINK,
+    },
+    decision::outward_key,
+    packet::parse,
+};
+use egress_tests::model::Case;
+use egress_user::datapath::{Datapath, Object, Sizes, Table, boot_ticks, sys};
+
+use crate::{
+    Disagreements, Random, compile,
+    given::{GONE, Given, Standing},
+    seed, settings,
+};
+
+const POLICIES: usize = 200;
+const CASES_PER_POLICY: usize = 25;
+
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const TC_ACT_SHOT: u32 = 2;
+
+struct Maps {
+    addresses_4: Table<AddressKey4, AddressEntry>,
+    addresses_6: Table<AddressKey6, AddressEntry>,
+    flows: Table<FlowKey, Flow>,
+    fragments: Table<FragmentKey, Ticks>,
+    grants: Table<u32, GrantEntry>,
+}
+
+impl Maps {
+    fn of(object: &Object) -> Self {
+        Self {
+            addresses_4: object.table("ADDRESSES_4").expect("a map"),
+            addresses_6: object.table("ADDRESSES_6").expect("a map"),
+            flows: object.table("FLOWS").expect("a map"),
+            fragments: object.table("FRAGMENTS").expect("a map"),
+            grants: object.table("GRANTS").expect("a map"),
+        }
+    }
+
+    fn swap_address(&self, address: IpAddr, generation: u32, with: Option<AddressEntry>) -> Option<AddressEntry> {
+        fn swap<K: egress_user::datapath::Plain>(
+            table: &Table<K, AddressEntry>,
+            key: &K,
+            with: Option<AddressEntry>,
+        ) -> Option<AddressEntry> {
+            let was = table.get(key).expect("read");
+            match with {
+                Some(entry) => table.set(key, &entry, sys::ANY).expect("write"),
+                None => drop(table.remove(key).expect("delete")),
+            }
+            was
+        }
+        match address {
+            IpAddr::V4(address) => {
+                swap(&self.addresses_4, &AddressKey4 { address: address.octets(), generation }, with)
+            }
+            IpAddr::V6(address) => {
+                let address = Address::v6(address.octets());
+                swap(&self.addresses_6, &AddressKey6 { address, generation, pad: 0 }, with)
+            }
+        }
+    }
+
+    fn entry(&self, address: IpAddr, generation: u32) -> Option<AddressEntry> {
+        let was = self.swap_address(address, generation, None);
+        if was.is_some() {
+            self.swap_address(address, generation, was);
+        }
+        was
+    }
+}
+
+/// P1: the program of the uplinks, a new policy installed for every few cases.
+#[test]
+fn the_loaded_program_agrees_with_the_model() {
+    let began = Instant::now();
+    let sizes = Sizes { addresses: 1024, prefixes: 512, classes: 512, grants: 256, names: 512, inner: 64 };
+    let object = Object::load(&sizes, None).expect("the object loads: needs root");
+    let mut datapath = Datapath::new(object).expect("the maps are there");
+    let maps = Maps::of(datapath.object());
+    let mut random = Random::new(seed(100));
+    let mut differ = Disagreements::default();
+    // A generation to have been judged by.
+    let first = random.policy();
+    datapath.install(&compile(&first), &settings(&first), &[]).expect("installs");
+    let mut reasons = HashMap::<bool, usize>::new();
+    for _ in 0..POLICIES {
+        let policy = random.policy();
+        let compiled = compile(&policy);
+        let installed = datapath.install(&compiled, &settings(&policy), &[]).expect("installs");
+        assert!(installed.grants.iter().all(|index| *index < GONE));
+        for case in random.cases(&policy, CASES_PER_POLICY).iter().filter(|case| !case.packet.loopback) {
+            let standing = Standing {
+                compiled: &compiled,
+                grants: &installed.grants,
+                generation: installed.generation,
+                now: boot_ticks(),
+            };
+            let returned = run(&mut datapath, &maps, case, &standing);
+            let passes = match returned {
+                TC_ACT_UNSPEC => true,
+                TC_ACT_SHOT => false,
+                other => panic!("returned {other}"),
+            };
+            *reasons.entry(passes).or_default() += 1;
+            differ.compare("uplink_egress", case, passes, &returned);
+        }
+    }
+    let cases = reasons.values().sum();
+    println!("{cases} cases in {:.1} s: {reasons:?} passed", began.elapsed().as_secs_f64());
+    assert!(reasons[&true] > cases / 10 && reasons[&false] > cases / 10, "nearly all the same: {reasons:?}");
+    differ.none(cases);
+}
+
+/// Writes the case's facts down, runs the program once, and takes all of it back.
+fn run(datapath: &mut Datapath, maps: &Maps, case: &Case, standing: &Standing<'_>) -> u32 {
+    let parsed = parse(&case.ip_packet()[..], 0).ok();
+    let given = Given::of(case, parsed.as_ref(), standing);
+    let addresses: Vec<IpAddr> =
+        given.learned.iter().flat_map(|learned| learned.addresses.iter().map(|(address, _)| *address)).collect();
+    let before: HashMap<IpAddr, Option<AddressEntry>> =
+        addresses.iter().map(|address| (*address, maps.entry(*address, standing.generation))).collect();
+    for learned in &given.learned {
+        datapath.learn(standing.compiled, learned).expect("learns");
+    }
+    let grants: Vec<_> = given
+        .grants
+        .iter()
+        .map(|(index, _)| (*index, maps.grants.get(index).expect("read").unwrap_or_default()))
+        .collect();
+    maps.grants.set_all(&given.grants).expect("write");
+    for (key, flow) in given.flow.iter().chain(&given.arrival) {
+        maps.flows.set(key, flow, sys::ANY).expect("write");
+    }
+    if let Some((key, passed)) = &given.fragment {
+        maps.fragments.set(key, passed, sys::ANY).expect("write");
+    }
+    let program = datapath.object().program("uplink_egress").expect("the program loads");
+    let returned = sys::test_run(program, &case.ethernet_frame(), None, 1).expect("runs").returned;
+    let written = parsed.iter().map(|packet| outward_key(packet, ZONE_UPLINK));
+    for key in given.arrival.map(|(key, _)| key).into_iter().chain(written) {
+        maps.flows.remove(&key).expect("delete");
+    }
+    if let Some((key, _)) = &given.fragment {
+        maps.fragments.remove(key).expect("delete");
+    }
+    maps.grants.set_all(&grants).expect("write");
+    for (address, entry) in before {
+        maps.swap_address(address, standing.generation, entry);
+    }
+    returned
+}

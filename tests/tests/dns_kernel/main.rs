@@ -1,0 +1,7 @@
+//! The programs that learn names, in the running kernel, by BPF_PROG_TEST_RUN at the uplink's hooks: nothing is attached
+//! anywhere. Needs root.
+
+mod attacks;
+mod kernel;
+mod learning;
+mod wire;
