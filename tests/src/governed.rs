@@ -64,7 +64,7 @@ impl Governed {
         self.status_until(done)
     }
 
-    /// The daemon's status as soon as `done` holds of it; an error with the last one after three seconds.
+    /// The daemon's status as soon as `done` holds of it; an error with the last one after eight seconds.
     pub fn status_until(&self, done: impl Fn(&Value) -> bool) -> Result<Value> {
         let start = Instant::now();
         loop {
@@ -72,7 +72,7 @@ impl Governed {
             if done(&status) {
                 return Ok(status);
             }
-            if start.elapsed() > Duration::from_secs(3) {
+            if start.elapsed() > Duration::from_secs(8) {
                 bail!("the status did not come to what was waited for: {status:#}");
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -8,7 +8,7 @@
 //! world.dns.set_text("example.com", 30, &["203.0.113.80"]);
 //! world.serve(Service::Https, "203.0.113.80:443").unwrap();
 //! let cgroup = Cgroup::new("demo").unwrap();
-//! let mut daemon = Daemon::builder(&world).policy_text("version: 1\nrules: []\n").cgroup(&cgroup).start().unwrap();
+//! let mut daemon = Daemon::builder(&world).policy_text("version: 1\n").cgroup(&cgroup).start().unwrap();
 //! let run = world.node().in_cgroup(&cgroup).run("curl", &["https://203.0.113.80"], Duration::from_secs(5)).unwrap();
 //! assert!(!run.ok());
 //! daemon.stop().unwrap();

@@ -7,7 +7,7 @@ use egress_tests::probe::{converse, tcp, udp, udp_connected};
 use egress_tests::world::{NODE_V4, NODE_V6};
 use egress_tests::{Cgroup, EchoServer, Governed, Held, Service, World};
 
-const NOTHING: &str = "version: 1\nrules: []\n";
+const NOTHING: &str = "version: 1\n";
 const LIMIT: Duration = Duration::from_secs(5);
 
 fn sockets(port: u16) -> [String; 2] {
