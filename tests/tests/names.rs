@@ -9,7 +9,7 @@ use egress_tests::held::python;
 use egress_tests::place::wait_limited;
 use egress_tests::probe::tcp;
 use egress_tests::resolvers::Resolver;
-use egress_tests::{Cgroup, Daemon, Fault, Governed, Held, Place, Run, Service, World};
+use egress_tests::{Cgroup, Daemon, Fault, Governed, Held, Place, Service, World};
 
 const LIMIT: Duration = Duration::from_secs(8);
 const POLICY: &str = "version: 1
@@ -25,8 +25,10 @@ fn world() -> World {
     world
 }
 
-fn dig(place: &Place, args: &[&str]) -> Run {
-    place.run("dig", &[&["+short", "+time=1", "+tries=1"], args].concat(), LIMIT).unwrap()
+/// What dig was answered, in short form; its complaints, which begin with a semicolon and name the resolver, left out.
+fn dig(place: &Place, args: &[&str]) -> String {
+    let run = place.run("dig", &[&["+short", "+time=1", "+tries=1"], args].concat(), LIMIT).unwrap();
+    run.stdout.lines().filter(|line| !line.starts_with(';')).map(|line| format!("{line}\n")).collect()
 }
 
 /// P4: two processes resolve 250 fresh names each, and send a datagram at once; every one arrives.
@@ -83,7 +85,7 @@ fn unbound_and_dnsmasq_are_believed() {
         }
         // The other one is not asked.
         let other = if resolver.ends_with("54") { "@203.0.113.55" } else { "@203.0.113.54" };
-        assert!(!dig(&inside, &[other, "www.example.com"]).stdout.contains("203.0.113.8"));
+        assert_eq!(dig(&inside, &[other, "www.example.com"]), "");
         daemon.stop().unwrap();
         assert!(daemon.detach().unwrap().ok());
     }
@@ -101,11 +103,11 @@ fn a_chain_over_several_answers_counts_for_the_name_that_was_asked() {
         world.dns.fault(name, Fault::NoChase);
     }
     let test = Governed::over(world, POLICY).unwrap();
-    assert_eq!(dig(&test.inside, &["c.example.org"]).stdout.lines().filter(|line| !line.starts_with(';')).count(), 0);
+    assert_eq!(dig(&test.inside, &["c.example.org"]), "");
     assert_eq!(test.world.dns.count("c.example.org"), 0);
-    assert_eq!(dig(&test.inside, &["a.wild.example.com"]).stdout, "b.example.net.\n");
-    assert_eq!(dig(&test.inside, &["b.example.net"]).stdout, "c.example.org.\n");
-    assert_eq!(dig(&test.inside, &["c.example.org"]).stdout, "203.0.113.90\n");
+    assert_eq!(dig(&test.inside, &["a.wild.example.com"]), "b.example.net.\n");
+    assert_eq!(dig(&test.inside, &["b.example.net"]), "c.example.org.\n");
+    assert_eq!(dig(&test.inside, &["c.example.org"]), "203.0.113.90\n");
     assert!(tcp(&test.inside, "203.0.113.90:7000").unwrap().echoed);
     assert!(tcp(&test.inside, "203.0.113.90:7001").unwrap().refused());
 }
@@ -121,11 +123,11 @@ fn names_that_no_rule_allows_are_not_asked() {
     for (place, which) in [(&test.inside, "in"), (&test.beside, "out")] {
         for (way, option) in [("udp", "+notcp"), ("tcp", "+tcp")] {
             let name = format!("secret-{which}-{way}.tunnel.example");
-            assert!(!dig(place, &[option, &name]).stdout.contains("203.0.113"), "{name}");
-            assert!(!dig(place, &[option, "TXT", &name]).stdout.contains("203.0.113"), "{name}");
+            assert!(dig(place, &[option, &name]).is_empty(), "{name}");
+            assert!(dig(place, &[option, "TXT", &name]).is_empty(), "{name}");
             let fine = format!("fine-{which}-{way}.wild.example.com");
-            assert!(!dig(place, &[option, "@9.9.9.9", &fine]).stdout.contains("203.0.113"), "{name} from another");
-            assert_eq!(dig(place, &[option, &fine]).stdout, "203.0.113.67\n", "{fine}");
+            assert!(dig(place, &[option, "@9.9.9.9", &fine]).is_empty(), "{fine} from another");
+            assert_eq!(dig(place, &[option, &fine]), "203.0.113.67\n", "{fine}");
         }
     }
     let leaked =
