@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{SigSet, SigmaskHow, Signal, kill},
     unistd::{self, Gid, Pid, Uid},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,6 +56,13 @@ impl User {
     }
 }
 
+/// The signals that are handed on: held back from before the command starts until [`wait`] takes them, so that one that
+/// comes early does not end this program, and the command with it.
+fn handed_on() -> SigSet {
+    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+    [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().collect()
+}
+
 /// Starts the command. It is in the cgroup before it runs its first instruction.
 pub fn spawn(words: &[OsString], cgroup: &ExecCgroup, user: Option<&User>) -> anyhow::Result<Child> {
     let [program, arguments @ ..] = words else {
@@ -71,11 +78,13 @@ pub fn spawn(words: &[OsString], cgroup: &ExecCgroup, user: Option<&User>) -> an
         }
     }
     let user = user.map(|user| (user.uid, user.gid, user.groups.clone()));
+    let mask = handed_on().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     // SAFETY: between fork and exec only system calls are made, on data that was made ready before; this process has no
     // thread yet that could hold a lock.
     unsafe {
         command.pre_exec(move || {
             std::fs::write(&procs, "0")?;
+            mask.thread_set_mask()?;
             if let Some((uid, gid, groups)) = &user {
                 unistd::setgroups(groups)?;
                 unistd::setgid(*gid)?;
@@ -116,6 +125,7 @@ pub fn wait(mut child: Child) -> anyhow::Result<ExitCode> {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut user1 = signal(SignalKind::user_defined1())?;
         let mut user2 = signal(SignalKind::user_defined2())?;
+        handed_on().thread_unblock()?;
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok::<_, std::io::Error>(status);

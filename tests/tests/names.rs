@@ -1,0 +1,165 @@
+//! Names: no answer is lost, the first packet included (P4), and DNS is no way out (P5).
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Stdio;
+use std::time::Duration;
+
+use egress_tests::held::python;
+use egress_tests::place::wait_limited;
+use egress_tests::probe::tcp;
+use egress_tests::resolvers::Resolver;
+use egress_tests::{Cgroup, Daemon, Fault, Frame, Governed, Held, Place, Service, World};
+
+const LIMIT: Duration = Duration::from_secs(8);
+const POLICY: &str = "version: 1
+rules:
+  - {name: wild, to: ['*.wild.example.com'], ports: [7000/tcp, 7000/udp, 80/tcp]}
+  - {name: exact, to: [www.example.com], ports: [80/tcp, 7000/tcp]}
+";
+
+fn world() -> World {
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    world.serve(Service::Http, "0.0.0.0:80").unwrap();
+    world
+}
+
+/// What dig was answered, in short form; its complaints, which begin with a semicolon and name the resolver, left out.
+fn dig(place: &Place, args: &[&str]) -> String {
+    let run = place.run("dig", &[&["+short", "+time=1", "+tries=1"], args].concat(), LIMIT).unwrap();
+    run.stdout.lines().filter(|line| !line.starts_with(';')).map(|line| format!("{line}\n")).collect()
+}
+
+/// P4: two processes resolve 250 fresh names each, and send a datagram at once; every one arrives.
+#[test]
+fn the_first_packet_after_an_answer_is_never_lost() {
+    let test = Governed::over(world(), POLICY).unwrap();
+    for n in 0..500_u32 {
+        test.world.dns.set(&format!("n{n}.wild.example.com"), 30, &[Ipv4Addr::from(0x1400_0001 + n).into()]);
+    }
+    let script = "import socket, sys
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for n in range(int(sys.argv[1]), 500, 2):
+    a = socket.getaddrinfo('n%d.wild.example.com' % n, 7000, socket.AF_INET, socket.SOCK_DGRAM)[0][4]
+    u.sendto(b'first', a)
+print('done')
+";
+    let children: Vec<_> = ["0", "1"]
+        .map(|first| {
+            let mut command = test.inside.command(python());
+            command.args(["-c", script, first]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .into_iter()
+        .collect();
+    for child in children {
+        let run = wait_limited(child, LIMIT).unwrap();
+        assert_eq!(run.stdout, "done\n", "{run:?}");
+    }
+    let frames = test.world.sniffer.matching(Duration::from_millis(50), |frame| frame.destination_port == Some(7000));
+    let arrived: HashSet<IpAddr> = frames.iter().filter_map(|frame| frame.destination).collect();
+    assert_eq!(arrived.len(), 500);
+}
+
+/// P4: resolvers as people run them, in front of the name's own servers, with chains of aliases.
+#[test]
+fn unbound_and_dnsmasq_are_believed() {
+    let world = world();
+    world.dns.cname("www.example.com", 20, "www.example.com.edge.example.net");
+    world.dns.cname("www.example.com.edge.example.net", 20, "e1.a.example.org");
+    world.dns.set_text("e1.a.example.org", 20, &["203.0.113.80", "203.0.113.81"]);
+    world.dns.cname("x.wild.example.com", 20, "y.other.example.net");
+    world.dns.set_text("y.other.example.net", 20, &["203.0.113.82"]);
+    let _running =
+        (Resolver::unbound(&world, "203.0.113.54").unwrap(), Resolver::dnsmasq(&world, "203.0.113.55").unwrap());
+    for resolver in ["203.0.113.54", "203.0.113.55"] {
+        let cgroup = Cgroup::new("governed").unwrap();
+        let inside = world.node().in_cgroup(&cgroup);
+        world.set_resolvers(&[resolver]).unwrap();
+        let mut daemon =
+            Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).resolvers(&[resolver]).start().unwrap();
+        for url in ["http://www.example.com/", "http://x.wild.example.com/"] {
+            let run = inside.run("curl", &["-sS", "--noproxy", "*", "--max-time", "3", url], LIMIT).unwrap();
+            assert_eq!(run.stdout, "ok\n", "{resolver} {url}: {run:?}");
+        }
+        // The other one is not asked.
+        let other = if resolver.ends_with("54") { "@203.0.113.55" } else { "@203.0.113.54" };
+        assert_eq!(dig(&inside, &[other, "www.example.com"]), "");
+        daemon.stop().unwrap();
+        assert!(daemon.detach().unwrap().ok());
+    }
+}
+
+/// Section 1: the target of an allowed name may be asked for, and its addresses count for that name, once an answer has
+/// named it; not before.
+#[test]
+fn a_chain_over_several_answers_counts_for_the_name_that_was_asked() {
+    let world = world();
+    world.dns.cname("a.wild.example.com", 20, "b.example.net");
+    world.dns.cname("b.example.net", 20, "c.example.org");
+    world.dns.set_text("c.example.org", 20, &["203.0.113.90"]);
+    for name in ["a.wild.example.com", "b.example.net"] {
+        world.dns.fault(name, Fault::NoChase);
+    }
+    let test = Governed::over(world, POLICY).unwrap();
+    assert_eq!(dig(&test.inside, &["c.example.org"]), "");
+    assert_eq!(test.world.dns.count("c.example.org"), 0);
+    assert_eq!(dig(&test.inside, &["a.wild.example.com"]), "b.example.net.\n");
+    assert_eq!(dig(&test.inside, &["b.example.net"]), "c.example.org.\n");
+    assert_eq!(dig(&test.inside, &["c.example.org"]), "203.0.113.90\n");
+    assert!(tcp(&test.inside, "203.0.113.90:7000").unwrap().echoed);
+    assert!(tcp(&test.inside, "203.0.113.90:7001").unwrap().refused());
+}
+
+/// P5: a tunnel asks for names that nobody allowed; no such question leaves, over UDP or TCP, nor does one to another
+/// resolver for a name that is allowed.
+fn tunnel_fails(test: &Governed, place: &Place) {
+    test.world.dns.set_text("*.tunnel.example", 1, &["203.0.113.66"]);
+    test.world.other_dns("9.9.9.9").unwrap().set_text("*.wild.example.com", 1, &["203.0.113.66"]);
+    test.world.dns.set_text("*.wild.example.com", 1, &["203.0.113.67"]);
+    for (way, option) in [("udp", "+notcp"), ("tcp", "+tcp")] {
+        let name = format!("secret-{way}.tunnel.example");
+        assert_eq!(dig(place, &[option, "TXT", &name]), "", "{name}");
+        let fine = format!("fine-{way}.wild.example.com");
+        assert_eq!(dig(place, &[option, "@9.9.9.9", &fine]), "", "{fine} from another resolver");
+        assert_eq!(dig(place, &[option, &fine]), "203.0.113.67\n", "{fine}");
+    }
+    let leaked = |frame: &Frame| frame.bytes.windows(6).any(|bytes| bytes.eq_ignore_ascii_case(b"tunnel"));
+    test.world.sniffer.assert_none("a tunnel's question", leaked);
+    test.world
+        .sniffer
+        .assert_none("a question to another resolver", |frame| frame.destination == Some("9.9.9.9".parse().unwrap()));
+    let about = |event: &serde_json::Value| event.to_string().contains("secret-udp.tunnel.example");
+    let event = test.event(|event| event["kind"] == "dropped" && about(event)).unwrap();
+    assert!(event.is_some(), "{:#?}", test.daemon.events(false));
+}
+
+#[test]
+fn names_that_no_rule_allows_are_not_asked() {
+    let test = Governed::over(world(), POLICY).unwrap();
+    tunnel_fails(&test, &test.inside);
+}
+
+#[test]
+fn names_that_no_rule_allows_are_not_asked_beside_the_cgroup() {
+    let test = Governed::over(world(), POLICY).unwrap();
+    tunnel_fails(&test, &test.beside);
+}
+
+/// Section 1: an address that expired opens no new connection; one that was open goes on.
+#[test]
+fn an_expired_address_keeps_its_open_connections_alone() {
+    let world = world();
+    world.dns.set_text("brief.wild.example.com", 1, &["203.0.113.95"]);
+    let strict = POLICY.replace("rules:", "dns: {minTtl: 1s, grace: 0s}\nrules:");
+    let test = Governed::over(world, &strict).unwrap();
+    let mut held = Held::connect(&test.inside, "brief.wild.example.com", 7000).unwrap();
+    assert!(tcp(&test.inside, "203.0.113.95:7000").unwrap().echoed);
+    // A tick is 1.07 s: an expiry is rounded up to one.
+    std::thread::sleep(Duration::from_millis(3300));
+    let got = tcp(&test.inside, "203.0.113.95:7000").unwrap();
+    assert!(got.refused(), "{got:?}");
+    assert_eq!(held.say("still").unwrap(), "echo");
+    assert!(Held::connect(&test.inside, "brief.wild.example.com", 7000).is_ok(), "asked again");
+}
