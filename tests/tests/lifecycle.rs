@@ -118,7 +118,6 @@ fn a_restart_with_less_cuts_what_went() {
 
 /// P6, section 1: with a dead resolver the last good answer stays over a restart (`dns.maxStale`).
 #[test]
-#[ignore = "known: a restarted daemon installs its policy without the addresses that the pinned maps hold"]
 fn exact_names_outlive_a_restart_with_a_dead_resolver() {
     let world = world();
     world.dns.set_text("api.example.com", 30, &["203.0.113.40"]);
@@ -136,7 +135,6 @@ fn exact_names_outlive_a_restart_with_a_dead_resolver() {
 /// P2, P4: names learned before a crash, and while no daemon ran, count after the restart: a process that resolved one may
 /// connect without asking again.
 #[test]
-#[ignore = "known: a restarted daemon installs its policy without the addresses that the pinned maps hold"]
 fn learned_names_outlive_a_restart() {
     let mut test = Governed::over(world(), POLICY).unwrap();
     test.world.dns.set_text("late.wild.example.com", 30, &["203.0.113.31"]);

@@ -43,7 +43,8 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
     let scope = scope(args)?;
     let level = (scope.cgroup.level, scope.cgroup.id);
-    let believe = if scope.uplinks.is_empty() { Believe::AtCgroup } else { Believe::AtUplinks };
+    // Without an uplink by the user's own word; a node that has no default route yet will have one.
+    let believe = if args.interface == ["none"] { Believe::AtCgroup } else { Believe::AtUplinks };
     let settings = settings(&loaded.compiled, names.as_ref(), believe, level)?;
     let enforcement = Enforcement::start(&loaded.compiled, settings, &scope)
         .map_err(|error| Failure::machine(error.to_string(), "`cargo xtask doctor` lists what egress needs"))?;
@@ -70,7 +71,9 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {
         let _ = stopped.await;
     }));
-    let mut follower = (args.interface.is_empty() && believe == Believe::AtUplinks)
+    let mut follower = args
+        .interface
+        .is_empty()
         .then(Follower::start)
         .transpose()
         .context("follow the network's changes")?;

@@ -30,6 +30,8 @@ pub struct Enforcement {
     pub settings: Settings,
     /// Where things are pinned.
     pub pins: Option<Pins>,
+    /// Keeps other daemons from the pins.
+    pub lock: Option<nix::fcntl::Flock<std::fs::File>>,
 }
 
 impl Enforcement {
@@ -39,6 +41,13 @@ impl Enforcement {
     /// # Errors
     /// On an error nothing new stays attached that is not pinned; what an earlier daemon pinned goes on as it was.
     pub fn start(policy: &Compiled, settings: Settings, scope: &Scope) -> Result<Self, Error> {
+        let lock = match &scope.pins {
+            Some(pins) => {
+                pins.prepare()?;
+                Some(pins.lock()?)
+            }
+            None => None,
+        };
         let mut object = load(policy, scope.pins.as_ref())?;
         let mut programs: Vec<_> = datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name).collect();
         programs.push("control");
@@ -48,7 +57,11 @@ impl Enforcement {
         object.load_programs(&programs);
         let events = object.take_events()?;
         let mut datapath = Datapath::new(object)?;
-        let installed = datapath.install(policy, &settings, &[])?;
+        let installed = match datapath.adopt(policy, &settings)? {
+            // The same policy as before: what was learned meanwhile stays.
+            Some(installed) => installed,
+            None => datapath.install(policy, &settings, &[])?,
+        };
         // A cgroup that was made for this policy, with nothing pinned, has no past.
         let has_past = scope.pins.is_some();
         if has_past {
@@ -62,8 +75,27 @@ impl Enforcement {
         if has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
         }
-        Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone() })
+        if let Some(pins) = &scope.pins {
+            retire_others(pins, scope)?;
+        }
+        Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone(), lock })
     }
+}
+
+/// Detaches what an earlier daemon pinned to another cgroup or interface: by now this one's are attached.
+fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
+    let cgroup = format!("cgroup-{}-", scope.cgroup.id);
+    let uplinks: Vec<_> = scope.uplinks.iter().map(|uplink| format!("if{}-", uplink.index)).collect();
+    for (name, _) in pins.links()? {
+        let ours = name.starts_with(&cgroup)
+            || name.starts_with("lsm-")
+            || uplinks.iter().any(|uplink| name.starts_with(uplink.as_str()));
+        if !ours {
+            tracing::info!(name, "a link of an earlier daemon is not wanted any more");
+            pins.detach(&name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and
@@ -71,7 +103,6 @@ impl Enforcement {
 fn load(policy: &Compiled, pins: Option<&Pins>) -> Result<Object, Error> {
     let Some(pins) = pins else { return Object::load(&Sizes::for_command(policy), None) };
     let sizes = Sizes::for_policy(policy);
-    pins.prepare()?;
     if pins.has_maps() {
         match Object::load(&sizes, Some(pins)).and_then(|object| Ok((object.has_room(&sizes)?, object))) {
             Ok((true, object)) => return Ok(object),

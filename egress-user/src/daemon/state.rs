@@ -39,6 +39,8 @@ pub struct Core {
     datapath: Mutex<Datapath>,
     attached: Mutex<Vec<Attached>>,
     pins: Option<crate::datapath::Pins>,
+    /// Keeps other daemons from the pins as long as this one lives.
+    _lock: Option<nix::fcntl::Flock<std::fs::File>>,
     active: ArcSwap<Active>,
     book: Mutex<Book>,
     hub: Hub,
@@ -56,11 +58,12 @@ impl Core {
         policy: Compiled,
         files: Vec<String>,
     ) -> (Arc<Self>, aya::maps::RingBuf<aya::maps::MapData>) {
-        let Enforcement { datapath, events, installed, attached, settings, pins } = enforcement;
+        let Enforcement { datapath, events, installed, attached, settings, pins, lock } = enforcement;
         let core = Self {
             datapath: Mutex::new(datapath),
             attached: Mutex::new(attached),
             pins,
+            _lock: lock,
             active: ArcSwap::from_pointee(Active { policy, files, installed, settings }),
             book: Mutex::default(),
             hub: Hub::new(RECENT),
@@ -340,6 +343,11 @@ impl Core {
             .map(|point| format!("{} is no longer attached to {}", point.hook, point.target))
             .collect();
         problems.extend(lock(&self.trouble).clone());
+        let names = self.refresher.get().map(|refresher| refresher.names()).unwrap_or_default();
+        let failing = names.iter().filter(|name| name.last_error.is_some() && name.failures > 0).count();
+        if failing != 0 && failing == names.len() {
+            problems.push("no name of the policy can be resolved; `egress status` shows the errors".to_owned());
+        }
         Health { healthy: problems.is_empty(), problems }
     }
 }

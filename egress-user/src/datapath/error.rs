@@ -27,6 +27,8 @@ pub enum Error {
     Ports { ranges: usize, most: usize },
     #[error("cannot attach to {what}: {source}")]
     Attach { what: String, source: io::Error },
+    #[error("another egress daemon holds {0}; stop it first, or ask it: `egress status --socket ITS-SOCKET`")]
+    Taken(PathBuf),
     #[error("cannot {action} {path}: {source}")]
     Path { action: &'static str, path: PathBuf, source: io::Error },
     #[error("no cgroup v2 is mounted; mount one: `mount -t cgroup2 none /sys/fs/cgroup`")]

@@ -17,7 +17,7 @@ use egress_ebpf::{
 };
 
 use super::{
-    Error, Object, Table, boot_ticks, control,
+    Error, Object, Plain, Table, boot_ticks, control,
     lower::{self, Bases, Elements, Settings},
     sys,
 };
@@ -108,6 +108,22 @@ impl Datapath {
     /// Installs a policy and makes it the live one. On an error the old one stays, untouched.
     pub fn install(&mut self, policy: &Compiled, settings: &Settings, learned: &[Learned]) -> Result<Installed, Error> {
         let live = self.generation()?;
+        let result = self.install_after(live, policy, settings, learned);
+        if result.is_err() && self.generation()? == live {
+            // The kernel is to stop learning into what will not become the live generation.
+            self.configs.set(&(live.wrapping_add(1) & 1), &Config::default(), sys::ANY)?;
+            self.sweep(live)?;
+        }
+        result
+    }
+
+    fn install_after(
+        &mut self,
+        live: u32,
+        policy: &Compiled,
+        settings: &Settings,
+        learned: &[Learned],
+    ) -> Result<Installed, Error> {
         // An installation that was cut short may have left elements of the generation that it meant to make.
         self.sweep(live)?;
         // 0 means none, and a generation's low 16 bits tell its names apart.
@@ -124,6 +140,7 @@ impl Datapath {
         for learned in learned {
             self.learn_into(policy, &elements.class_index, generation, learned)?;
         }
+        self.carry_over(live, bases, &elements)?;
         self.verify(&elements)?;
         self.retire_grants(&grants, live)?;
         self.live.set(&0, &generation, sys::ANY)?;
@@ -169,6 +186,42 @@ impl Datapath {
         control::learn(&mut self.object, generation, addresses, self.addresses_4.capacity())
     }
 
+    /// Copies what the kernel learned in the live generation into the one that is made: an address keeps a class where the
+    /// new policy has one of the same rule items and ports. (A class of more than one chunk is left to be learned anew.)
+    fn carry_over(&mut self, live: u32, bases: Bases, elements: &Elements) -> Result<(), Error> {
+        if live == 0 {
+            return Ok(());
+        }
+        let same: HashMap<_, u32> = elements
+            .classes
+            .iter()
+            .zip(bases.class..)
+            .filter(|(chunk, _)| chunk.next == 0)
+            .map(|(chunk, index)| (chunk.ports, index))
+            .collect();
+        let mut old: Vec<(IpAddr, AddressEntry)> = Vec::new();
+        for key in self.addresses_4.keys()?.into_iter().filter(|key| key.generation == live) {
+            old.extend(self.addresses_4.get(&key)?.map(|entry| (IpAddr::from(key.address), entry)));
+        }
+        for key in self.addresses_6.keys()?.into_iter().filter(|key| key.generation == live) {
+            old.extend(self.addresses_6.get(&key)?.map(|entry| (IpAddr::from(key.address), entry)));
+        }
+        let now = boot_ticks();
+        let mut kept = Vec::new();
+        for (address, entry) in old {
+            for slot in entry.slots.into_iter().map(abi::Slot::unpack) {
+                if slot.expiry == NEVER || !slot.lives(now) {
+                    continue;
+                }
+                let chunk = self.classes.get(&slot.class)?.unwrap_or_default();
+                if let (0, Some(&class)) = (chunk.next, same.get(&chunk.ports)) {
+                    kept.push((address, class, slot.expiry));
+                }
+            }
+        }
+        self.write_addresses(elements.config.generation, &kept)
+    }
+
     /// Deletes the elements of every generation but `keep`.
     fn sweep(&self, keep: u32) -> Result<(), Error> {
         self.addresses_4.retain(|key| key.generation != keep)?;
@@ -208,12 +261,8 @@ impl Datapath {
     }
 
     fn write(&self, elements: &Elements, bases: Bases) -> Result<(), Error> {
-        let numbered = |base: u32, len: usize| (base..).take(len);
-        let classes: Vec<_> =
-            numbered(bases.class, elements.classes.len()).zip(elements.classes.iter().copied()).collect();
-        self.classes.set_all(&classes)?;
-        let inner: Vec<_> = numbered(bases.inner, elements.inner.len()).zip(elements.inner.iter().copied()).collect();
-        self.inner.set_all(&inner)?;
+        self.classes.set_all(&numbered(bases.class, &elements.classes))?;
+        self.inner.set_all(&numbered(bases.inner, &elements.inner))?;
         self.names.set_all(&elements.names)?;
         self.prefixes_4.set_all(&elements.prefixes_4)?;
         self.prefixes_6.set_all(&elements.prefixes_6)?;
@@ -222,37 +271,50 @@ impl Datapath {
         self.resolvers.set_all(&elements.resolvers)
     }
 
-    /// Gives each grant its index: the one that the same grant has in the live generation, or one that is free.
-    fn allot_grants(&self, policy: &Compiled, live: u32, generation: u32) -> Result<Vec<u32>, Error> {
-        let capacity = self.grants.capacity();
+    /// The grants of the live generation by key, and the indices that are free.
+    fn known_grants(&self, live: u32) -> Result<(HashMap<u64, (u32, GrantEntry)>, Vec<u32>), Error> {
         let mut known = HashMap::new();
         let mut free = Vec::new();
         if live == 0 {
             // Nothing was ever given out.
-            free.extend((1..capacity).rev());
+            free.extend((1..self.grants.capacity()).rev());
+            return Ok((known, free));
         }
-        for index in (1..capacity).rev().take_while(|_| live != 0) {
+        for index in (1..self.grants.capacity()).rev() {
             let entry = self.grants.get(&index)?.unwrap_or_default();
-            if entry.from != 0 && entry.until >= live && entry.from <= live {
-                known.insert(entry.key, index);
+            if entry.stands(live, live) {
+                known.insert(entry.key, (index, entry));
             } else {
                 free.push(index);
             }
         }
+        Ok((known, free))
+    }
+
+    /// Gives each grant its index: the one that the same grant has in the live generation, or one that is free.
+    fn allot_grants(&self, policy: &Compiled, live: u32, generation: u32) -> Result<Vec<u32>, Error> {
+        let (mut known, mut free) = self.known_grants(live)?;
         let mut indices = Vec::with_capacity(policy.grants.len());
         let mut fresh = Vec::new();
         for grant in &policy.grants {
             let key = fnv1a(grant.key.as_bytes());
             let index = match known.get(&key) {
-                Some(&index) => index,
+                Some(&(index, entry)) => {
+                    if entry.until != u32::MAX {
+                        // An installation that was cut short meant to end it.
+                        fresh.push((index, GrantEntry { until: u32::MAX, ..entry }));
+                    }
+                    index
+                }
                 None => {
                     let index = free.pop().ok_or(Error::Full {
                         what: "grants (items of rules)",
                         needed: policy.grants.len(),
-                        capacity: capacity as usize / 2,
+                        capacity: self.grants.capacity() as usize / 2,
                     })?;
-                    fresh.push((index, GrantEntry { key, from: generation, until: u32::MAX }));
-                    known.insert(key, index);
+                    let entry = GrantEntry { key, from: generation, until: u32::MAX };
+                    fresh.push((index, entry));
+                    known.insert(key, (index, entry));
                     index
                 }
             };
@@ -260,6 +322,45 @@ impl Datapath {
         }
         self.grants.set_all(&fresh)?;
         Ok(indices)
+    }
+
+    /// Takes up the live generation as it is, with all that was learned in it, if it is this very policy's; else `None`.
+    pub fn adopt(&mut self, policy: &Compiled, settings: &Settings) -> Result<Option<Installed>, Error> {
+        let live = self.generation()?;
+        if live == 0 {
+            return Ok(None);
+        }
+        let (known, _) = self.known_grants(live)?;
+        let grants: Option<Vec<u32>> =
+            policy.grants.iter().map(|grant| known.get(&fnv1a(grant.key.as_bytes())).map(|(index, _)| *index)).collect();
+        let Some(grants) = grants.filter(|grants| grants.len() == known.len()) else { return Ok(None) };
+        let bases = self.bases(live);
+        let elements = lower::lower(policy, settings, live, &grants, bases)?;
+        if !self.holds(&elements, bases)? {
+            return Ok(None);
+        }
+        self.class_index = elements.class_index;
+        Ok(Some(Installed { generation: live, grants }))
+    }
+
+    /// Whether the maps hold exactly these elements for their generation.
+    fn holds(&self, elements: &Elements, bases: Bases) -> Result<bool, Error> {
+        let generation = elements.config.generation;
+        let as_many = |keys: usize, elements: usize| keys == elements;
+        let names = self.names.keys()?.iter().filter(|key| key.generation == generation as u16).count();
+        let resolvers = self.resolvers.keys()?.iter().filter(|key| key.generation == generation).count();
+        Ok(self.verify(elements).is_ok()
+            && as_many(names, elements.names.len())
+            && as_many(resolvers, elements.resolvers.len())
+            && as_many(of_generation(&self.prefixes_4, |key| key.generation == generation)?, elements.prefixes_4.len())
+            && as_many(of_generation(&self.prefixes_6, |key| key.generation == generation)?, elements.prefixes_6.len())
+            && as_many(of_generation(&self.denies_4, |key| key.generation == generation)?, elements.denies_4.len())
+            && as_many(of_generation(&self.denies_6, |key| key.generation == generation)?, elements.denies_6.len())
+            && all(&self.prefixes_4, &elements.prefixes_4)?
+            && all(&self.prefixes_6, &elements.prefixes_6)?
+            && all(&self.resolvers, &elements.resolvers)?
+            && all(&self.classes, &numbered(bases.class, &elements.classes))?
+            && all(&self.inner, &numbered(bases.inner, &elements.inner))?)
     }
 
     /// Ends the grants that the new generation has not, right before the flip: they stand through `live`.
@@ -377,6 +478,26 @@ impl Datapath {
             .map(|slot| (slot.class, slot.expiry))
             .collect())
     }
+}
+
+/// Elements of an array, with the indices that they have from `base` on.
+fn numbered<T: Copy>(base: u32, elements: &[T]) -> Vec<(u32, T)> {
+    (base..).zip(elements.iter().copied()).collect()
+}
+
+/// How many keys of a table satisfy `wanted`.
+fn of_generation<K: Plain, V: Plain>(table: &Table<K, V>, wanted: impl Fn(&K) -> bool) -> Result<usize, Error> {
+    Ok(table.keys()?.iter().filter(|key| wanted(key)).count())
+}
+
+/// Whether a table holds all of these elements.
+fn all<K: Plain, V: Plain + PartialEq>(table: &Table<K, V>, elements: &[(K, V)]) -> Result<bool, Error> {
+    for (key, value) in elements {
+        if table.get(key)? != Some(*value) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// FNV-1a, 64 bit: a grant's key as the kernel's table has it.

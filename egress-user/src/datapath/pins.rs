@@ -9,7 +9,12 @@ use std::{
 };
 
 use egress_ebpf::abi;
-use nix::{mount::MsFlags, sys::statfs};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::MsFlags,
+    sys::statfs,
+};
 
 use super::{Error, sys};
 
@@ -38,7 +43,10 @@ pub const MAPS: &[&str] = &[
     "NAMES",
     "INNER_WILDCARDS",
     "PENDING",
+    "PENDING_RINGS",
+    "RING_HEADS",
     "ALIASES",
+    "LEARN_COUNTERS",
 ];
 
 /// A directory of pins in bpffs.
@@ -78,6 +86,18 @@ impl Pins {
         Ok(())
     }
 
+    /// Takes the pins for this process alone; they are free again when the file is closed.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] where another daemon has them.
+    pub fn lock(&self) -> Result<Flock<fs::File>, Error> {
+        let dir = fs::File::open(&self.root).map_err(|error| Error::path("open", &self.root, error))?;
+        Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => Error::Taken(self.root.clone()),
+            errno => Error::path("lock", &self.root, errno.into()),
+        })
+    }
+
     fn version(&self) -> PathBuf {
         self.root.join(format!("v{}", abi::VERSION))
     }
@@ -95,6 +115,16 @@ impl Pins {
     /// The pinned links of this version, by name.
     pub fn links(&self) -> Result<Vec<(String, OwnedFd)>, Error> {
         links_in(&self.version().join("links"))
+    }
+
+    /// Detaches a pinned link of this version and removes its pin.
+    pub fn detach(&self, name: &str) -> Result<(), Error> {
+        use std::os::fd::AsFd as _;
+        let path = self.link(name);
+        if let Ok(link) = sys::open_pin(&path) {
+            let _ = sys::link_detach(link.as_fd());
+        }
+        remove_pin(&path)
     }
 
     /// Whether maps of this version are pinned.
