@@ -200,6 +200,9 @@ struct Forbidden {
     is: fn(&Frame) -> bool,
 }
 
+/// A way to send; the bytes are the gateway's hardware address.
+type Send = fn(&Forbidden, [u8; 6]) -> io::Result<()>;
+
 fn forbidden() -> Vec<Forbidden> {
     let node: Ipv4Addr = NODE_V4.parse().unwrap();
     let node6: Ipv6Addr = NODE_V6.parse().unwrap();
@@ -274,7 +277,7 @@ fn forbidden() -> Vec<Forbidden> {
 fn hand_made_packets_do_not_get_out() {
     let world = served(World::new().unwrap());
     let gateway = world.world_ns.mac("wup0").unwrap();
-    let ways: [(&str, fn(&Forbidden, [u8; 6]) -> io::Result<()>); 2] = [
+    let ways: [(&str, Send); 2] = [
         ("a raw socket", |this, _| send_ip(&this.packet, this.to)),
         ("AF_PACKET", |this, gateway| send_frame(UPLINK, gateway, &this.packet)),
     ];
@@ -288,8 +291,6 @@ fn hand_made_packets_do_not_get_out() {
         }
     }
     let test = Governed::over(world, POLICY).unwrap();
-    // What the first pass sent must not count as a datagram whose later fragments pass: other ids would do too, but the
-    // daemon was not there yet.
     for this in forbidden() {
         for (way, send) in ways {
             for (where_, place) in [("inside", &test.inside), ("beside", &test.beside)] {
