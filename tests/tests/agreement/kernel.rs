@@ -76,6 +76,29 @@ impl Maps {
     }
 }
 
+/// The verifier takes every program: the stack of one that calls deeper than before is the first thing to run out.
+#[test]
+fn every_program_loads() {
+    let sizes = Sizes { addresses: 16, prefixes: 16, classes: 16, grants: 16, names: 16, inner: 16 };
+    let mut object = Object::load(&sizes, None).expect("the object loads: needs root");
+    for name in [
+        "socket_egress",
+        "socket_ingress",
+        "uplink_egress",
+        "uplink_egress_l3",
+        "uplink_ingress",
+        "uplink_ingress_l3",
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+        "socket_create",
+        "control",
+    ] {
+        object.program(name).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    }
+}
+
 /// P1: the program of the uplinks, a new policy installed for every few cases.
 #[test]
 fn the_loaded_program_agrees_with_the_model() {

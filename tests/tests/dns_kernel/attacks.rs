@@ -87,6 +87,17 @@ fn malformed_and_forbidden_queries_do_not_leave() {
     assert!(kernel.query(&wire::query(9, "b.example.com")), "a neighbour's lookup still works");
 }
 
+/// P5: an answer that came in is nothing that a query could be the reply to.
+#[test]
+fn query_after_an_answer_is_judged_too() {
+    let mut kernel = kernel();
+    let query = wire::query(1, "a.example.com");
+    assert!(kernel.query(&query));
+    kernel.answer(&raw_answer(&query, &[record(POINTER, 1, 1, 60, &[198, 51, 100, 1])]));
+    assert!(!kernel.query(&wire::query(2, "mfrggzdfmztwq2lkmfrggzdf.t.evil.test")));
+    assert!(kernel.query(&wire::query(3, "b.example.com")));
+}
+
 #[test]
 fn answers_that_nobody_waits_for_teach_nothing() {
     let mut kernel = kernel();
