@@ -220,7 +220,6 @@ fn a_second_daemon_is_refused() {
 
 /// P2, P7: nor does a socket of its own let it take over what the first one pinned.
 #[test]
-#[ignore = "known: only the socket finds a second daemon; with another one it takes the first one's pins over"]
 fn a_second_daemon_at_another_socket_changes_nothing() {
     let test = Governed::over(world(), POLICY).unwrap();
     let file = test.world.dir().join("open.yaml");

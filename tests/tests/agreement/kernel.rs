@@ -79,7 +79,7 @@ impl Maps {
 /// The verifier takes every program: the stack of one that calls deeper than before is the first thing to run out.
 #[test]
 fn every_program_loads() {
-    let sizes = Sizes { addresses: 16, prefixes: 16, classes: 16, grants: 16, names: 16, inner: 16 };
+    let sizes = Sizes { addresses: 16, prefixes: 16, classes: 16, grants: 16, names: 16, inner: 16, flows: 65536 };
     let mut object = Object::load(&sizes, None).expect("the object loads: needs root");
     for name in [
         "socket_egress",
@@ -103,7 +103,7 @@ fn every_program_loads() {
 #[test]
 fn the_loaded_program_agrees_with_the_model() {
     let began = Instant::now();
-    let sizes = Sizes { addresses: 1024, prefixes: 512, classes: 512, grants: 256, names: 512, inner: 64 };
+    let sizes = Sizes { addresses: 1024, prefixes: 512, classes: 512, grants: 256, names: 512, inner: 64, flows: 65536 };
     let object = Object::load(&sizes, None).expect("the object loads: needs root");
     let mut datapath = Datapath::new(object).expect("the maps are there");
     let maps = Maps::of(datapath.object());

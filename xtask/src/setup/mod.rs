@@ -14,8 +14,7 @@ use anyhow::{Result, anyhow};
 use crate::ebpf::Compiler;
 use crate::place::Place;
 
-pub use packages::{PACKAGES, installed, is_root};
-pub use tools::has_nextest;
+pub use packages::is_root;
 
 #[derive(clap::Args, Default)]
 pub struct Options {

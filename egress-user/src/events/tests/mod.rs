@@ -100,15 +100,28 @@ fn records_are_read_back_and_later_fields_ignored() {
 
 #[test]
 fn truncated_records_are_refused_at_every_length() {
-    for bytes in [refused().as_bytes(), answered("a.example").as_bytes()] {
+    let short = |bytes: &[u8], expected| {
+        let kind = u32::from(bytes[0]);
+        Err(DecodeError::Short { kind, expected, found: bytes.len() })
+    };
+    let (refused, answered) = (refused(), answered("a.example"));
+    for bytes in [refused.as_bytes(), answered.as_bytes()] {
         for len in 0..4 {
             assert_eq!(decode(&bytes[..len]), Err(DecodeError::NoKind(len)));
         }
-        for len in 4..bytes.len() {
-            let kind = u32::from(bytes[0]);
-            assert_eq!(decode(&bytes[..len]), Err(DecodeError::Short { kind, expected: bytes.len(), found: len }));
-        }
     }
+    let bytes = refused.as_bytes();
+    for len in 4..bytes.len() {
+        assert_eq!(decode(&bytes[..len]), short(&bytes[..len], bytes.len()));
+    }
+    // An answer ends after the addresses that it has.
+    let (bytes, head) = (answered.as_bytes(), LearnedEvent::HEAD);
+    let whole = head + size_of::<abi::LearnedAddress>();
+    for len in 4..whole {
+        let expected = if len < head { head } else { whole };
+        assert_eq!(decode(&bytes[..len]), short(&bytes[..len], expected));
+    }
+    assert_eq!(decode(&bytes[..whole]), Ok(RawEvent::Learned(Box::new(answered))));
     assert_eq!(decode(&[9, 0, 0, 0, 1]), Err(DecodeError::UnknownKind(9)));
 }
 
