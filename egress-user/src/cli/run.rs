@@ -71,12 +71,8 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {
         let _ = stopped.await;
     }));
-    let mut follower = args
-        .interface
-        .is_empty()
-        .then(Follower::start)
-        .transpose()
-        .context("follow the network's changes")?;
+    let mut follower =
+        args.interface.is_empty().then(Follower::start).transpose().context("follow the network's changes")?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;

@@ -331,8 +331,11 @@ impl Datapath {
             return Ok(None);
         }
         let (known, _) = self.known_grants(live)?;
-        let grants: Option<Vec<u32>> =
-            policy.grants.iter().map(|grant| known.get(&fnv1a(grant.key.as_bytes())).map(|(index, _)| *index)).collect();
+        let grants: Option<Vec<u32>> = policy
+            .grants
+            .iter()
+            .map(|grant| known.get(&fnv1a(grant.key.as_bytes())).map(|(index, _)| *index))
+            .collect();
         let Some(grants) = grants.filter(|grants| grants.len() == known.len()) else { return Ok(None) };
         let bases = self.bases(live);
         let elements = lower::lower(policy, settings, live, &grants, bases)?;

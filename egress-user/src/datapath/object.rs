@@ -165,9 +165,7 @@ impl Object {
         let refused = |source| Error::Program { program: name, source: Box::new(source) };
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing { kind: "program", name })?;
         if program.fd().is_err() {
-            load_program(program)
-                .ok_or(Error::Missing { kind: "program of a known type", name })?
-                .map_err(refused)?;
+            load_program(program).ok_or(Error::Missing { kind: "program of a known type", name })?.map_err(refused)?;
         }
         let program = self.ebpf.program(name).ok_or(Error::Missing { kind: "program", name })?;
         Ok(program.fd().map_err(refused)?.as_fd())

@@ -103,7 +103,8 @@ fn every_program_loads() {
 #[test]
 fn the_loaded_program_agrees_with_the_model() {
     let began = Instant::now();
-    let sizes = Sizes { addresses: 1024, prefixes: 512, classes: 512, grants: 256, names: 512, inner: 64, flows: 65536 };
+    let sizes =
+        Sizes { addresses: 1024, prefixes: 512, classes: 512, grants: 256, names: 512, inner: 64, flows: 65536 };
     let object = Object::load(&sizes, None).expect("the object loads: needs root");
     let mut datapath = Datapath::new(object).expect("the maps are there");
     let maps = Maps::of(datapath.object());

@@ -28,7 +28,8 @@ pub fn reversed(name: &str) -> Vec<u8> {
 
 impl Kernel {
     pub fn load() -> Self {
-        let sizes = Sizes { addresses: 1024, prefixes: 64, classes: 64, grants: 64, names: 64, inner: 64, flows: 65536 };
+        let sizes =
+            Sizes { addresses: 1024, prefixes: 64, classes: 64, grants: 64, names: 64, inner: 64, flows: 65536 };
         let mut object = Object::load(&sizes, None).expect("the object loads: needs root, see `cargo xtask test`");
         let events = object.take_events().expect("a ring buffer");
         let mut kernel = Self { object, events };
