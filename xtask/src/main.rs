@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod doctor;
 mod ebpf;
 mod lint;
 mod place;
@@ -21,6 +22,8 @@ use crate::place::Place;
 enum Xtask {
     /// Install what is missing, below target/ where that can be; safe to repeat.
     Setup(setup::Options),
+    /// List what this machine has and lacks, each with its remedy.
+    Doctor,
     /// Build the `egress` binary, the eBPF object in it.
     Build(build::Options),
     /// Set up, build and run every test; needs root.
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     };
     let done = match Xtask::parse() {
         Xtask::Setup(options) => setup::run(&place, &options).map(|()| true),
+        Xtask::Doctor => doctor::run(&place),
         Xtask::Build(options) => build::run(&place, &options).map(|()| true),
         Xtask::Test(options) => test::run(&place, &options),
         Xtask::Lint => lint::run(&place).map(|()| true),

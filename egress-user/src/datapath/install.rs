@@ -26,6 +26,9 @@ use crate::policy::Compiled;
 /// Programs that began under the old generation are done long before this: they run for microseconds.
 const IN_FLIGHT: Duration = Duration::from_millis(5);
 
+/// Grants by key: index and entry.
+type KnownGrants = HashMap<u64, (u32, GrantEntry)>;
+
 /// An address that a name was learned to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Learned {
@@ -272,7 +275,7 @@ impl Datapath {
     }
 
     /// The grants of the live generation by key, and the indices that are free.
-    fn known_grants(&self, live: u32) -> Result<(HashMap<u64, (u32, GrantEntry)>, Vec<u32>), Error> {
+    fn known_grants(&self, live: u32) -> Result<(KnownGrants, Vec<u32>), Error> {
         let mut known = HashMap::new();
         let mut free = Vec::new();
         if live == 0 {

@@ -14,7 +14,8 @@ use anyhow::{Result, anyhow};
 use crate::ebpf::Compiler;
 use crate::place::Place;
 
-pub use packages::is_root;
+pub use packages::{PACKAGES, installed, is_root};
+pub use tools::has_nextest;
 
 #[derive(clap::Args, Default)]
 pub struct Options {

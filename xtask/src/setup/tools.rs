@@ -49,6 +49,11 @@ fn version_of(place: &Place, name: &str) -> Option<String> {
     answer.lines().next().map(str::to_owned)
 }
 
+/// Whether `cargo nextest` answers.
+pub fn has_nextest(place: &Place) -> bool {
+    version_of(place, "nextest").is_some()
+}
+
 fn install(place: &Place, package: &str, version: &str, how_long: &str) -> Result<Outcome> {
     begin(package, &format!("compiling {version}, {how_long}"));
     let log = place.target.join("setup").join(format!("{package}.log"));
