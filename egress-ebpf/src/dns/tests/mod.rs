@@ -77,9 +77,9 @@ proptest! {
         let mut message = Reference::new(7, MessageType::Response, OpCode::Query);
         message.add_query(Query::query(name(0), RecordType::A));
         let mut least = u32::MAX;
-        for n in 1..names.len() {
-            message.add_answer(Record::from_rdata(name(n - 1), ttls[n], RData::CNAME(CNAME(name(n)))));
-            least = least.min(ttls[n]);
+        for (n, ttl) in (1..names.len()).zip(ttls) {
+            message.add_answer(Record::from_rdata(name(n - 1), ttl, RData::CNAME(CNAME(name(n)))));
+            least = least.min(ttl);
         }
         let mut expected = Vec::new();
         for (bytes, ttl) in addresses {
