@@ -166,7 +166,7 @@ pub enum Proto {
     Udp,
     /// ICMP and ICMPv6.
     Icmp,
-    /// Every IP protocol, those above included.
+    /// TCP, UDP and ICMP, on every port. No rule opens other IP protocols.
     Any,
 }
 

@@ -13,7 +13,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Every IP protocol.
+    /// TCP, UDP and ICMP: no rule opens other IP protocols.
     pub const ANY: Self = Self { proto: Proto::Any, from: 0, to: u16::MAX };
 
     pub fn parse(text: &str) -> Result<Self, ItemError> {
@@ -33,7 +33,10 @@ impl Ports {
                 ));
             }
             "all" | "*" => {
-                return Err(error(&format!("`{text}` is not a port"), "write `any` for every protocol and port"));
+                return Err(error(
+                    &format!("`{text}` is not a port"),
+                    "write `any` for TCP and UDP on every port and ICMP",
+                ));
             }
             "tcp" | "udp" => {
                 return Err(error(

@@ -131,7 +131,7 @@ struct Rule {
     /// The destinations.
     #[schemars(length(min = 1))]
     to: Vec<To>,
-    /// `443/tcp`, `30000-32767/udp`, `any/tcp`, `icmp`, or `any` (every protocol and port).
+    /// `443/tcp`, `30000-32767/udp`, `any/tcp`, `icmp`, or `any` (TCP and UDP on every port, ICMP).
     #[schemars(length(min = 1))]
     ports: Option<Vec<Port>>,
     /// Warnings of `egress check` that are right for this rule: the warning's name and the reason.

@@ -186,6 +186,10 @@ impl Compiled {
         if is_localhost && self.builtins.loopback {
             return Reason::Builtin { builtin: "loopback" };
         }
+        if is_dns(destination) && self.knows_resolvers(context) {
+            notes.push(ONLY_RESOLVERS.to_owned());
+            return Reason::NoRule;
+        }
         let found = self.match_name(name.as_str());
         let by_name = self.opening(&found.classes, destination);
         if !by_name.is_empty() {
@@ -245,9 +249,21 @@ impl Compiled {
         if address.is_loopback() && self.builtins.loopback {
             return Reason::Builtin { builtin: "loopback" };
         }
+        // As the data plane has it: what keeps the link alive, then deny rules, then DNS, then allow rules.
+        let builtin = self.builtin(address, destination, context, notes);
+        if let Some(builtin) = builtin.filter(|builtin| *builtin != "dns") {
+            return Reason::Builtin { builtin };
+        }
         let denies = self.denying(address, destination);
         if !denies.is_empty() {
             return Reason::Deny { grants: denies };
+        }
+        if let Some(builtin) = builtin {
+            return Reason::Builtin { builtin };
+        }
+        if is_dns(destination) && self.knows_resolvers(context) {
+            notes.push(ONLY_RESOLVERS.to_owned());
+            return Reason::NoRule;
         }
         for name in context.names {
             let grants = self.opening(&self.match_name(name.as_str()).classes, destination);
@@ -259,9 +275,6 @@ impl Compiled {
         if !grants.is_empty() {
             return Reason::Allow { grants, via: Via::Address(address) };
         }
-        if let Some(builtin) = self.builtin(address, destination, context, notes) {
-            return Reason::Builtin { builtin };
-        }
         if !context.live && !self.names.is_empty() {
             notes.push(
                 "names are not resolved here: a rule for a name may allow this address (the daemon knows: leave \
@@ -270,6 +283,11 @@ impl Compiled {
             );
         }
         Reason::NoRule
+    }
+
+    /// Whether the trusted resolvers are known: offline, those of the system are not.
+    fn knows_resolvers(&self, context: &Context<'_>) -> bool {
+        context.live || matches!(self.dns.resolvers, Resolvers::Addresses(_))
     }
 
     fn builtin(
@@ -307,4 +325,12 @@ impl Compiled {
             _ => None,
         }
     }
+}
+
+/// What is said of port 53 elsewhere than at a trusted resolver.
+const ONLY_RESOLVERS: &str =
+    "port 53 passes to trusted resolvers only, whatever the rules say: add it to `dns.resolvers` by its address";
+
+fn is_dns(destination: &Destination) -> bool {
+    matches!(destination.proto, Proto::Udp | Proto::Tcp) && destination.port == 53
 }

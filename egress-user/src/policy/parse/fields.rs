@@ -145,7 +145,7 @@ impl Reader<'_> {
 fn empty_hint(key: &str) -> &'static str {
     match key {
         "to" => "list at least one name, address or prefix, or write `[any]`",
-        "ports" => "list at least one, like `443/tcp`, or write `[any]` for every protocol and port",
+        "ports" => "list at least one, like `443/tcp`, or write `[any]` for TCP and UDP on every port and ICMP",
         _ => "list at least one item, or leave the key out",
     }
 }

@@ -67,8 +67,9 @@ impl Reader<'_> {
                 ports.value
             }),
             None if action == Some(Action::Allow) => {
-                self.error(span, "an allow rule without `ports`", "this rule says no port")
-                    .hint("write them, like `ports: [443/tcp]`, or `ports: [any]` for every protocol and port");
+                self.error(span, "an allow rule without `ports`", "this rule says no port").hint(
+                    "write them, like `ports: [443/tcp]`, or `ports: [any]` for TCP and UDP on every port and ICMP",
+                );
                 None
             }
             None => Some(vec![Ports::ANY]),
