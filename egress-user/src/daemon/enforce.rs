@@ -1,5 +1,7 @@
 //! From nothing to enforcement: load, install, attach, in an order that leaves no gap.
 
+use std::thread::{self, JoinHandle};
+
 use crate::{
     datapath::{self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Settings, Sizes, Uplink},
     policy::Compiled,
@@ -30,6 +32,8 @@ pub struct Enforcement {
     pub settings: Settings,
     /// Where things are pinned.
     pub pins: Option<Pins>,
+    /// What this machine cannot guarantee, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 impl Enforcement {
@@ -39,6 +43,10 @@ impl Enforcement {
     /// # Errors
     /// On an error nothing new stays attached that is not pinned; what an earlier daemon pinned goes on as it was.
     pub fn start(policy: &Compiled, settings: Settings, scope: &Scope) -> Result<Self, Error> {
+        // Where BPF LSM is off its programs would load, attach, and never be called.
+        let bpf_lsm = datapath::bpf_lsm();
+        // 15 ms, for LSM alone: beside everything that comes before.
+        let kernel = (bpf_lsm != Some(false)).then(|| thread::spawn(aya::Btf::from_sys_fs));
         let mut object = load(policy, scope.pins.as_ref())?;
         let events = object.take_events()?;
         let mut datapath = Datapath::new(object)?;
@@ -49,10 +57,31 @@ impl Enforcement {
         for uplink in &scope.uplinks {
             attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);
         }
+        let mut warnings = super::machine_warnings();
+        if let Some(kernel) = kernel {
+            match lsm(datapath.object(), kernel, scope.pins.as_ref()) {
+                Ok(hooks) => attached.extend(hooks),
+                Err(error) if bpf_lsm == Some(true) => {
+                    tracing::warn!(%error, "cannot use BPF LSM");
+                    warnings.push(format!("cannot use BPF LSM: {error}; {}", super::BYPASS));
+                }
+                // Not known to be on: there is a warning already.
+                Err(error) => tracing::debug!(%error, "cannot use BPF LSM"),
+            }
+        }
         // Again for those that were accepted while the programs were being attached.
         datapath.remember_accepted(&datapath::accepted_connections())?;
-        Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone() })
+        Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone(), warnings })
     }
+}
+
+fn lsm(
+    object: &mut Object,
+    kernel: JoinHandle<Result<aya::Btf, aya::BtfError>>,
+    pins: Option<&Pins>,
+) -> Result<Vec<Attached>, Error> {
+    let kernel = kernel.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    datapath::attach_lsm(object, &kernel.map_err(|source| Error::KernelTypes(Box::new(source)))?, pins)
 }
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and

@@ -27,6 +27,8 @@ pub enum Error {
     Ports { ranges: usize, most: usize },
     #[error("cannot attach to {what}: {source}")]
     Attach { what: String, source: io::Error },
+    #[error("cannot read the kernel's types: {0}; the kernel needs CONFIG_DEBUG_INFO_BTF")]
+    KernelTypes(#[source] Box<aya::BtfError>),
     #[error("cannot {action} {path}: {source}")]
     Path { action: &'static str, path: PathBuf, source: io::Error },
     #[error("no cgroup v2 is mounted; mount one: `mount -t cgroup2 none /sys/fs/cgroup`")]
