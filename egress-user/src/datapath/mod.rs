@@ -16,7 +16,8 @@ pub mod sys;
 mod table;
 
 pub use attach::{
-    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm, uplink as attach_uplink,
+    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm,
+    uplink as attach_uplink,
 };
 pub use error::Error;
 pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_cookie};
