@@ -176,8 +176,11 @@ impl Records<'_> {
         }
         let text_len = if self.work.labels.count == 0 { 0 } else { self.work.labels.out - TEXT_AT };
         let Work { text, labels, reversal, chain, .. } = &mut *self.work;
-        // SAFETY: checked right above.
-        let key = unsafe { chain.get_unchecked_mut(followed as usize) };
+        // Masked too: of an index that was on the stack since its check, older kernels (6.1) no longer know the bounds.
+        const { assert!(CHAIN_MAX.is_power_of_two()) };
+        let at = opaque(followed) as usize & (CHAIN_MAX - 1);
+        // SAFETY: checked above.
+        let key = unsafe { chain.get_unchecked_mut(at) };
         name::reverse(text, TEXT_AT, text_len, labels, key, reversal);
         self.work.answer.chain = followed + 1;
         self.work.answer.target = data;

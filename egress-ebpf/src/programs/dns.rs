@@ -59,10 +59,12 @@ fn staged(config: &Config) -> Option<&'static Config> {
 /// Loads `len` bytes of the packet from `at` on as the message that is to be read.
 #[inline(always)]
 fn load(skb: *mut __sk_buff, at: u64, len: u64, message: &mut Message) -> bool {
-    let len = opaque(len);
-    if len == 0 || len > MESSAGE_MAX as u64 {
+    // Older kernels (6.1) learn no lower bound from a comparison with zero, and the helper takes no length of zero.
+    let below = opaque(len.wrapping_sub(1));
+    if below >= MESSAGE_MAX as u64 {
         return false;
     }
+    let len = below + 1;
     message.len = len;
     // SAFETY: helper 26 writes `len` bytes, which the buffer has.
     unsafe { bpf_skb_load_bytes(skb.cast(), at as u32, message.bytes.as_mut_ptr().cast(), len as u32) == 0 }

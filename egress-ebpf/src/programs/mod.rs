@@ -4,6 +4,7 @@ mod cgroup_skb;
 mod dns;
 mod global;
 mod learn;
+mod lsm;
 mod maps;
 mod maps_names;
 mod report;

@@ -4,13 +4,13 @@ use core::ptr;
 
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns};
 use egress_ebpf::{
-    abi::{Config, DropEvent, DropFold, DropKey, EVENT_DROP, Hits, NAME_KEY, Process},
+    abi::{Config, DropEvent, DropFold, DropKey, EVENT_DROP, Hits, NAME_KEY, Process, TICK_SHIFT, Ticks},
     decision::Verdict,
     packet::Packet,
     reason::Reason,
 };
 
-use super::{maps, tables::now};
+use super::maps;
 
 /// Where something was refused, and by whom it was sent.
 pub struct Sender {
@@ -87,7 +87,9 @@ fn fold(packet: &Packet, reason: Reason, sender: &Sender, name: u32) -> Option<u
         pid: sender.process.pid,
         pad: 0,
     };
-    let tick = now();
+    // The exact clock: LSM programs share this, and the kernel gives them no coarse one. Refusals are rare.
+    // SAFETY: helper 5 takes nothing and reads a clock.
+    let tick = (unsafe { bpf_ktime_get_ns() } >> TICK_SHIFT) as Ticks;
     let mut count = 1;
     if let Some(fold) = maps::DROP_FOLDS.get_ptr_mut(&key) {
         // SAFETY: an entry of an LRU map is not freed while the program runs; the counts may lose one under a race.

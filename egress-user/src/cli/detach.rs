@@ -3,12 +3,15 @@
 use std::{fs, path::Path, process::ExitCode};
 
 use super::{args::DetachArgs, exec, output};
-use crate::datapath::{Pins, cgroup_root};
+use crate::datapath::{Pins, cgroup_root, remove_clsact};
 
 /// Removes every program, pin and cgroup that egress made. A daemon that still runs goes on without enforcing.
 pub fn main(args: DetachArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     let pins = Pins::new(&Pins::default_bpffs());
     let mut removed = pins.detach_all()?;
+    for interface in nix::net::if_::if_nameindex().iter().flatten() {
+        removed.extend(remove_clsact(&interface.name().to_string_lossy()));
+    }
     if let Ok(root) = cgroup_root() {
         removed.extend(exec::remove_leftovers(&root));
     }

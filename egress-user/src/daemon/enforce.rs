@@ -1,5 +1,7 @@
 //! From nothing to enforcement: load, install, attach, in an order that leaves no gap.
 
+use std::thread::{self, JoinHandle};
+
 use crate::{
     datapath::{self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Settings, Sizes, Uplink},
     policy::Compiled,
@@ -32,6 +34,8 @@ pub struct Enforcement {
     pub pins: Option<Pins>,
     /// Keeps other daemons from the pins.
     pub lock: Option<nix::fcntl::Flock<std::fs::File>>,
+    /// What this machine cannot guarantee, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 impl Enforcement {
@@ -48,6 +52,10 @@ impl Enforcement {
             }
             None => None,
         };
+        // Where BPF LSM is off its programs would load, attach, and never be called.
+        let bpf_lsm = datapath::bpf_lsm();
+        // 15 ms, for LSM alone: beside everything that comes before.
+        let kernel = (bpf_lsm != Some(false)).then(|| thread::spawn(aya::Btf::from_sys_fs));
         let mut object = load(policy, scope.pins.as_ref())?;
         let mut programs: Vec<_> = datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name).collect();
         programs.push("control");
@@ -71,6 +79,18 @@ impl Enforcement {
         for uplink in &scope.uplinks {
             attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);
         }
+        let mut warnings = super::machine_warnings();
+        if let Some(kernel) = kernel {
+            match lsm(datapath.object(), kernel, scope.pins.as_ref()) {
+                Ok(hooks) => attached.extend(hooks),
+                Err(error) if bpf_lsm == Some(true) => {
+                    tracing::warn!(%error, "cannot use BPF LSM");
+                    warnings.push(format!("cannot use BPF LSM: {error}; {}", super::BYPASS));
+                }
+                // Not known to be on: there is a warning already.
+                Err(error) => tracing::debug!(%error, "cannot use BPF LSM"),
+            }
+        }
         // Again for those that were accepted while the programs were being attached.
         if has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
@@ -78,7 +98,7 @@ impl Enforcement {
         if let Some(pins) = &scope.pins {
             retire_others(pins, scope)?;
         }
-        Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone(), lock })
+        Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone(), lock, warnings })
     }
 }
 
@@ -96,6 +116,15 @@ fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn lsm(
+    object: &mut Object,
+    kernel: JoinHandle<Result<aya::Btf, aya::BtfError>>,
+    pins: Option<&Pins>,
+) -> Result<Vec<Attached>, Error> {
+    let kernel = kernel.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    datapath::attach_lsm(object, &kernel.map_err(|source| Error::KernelTypes(Box::new(source)))?, pins)
 }
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and

@@ -17,16 +17,16 @@ pub use state::{Active, Core};
 pub use trust::{Believe, resolvers};
 pub use uplinks::{Follower, default_uplinks};
 
+use crate::datapath::bpf_lsm;
+
+const BYPASS: &str = "a workload in the host's network namespace with CAP_NET_RAW can send past every egress hook \
+                      (AF_PACKET with PACKET_QDISC_BYPASS, AF_XDP)";
+
 /// What the machine cannot guarantee, a sentence each, with the remedy.
 pub fn machine_warnings() -> Vec<String> {
     let mut warnings = Vec::new();
-    let lsm = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
-    if !lsm.split(',').any(|name| name.trim() == "bpf") {
-        warnings.push(
-            "BPF LSM is not known to be on: a workload in the host's network namespace with CAP_NET_RAW can send past \
-             every egress hook (AF_PACKET with PACKET_QDISC_BYPASS, AF_XDP); boot with `lsm=...,bpf`"
-                .to_owned(),
-        );
+    if bpf_lsm() != Some(true) {
+        warnings.push(format!("BPF LSM is not known to be on: {BYPASS}; boot with `lsm=...,bpf`"));
     }
     warnings
 }

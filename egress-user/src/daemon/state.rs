@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 use egress_ebpf::abi::{self, LearnedEvent, NEVER, TICK_SHIFT, Ticks};
 
-use super::{Book, Enforcement, machine_warnings};
+use super::{Book, Enforcement};
 use crate::{
     api::{
         AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, MapFill, NameStatus, PolicyStatus,
@@ -58,7 +58,7 @@ impl Core {
         policy: Compiled,
         files: Vec<String>,
     ) -> (Arc<Self>, aya::maps::RingBuf<aya::maps::MapData>) {
-        let Enforcement { datapath, events, installed, attached, settings, pins, lock } = enforcement;
+        let Enforcement { datapath, events, installed, attached, settings, pins, lock, warnings } = enforcement;
         let core = Self {
             datapath: Mutex::new(datapath),
             attached: Mutex::new(attached),
@@ -69,7 +69,7 @@ impl Core {
             hub: Hub::new(RECENT),
             refresher: OnceLock::new(),
             started: Timestamp::now(),
-            warnings: machine_warnings(),
+            warnings,
             trouble: Mutex::default(),
         };
         (Arc::new(core), events)
@@ -260,14 +260,11 @@ impl Core {
     fn attach_points(&self) -> Vec<AttachPoint> {
         lock(&self.attached)
             .iter()
-            .map(|point| {
-                let info = point.link.as_ref().and_then(|link| sys::link_info(link.as_fd()).ok());
-                AttachPoint {
-                    hook: point.hook.to_owned(),
-                    target: point.target.clone(),
-                    link_id: info.map(|info| info.id),
-                    present: point.link.is_none() || info.is_some_and(|info| info.target != 0),
-                }
+            .map(|point| AttachPoint {
+                hook: point.hook.to_owned(),
+                target: point.target.clone(),
+                link_id: point.info().map(|info| info.id),
+                present: point.present(),
             })
             .collect()
     }

@@ -28,6 +28,10 @@ pub const CGROUP_HOOKS: [(&str, AttachType); 7] = [
     ("sendmsg6", AttachType::CgroupSendmsg6),
 ];
 
+/// The LSM programs, and the hook of each.
+pub const LSM_HOOKS: [(&str, &str); 2] =
+    [("lsm_socket_create", "socket_create"), ("lsm_socket_setsockopt", "socket_setsockopt")];
+
 /// The governed cgroup.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -102,8 +106,26 @@ pub struct Attached {
     pub hook: &'static str,
     /// The cgroup's path or the interface's name.
     pub target: String,
-    /// The link that holds it; `None` for a clsact filter, which the interface holds.
+    /// The link that holds it; `None` for a clsact filter, which the interface holds, and for what `pin` holds.
     pub link: Option<OwnedFd>,
+    /// The pin that alone holds the link: an LSM link cannot be detached while anybody has it open, so that
+    /// `egress detach` could not end it beside a daemon that keeps it.
+    pub pin: Option<PathBuf>,
+}
+
+impl Attached {
+    /// What the kernel says of the link; `None` without one, or when its pin is gone.
+    pub fn info(&self) -> Option<sys::LinkInfo> {
+        if let Some(link) = &self.link {
+            return sys::link_info(link.as_fd()).ok();
+        }
+        sys::link_info(sys::open_pin(self.pin.as_deref()?).ok()?.as_fd()).ok()
+    }
+
+    /// Whether it is attached still, as far as the kernel tells.
+    pub fn present(&self) -> bool {
+        (self.link.is_none() && self.pin.is_none()) || self.info().is_some_and(|info| info.target != 0)
+    }
 }
 
 /// Attaches the cgroup's programs. With `pins` a link that is pinned is taken up and its program replaced, with no
@@ -116,7 +138,7 @@ pub fn cgroup(object: &mut Object, cgroup: &Cgroup, pins: Option<&Pins>) -> Resu
         let pin = pins.map(|pins| pins.link(&format!("cgroup-{}-{hook}", cgroup.id)));
         let link = link(program, cgroup.dir.as_raw_fd() as u32, attach_type, pin.as_deref())
             .map_err(|source| Error::Attach { what: what(), source })?;
-        attached.push(Attached { hook, target: cgroup.path.display().to_string(), link: Some(link) });
+        attached.push(Attached { hook, target: cgroup.path.display().to_string(), link: Some(link), pin: None });
     }
     Ok(attached)
 }
@@ -135,9 +157,39 @@ pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Resu
             }
             Err(source) => return Err(Error::Attach { what: format!("{hook} of {}", uplink.name), source }),
         };
-        attached.push(Attached { hook, target: uplink.name.clone(), link });
+        attached.push(Attached { hook, target: uplink.name.clone(), link, pin: None });
     }
     Ok(attached)
+}
+
+/// Attaches the LSM programs, which are called for every process and look for the governed cgroup themselves. With
+/// `pins` they are pinned, and take the place of those that are pinned there after they are in force. `kernel` is the
+/// kernel's own types.
+///
+/// This succeeds also on a kernel that has BPF LSM built in and not switched on, where nothing calls them.
+///
+/// # Errors
+/// That the kernel has no BPF LSM, or refuses the programs.
+pub fn lsm(object: &mut Object, kernel: &aya::Btf, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
+    let mut attached = Vec::new();
+    for (name, hook) in LSM_HOOKS {
+        let failed = |source| Error::Attach { what: format!("the LSM hook {hook}"), source };
+        let link = sys::lsm_link(object.lsm(name, hook, kernel)?).map_err(failed)?;
+        let pin = pins.map(|pins| replace_pin(&link, pins, hook)).transpose().map_err(failed)?;
+        let link = pin.is_none().then_some(link);
+        attached.push(Attached { hook: name, target: "every process".to_owned(), link, pin });
+    }
+    Ok(attached)
+}
+
+/// An LSM link cannot be given another program, so the new one is pinned beside the old and renamed over it.
+fn replace_pin(link: &OwnedFd, pins: &Pins, hook: &str) -> std::io::Result<PathBuf> {
+    let (pin, fresh) = (pins.link(&format!("lsm-{hook}")), pins.link(&format!("lsm-{hook}-new")));
+    // Left by a daemon that was killed between the two calls.
+    let _ = fs::remove_file(&fresh);
+    sys::pin(link.as_fd(), &fresh)?;
+    fs::rename(fresh, &pin)?;
+    Ok(pin)
 }
 
 fn link(
@@ -172,6 +224,8 @@ fn clsact(object: &mut Object, hook: &'static str, interface: &str, attach_type:
         AttachType::TcxIngress => TcAttachType::Ingress,
         _ => TcAttachType::Egress,
     };
+    // An earlier daemon's filter goes first: there is no way to replace it in place. The cgroup's hooks hold meanwhile.
+    let _ = tc::qdisc_detach_program(interface, direction, hook);
     let options = tc::TcAttachOptions::Netlink(tc::NlOptions::default());
     let program = object.classifier(hook)?;
     let id = program
@@ -180,4 +234,20 @@ fn clsact(object: &mut Object, hook: &'static str, interface: &str, attach_type:
     // The filter belongs to the interface from here on; dropping the link would take it away.
     std::mem::forget(program.take_link(id).map_err(|error| failed(std::io::Error::other(error)))?);
     Ok(())
+}
+
+/// Removes egress' clsact filters from an interface; gives their names. There are none where tcx is used.
+pub fn remove_clsact(interface: &str) -> Vec<String> {
+    let filters = [
+        ("uplink_ingress", TcAttachType::Ingress),
+        ("uplink_egress", TcAttachType::Egress),
+        ("uplink_ingress_l3", TcAttachType::Ingress),
+        ("uplink_egress_l3", TcAttachType::Egress),
+    ];
+    filters
+        .into_iter()
+        // No such filter, or no clsact at all: nothing to remove.
+        .filter(|(name, direction)| tc::qdisc_detach_program(interface, *direction, name).is_ok())
+        .map(|(name, _)| format!("filter {name} of {interface}"))
+        .collect()
 }

@@ -29,6 +29,8 @@ pub enum Error {
     Attach { what: String, source: io::Error },
     #[error("another egress daemon holds {0}; stop it first, or ask it: `egress status --socket ITS-SOCKET`")]
     Taken(PathBuf),
+    #[error("cannot read the kernel's types: {0}; the kernel needs CONFIG_DEBUG_INFO_BTF")]
+    KernelTypes(#[source] Box<aya::BtfError>),
     #[error("cannot {action} {path}: {source}")]
     Path { action: &'static str, path: PathBuf, source: io::Error },
     #[error("no cgroup v2 is mounted; mount one: `mount -t cgroup2 none /sys/fs/cgroup`")]

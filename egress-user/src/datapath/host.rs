@@ -93,3 +93,9 @@ fn accepted_in(process: &Path, accepted: &mut Vec<(SocketAddr, SocketAddr)>) {
             .map(|entry| (entry.local_address, entry.remote_address)),
     );
 }
+
+/// Whether the kernel calls BPF LSM programs; `None` where securityfs is not mounted and so nobody says.
+pub fn bpf_lsm() -> Option<bool> {
+    let active = fs::read_to_string("/sys/kernel/security/lsm").ok()?;
+    Some(active.split(',').any(|name| name.trim() == "bpf"))
+}

@@ -15,9 +15,12 @@ mod pins;
 pub mod sys;
 mod table;
 
-pub use attach::{Attached, CGROUP_HOOKS, Cgroup, Uplink, cgroup as attach_cgroup, uplink as attach_uplink};
+pub use attach::{
+    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm, remove_clsact,
+    uplink as attach_uplink,
+};
 pub use error::Error;
-pub use host::{accepted_connections, boot_ticks, cgroup_root, netns_cookie};
+pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_cookie};
 pub use install::{Datapath, Installed, Learned};
 pub use lower::{Bases, Elements, Resolver, Settings, lower};
 pub use object::{Object, Sizes};

@@ -171,6 +171,18 @@ impl Object {
         Ok(program.fd().map_err(refused)?.as_fd())
     }
 
+    /// Loads an LSM program for the hook of the kernel that its section names, and gives its descriptor.
+    pub fn lsm(&mut self, name: &'static str, hook: &'static str, kernel: &aya::Btf) -> Result<BorrowedFd<'_>, Error> {
+        let refused = |source| Error::Program { program: name, source: Box::new(source) };
+        let Some(Program::Lsm(program)) = self.ebpf.program_mut(name) else {
+            return Err(Error::Missing { kind: "LSM program", name });
+        };
+        if program.fd().is_err() {
+            program.load(hook, kernel).map_err(refused)?;
+        }
+        Ok(program.fd().map_err(refused)?.as_fd())
+    }
+
     /// The classifier program of this name, loaded, for the netlink way of attaching (kernels before 6.6).
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut aya::programs::SchedClassifier, Error> {
         self.program(name)?;

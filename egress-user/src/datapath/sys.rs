@@ -21,6 +21,7 @@ const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
+const RAW_TRACEPOINT_OPEN: u32 = 17;
 const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
@@ -234,6 +235,13 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType
     let mut attr =
         Attr { program: program.as_raw_fd() as u32, target, attach_type: attach_type as u32, flags: 0, rest: [0; 4] };
     bpf(LINK_CREATE, &mut attr).map(own)
+}
+
+/// Attaches an LSM program, whose hook was fixed when it was loaded: one link, which cannot be updated or detached, only
+/// closed.
+pub fn lsm_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = [0_u32, 0, program.as_raw_fd() as u32, 0];
+    bpf(RAW_TRACEPOINT_OPEN, &mut attr).map(own)
 }
 
 /// Replaces the program of a link, with no moment unattached.
