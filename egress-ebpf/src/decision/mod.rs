@@ -104,10 +104,10 @@ impl Verdict {
 /// How long after its first fragment a datagram's later ones pass: 32 s, over `net.ipv4.ipfrag_time`'s 30.
 pub const FRAGMENT_LIFE: Ticks = 30;
 
-/// Whether a flow's last packet is recent enough to count. A TCP flow does not age: its socket or peer ends it.
+/// Whether a flow's last packet is recent enough to count; one that another clock dates a moment ahead is. A TCP flow does not age: its socket or peer ends it.
 #[inline(always)]
 const fn fresh(flow: &Flow, proto: u8, now: Ticks) -> bool {
-    proto == PROTO_TCP || now.wrapping_sub(flow.seen) <= IDLE
+    proto == PROTO_TCP || now.saturating_sub(flow.seen) <= IDLE
 }
 
 /// Whether a datagram that arrives is a trusted resolver's. It is nothing to reply to: else the next query to that resolver
@@ -125,7 +125,7 @@ fn from_resolver<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> boo
 #[inline(never)]
 fn later_fragment<T: Tables>(tables: &T, packet: &Packet, zone: u8, now: Ticks) -> Verdict {
     let passed = tables.fragment(&fragment_key(packet, zone));
-    let lives = passed.is_some_and(|seen| now.wrapping_sub(seen) <= FRAGMENT_LIFE);
+    let lives = passed.is_some_and(|seen| now.saturating_sub(seen) <= FRAGMENT_LIFE);
     Verdict::plain(if lives { Reason::Fragment } else { Reason::OrphanFragment })
 }
 
