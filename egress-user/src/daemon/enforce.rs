@@ -57,11 +57,12 @@ impl Enforcement {
         // 15 ms, for LSM alone: beside everything that comes before.
         let kernel = (bpf_lsm != Some(false)).then(|| thread::spawn(aya::Btf::from_sys_fs));
         let mut object = load(policy, scope.pins.as_ref())?;
-        let mut programs: Vec<_> = datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name).collect();
-        programs.push("control");
+        let mut programs = vec!["socket_egress", "socket_ingress"];
         if !scope.uplinks.is_empty() {
             programs.extend(["uplink_ingress", "uplink_egress"]);
         }
+        programs.extend(datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name));
+        programs.push("control");
         object.load_programs(&programs);
         let events = object.take_events()?;
         let mut datapath = Datapath::new(object)?;

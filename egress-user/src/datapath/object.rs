@@ -148,14 +148,21 @@ impl Object {
         aya::maps::RingBuf::try_from(map).map_err(|source| Error::Object(Box::new(aya::EbpfError::MapError(source))))
     }
 
-    /// Loads these programs side by side: the verifier takes tens of milliseconds for the larger ones. What fails is
+    /// Loads these programs side by side: the verifier takes tens of milliseconds for the larger ones, which go first. What fails is
     /// told by [`Object::program`], which tries it again.
     pub fn load_programs(&mut self, names: &[&str]) {
+        let place = |name: &str| names.iter().position(|wanted| *wanted == name);
+        let mut wanted: Vec<_> = self
+            .ebpf
+            .programs_mut()
+            .filter_map(|(name, program)| Some((place(name)?, program)))
+            .filter(|(_, program)| program.fd().is_err())
+            .collect();
+        // In the order given, so that the longest begins first.
+        wanted.sort_by_key(|(place, _)| *place);
         std::thread::scope(|scope| {
-            for (name, program) in self.ebpf.programs_mut() {
-                if names.contains(&name) && program.fd().is_err() {
-                    scope.spawn(|| load_program(program));
-                }
+            for (_, program) in wanted {
+                scope.spawn(|| load_program(program));
             }
         });
     }
