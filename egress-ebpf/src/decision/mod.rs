@@ -104,7 +104,8 @@ impl Verdict {
 /// How long after its first fragment a datagram's later ones pass: 32 s, over `net.ipv4.ipfrag_time`'s 30.
 pub const FRAGMENT_LIFE: Ticks = 30;
 
-/// Whether a flow's last packet is recent enough to count; one that another clock dates a moment ahead is. A TCP flow does not age: its socket or peer ends it.
+/// Whether a flow's last packet is recent enough to count; one that another clock dates a moment ahead is. A TCP flow
+/// does not age: its socket or peer ends it.
 #[inline(always)]
 const fn fresh(flow: &Flow, proto: u8, now: Ticks) -> bool {
     proto == PROTO_TCP || now.saturating_sub(flow.seen) <= IDLE

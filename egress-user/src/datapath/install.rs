@@ -1,23 +1,20 @@
 //! Policies in the kernel: one generation beside the other, then a flip.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     thread,
     time::Duration,
 };
 
-use egress_ebpf::{
-    abi::{
-        self, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, GrantEntry, Hits,
-        InnerWildcard, NEVER, NameValue, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, ResolverKey, ResolverTrust,
-        Ticks, ZONE_SOCKET, ZONE_UPLINK,
-    },
-    reason::{REASONS, Reason},
+use egress_ebpf::abi::{
+    self, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, GrantEntry, Hits, InnerWildcard,
+    NEVER, NameValue, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, ResolverKey, ResolverTrust, Ticks, ZONE_SOCKET,
+    ZONE_UPLINK,
 };
 
 use super::{
-    Error, Object, Plain, Table, boot_ticks, control,
+    Error, Object, Plain, Table, boot_ticks, control, grants,
     lower::{self, Bases, Elements, Settings},
     sys,
 };
@@ -25,9 +22,6 @@ use crate::policy::Compiled;
 
 /// Programs that began under the old generation are done long before this: they run for microseconds.
 const IN_FLIGHT: Duration = Duration::from_millis(5);
-
-/// Grants by key: index and entry.
-type KnownGrants = HashMap<u64, (u32, GrantEntry)>;
 
 /// An address that a name was learned to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,26 +44,26 @@ pub struct Installed {
 /// The maps of one loaded object, and what is in them.
 #[derive(Debug)]
 pub struct Datapath {
-    object: Object,
-    live: Table<u32, u32>,
-    configs: Table<u32, Config>,
-    addresses_4: Table<AddressKey4, AddressEntry>,
-    addresses_6: Table<AddressKey6, AddressEntry>,
-    prefixes_4: Table<PrefixKey4, u32>,
-    prefixes_6: Table<PrefixKey6, u32>,
-    denies_4: Table<PrefixKey4, u32>,
-    denies_6: Table<PrefixKey6, u32>,
-    classes: Table<u32, ClassChunk>,
-    grants: Table<u32, GrantEntry>,
-    grant_hits: Table<u32, Hits>,
-    resolvers: Table<ResolverKey, ResolverTrust>,
-    names: Table<abi::NameKey, NameValue>,
-    inner: Table<u32, InnerWildcard>,
-    flows: Table<FlowKey, Flow>,
-    counters: Table<u32, Hits>,
-    events_lost: Table<u32, u64>,
+    pub(super) object: Object,
+    pub(super) live: Table<u32, u32>,
+    pub(super) configs: Table<u32, Config>,
+    pub(super) addresses_4: Table<AddressKey4, AddressEntry>,
+    pub(super) addresses_6: Table<AddressKey6, AddressEntry>,
+    pub(super) prefixes_4: Table<PrefixKey4, u32>,
+    pub(super) prefixes_6: Table<PrefixKey6, u32>,
+    pub(super) denies_4: Table<PrefixKey4, u32>,
+    pub(super) denies_6: Table<PrefixKey6, u32>,
+    pub(super) classes: Table<u32, ClassChunk>,
+    pub(super) grants: Table<u32, GrantEntry>,
+    pub(super) grant_hits: Table<u32, Hits>,
+    pub(super) resolvers: Table<ResolverKey, ResolverTrust>,
+    pub(super) names: Table<abi::NameKey, NameValue>,
+    pub(super) inner: Table<u32, InnerWildcard>,
+    pub(super) flows: Table<FlowKey, Flow>,
+    pub(super) counters: Table<u32, Hits>,
+    pub(super) events_lost: Table<u32, u64>,
     /// The indices of the classes of the live policy.
-    class_index: Vec<u32>,
+    pub(super) class_index: Vec<u32>,
 }
 
 impl Datapath {
@@ -274,59 +268,6 @@ impl Datapath {
         self.resolvers.set_all(&elements.resolvers)
     }
 
-    /// The grants of the live generation by key, and the indices that are free.
-    fn known_grants(&self, live: u32) -> Result<(KnownGrants, Vec<u32>), Error> {
-        let mut known = HashMap::new();
-        let mut free = Vec::new();
-        if live == 0 {
-            // Nothing was ever given out.
-            free.extend((1..self.grants.capacity()).rev());
-            return Ok((known, free));
-        }
-        for index in (1..self.grants.capacity()).rev() {
-            let entry = self.grants.get(&index)?.unwrap_or_default();
-            if entry.stands(live, live) {
-                known.insert(entry.key, (index, entry));
-            } else {
-                free.push(index);
-            }
-        }
-        Ok((known, free))
-    }
-
-    /// Gives each grant its index: the one that the same grant has in the live generation, or one that is free.
-    fn allot_grants(&self, policy: &Compiled, live: u32, generation: u32) -> Result<Vec<u32>, Error> {
-        let (mut known, mut free) = self.known_grants(live)?;
-        let mut indices = Vec::with_capacity(policy.grants.len());
-        let mut fresh = Vec::new();
-        for grant in &policy.grants {
-            let key = fnv1a(grant.key.as_bytes());
-            let index = match known.get(&key) {
-                Some(&(index, entry)) => {
-                    if entry.until != u32::MAX {
-                        // An installation that was cut short meant to end it.
-                        fresh.push((index, GrantEntry { until: u32::MAX, ..entry }));
-                    }
-                    index
-                }
-                None => {
-                    let index = free.pop().ok_or(Error::Full {
-                        what: "grants (items of rules)",
-                        needed: policy.grants.len(),
-                        capacity: self.grants.capacity() as usize / 2,
-                    })?;
-                    let entry = GrantEntry { key, from: generation, until: u32::MAX };
-                    fresh.push((index, entry));
-                    known.insert(key, (index, entry));
-                    index
-                }
-            };
-            indices.push(index);
-        }
-        self.grants.set_all(&fresh)?;
-        Ok(indices)
-    }
-
     /// Takes up the live generation as it is, with all that was learned in it, if it is this very policy's; else `None`.
     pub fn adopt(&mut self, policy: &Compiled, settings: &Settings) -> Result<Option<Installed>, Error> {
         let live = self.generation()?;
@@ -337,7 +278,7 @@ impl Datapath {
         let grants: Option<Vec<u32>> = policy
             .grants
             .iter()
-            .map(|grant| known.get(&fnv1a(grant.key.as_bytes())).map(|(index, _)| *index))
+            .map(|grant| known.get(&grants::key(grant.key.as_bytes())).map(|(index, _)| *index))
             .collect();
         let Some(grants) = grants.filter(|grants| grants.len() == known.len()) else { return Ok(None) };
         let bases = self.bases(live);
@@ -367,22 +308,6 @@ impl Datapath {
             && all(&self.resolvers, &elements.resolvers)?
             && all(&self.classes, &numbered(bases.class, &elements.classes))?
             && all(&self.inner, &numbered(bases.inner, &elements.inner))?)
-    }
-
-    /// Ends the grants that the new generation has not, right before the flip: they stand through `live`.
-    fn retire_grants(&self, kept: &[u32], live: u32) -> Result<(), Error> {
-        if live == 0 {
-            return Ok(());
-        }
-        let kept: HashSet<u32> = kept.iter().copied().collect();
-        let mut ended = Vec::new();
-        for index in 1..self.grants.capacity() {
-            let entry = self.grants.get(&index)?.unwrap_or_default();
-            if entry.from != 0 && entry.until == u32::MAX && !kept.contains(&index) {
-                ended.push((index, GrantEntry { until: live, ..entry }));
-            }
-        }
-        self.grants.set_all(&ended)
     }
 
     /// Reads back what was written, before it counts.
@@ -428,62 +353,6 @@ impl Datapath {
         }
         Ok(())
     }
-
-    /// Packets and bytes by reason, those that never happened left out.
-    pub fn counters(&self) -> Result<Vec<(Reason, Hits)>, Error> {
-        let mut counters = Vec::new();
-        for number in 0..REASONS {
-            let hits = self.counters.sum(number)?;
-            if let Some(reason) = Reason::from_number(number as u8)
-                && hits.packets != 0
-            {
-                counters.push((reason, hits));
-            }
-        }
-        Ok(counters)
-    }
-
-    /// Packets and bytes that passed by a grant.
-    pub fn grant_hits(&self, index: u32) -> Result<Hits, Error> {
-        self.grant_hits.sum(index)
-    }
-
-    /// Events that did not fit the ring buffer: (drops, answers).
-    pub fn events_lost(&self) -> Result<(u64, u64), Error> {
-        Ok((self.events_lost.sum(0)?, self.events_lost.sum(1)?))
-    }
-
-    /// How full the tables are: (name, elements, capacity).
-    pub fn fill(&self) -> Result<Vec<(&'static str, usize, u32)>, Error> {
-        Ok(vec![
-            ("ADDRESSES_4", self.addresses_4.keys()?.len(), self.addresses_4.capacity()),
-            ("ADDRESSES_6", self.addresses_6.keys()?.len(), self.addresses_6.capacity()),
-            ("NAMES", self.names.keys()?.len(), self.names.capacity()),
-            ("FLOWS", self.flows.keys()?.len(), self.flows.capacity()),
-        ])
-    }
-
-    /// The classes (of map `CLASSES`) that an address has in the live generation, with the tick at which each ends.
-    pub fn address(&self, address: IpAddr) -> Result<Vec<(u32, Ticks)>, Error> {
-        let generation = self.generation()?;
-        let entry = match address.to_canonical() {
-            IpAddr::V4(address) => self.addresses_4.get(&AddressKey4 { address: address.octets(), generation })?,
-            IpAddr::V6(address) => self.addresses_6.get(&AddressKey6 {
-                address: abi::Address::v6(address.octets()),
-                generation,
-                pad: 0,
-            })?,
-        };
-        let now = boot_ticks();
-        Ok(entry
-            .unwrap_or_default()
-            .slots
-            .into_iter()
-            .map(abi::Slot::unpack)
-            .filter(|slot| slot.lives(now))
-            .map(|slot| (slot.class, slot.expiry))
-            .collect())
-    }
 }
 
 /// Elements of an array, with the indices that they have from `base` on.
@@ -504,9 +373,4 @@ fn all<K: Plain, V: Plain + PartialEq>(table: &Table<K, V>, elements: &[(K, V)])
         }
     }
     Ok(true)
-}
-
-/// FNV-1a, 64 bit: a grant's key as the kernel's table has it.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -7,11 +7,13 @@
 mod attach;
 mod control;
 mod error;
+mod grants;
 mod host;
 mod install;
 mod lower;
 mod object;
 mod pins;
+mod read;
 pub mod sys;
 mod table;
 

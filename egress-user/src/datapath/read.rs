@@ -1,0 +1,44 @@
+//! What the kernel counted, and how full its tables are.
+
+use egress_ebpf::{
+    abi::Hits,
+    reason::{REASONS, Reason},
+};
+
+use super::{Datapath, Error};
+
+impl Datapath {
+    /// Packets and bytes by reason, those that never happened left out.
+    pub fn counters(&self) -> Result<Vec<(Reason, Hits)>, Error> {
+        let mut counters = Vec::new();
+        for number in 0..REASONS {
+            let hits = self.counters.sum(number)?;
+            if let Some(reason) = Reason::from_number(number as u8)
+                && hits.packets != 0
+            {
+                counters.push((reason, hits));
+            }
+        }
+        Ok(counters)
+    }
+
+    /// Packets and bytes that passed by a grant.
+    pub fn grant_hits(&self, index: u32) -> Result<Hits, Error> {
+        self.grant_hits.sum(index)
+    }
+
+    /// Events that did not fit the ring buffer: (drops, answers).
+    pub fn events_lost(&self) -> Result<(u64, u64), Error> {
+        Ok((self.events_lost.sum(0)?, self.events_lost.sum(1)?))
+    }
+
+    /// How full the tables are: (name, elements, capacity).
+    pub fn fill(&self) -> Result<Vec<(&'static str, usize, u32)>, Error> {
+        Ok(vec![
+            ("ADDRESSES_4", self.addresses_4.keys()?.len(), self.addresses_4.capacity()),
+            ("ADDRESSES_6", self.addresses_6.keys()?.len(), self.addresses_6.capacity()),
+            ("NAMES", self.names.keys()?.len(), self.names.capacity()),
+            ("FLOWS", self.flows.keys()?.len(), self.flows.capacity()),
+        ])
+    }
+}
