@@ -2,11 +2,17 @@
 
 use std::{fs, path::Path, process::ExitCode};
 
-use super::{args::DetachArgs, exec, output};
+use super::{Failure, args::DetachArgs, exec, output};
 use crate::datapath::{Pins, cgroup_root, remove_clsact};
 
 /// Removes every program, pin and cgroup that egress made. A daemon that still runs goes on without enforcing.
 pub fn main(args: DetachArgs, socket: &Path) -> anyhow::Result<ExitCode> {
+    // Without it the pins cannot even be seen, and "nothing to remove" would be a lie.
+    if !nix::unistd::geteuid().is_root() {
+        return Err(
+            Failure::machine("`egress detach` needs root: nothing was looked at or removed", "run it as root").into()
+        );
+    }
     let pins = Pins::new(&Pins::default_bpffs());
     let mut removed = pins.detach_all()?;
     for interface in nix::net::if_::if_nameindex().iter().flatten() {

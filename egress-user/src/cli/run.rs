@@ -46,8 +46,14 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     // Without an uplink by the user's own word; a node that has no default route yet will have one.
     let believe = if args.interface == ["none"] { Believe::AtCgroup } else { Believe::AtUplinks };
     let settings = settings(&loaded.compiled, names.as_ref(), believe, level)?;
-    let enforcement = Enforcement::start(&loaded.compiled, settings, &scope)
-        .map_err(|error| Failure::machine(error.to_string(), "`cargo xtask doctor` lists what egress needs"))?;
+    let enforcement = Enforcement::start(&loaded.compiled, settings, &scope).map_err(|error| {
+        let hint = if nix::unistd::geteuid().is_root() {
+            "`cargo xtask doctor`, in egress' source, lists what it needs"
+        } else {
+            "run it as root"
+        };
+        Failure::machine(error.to_string(), hint)
+    })?;
     let pins = enforcement.pins.clone();
     let resolver = Resolver::new(&asked(&enforcement.settings), Limits::default());
     let what = format!(
