@@ -60,7 +60,7 @@ pub const BUILTIN_ARP: u32 = 1 << 1;
 pub const BUILTIN_EAPOL: u32 = 1 << 2;
 /// LLDP (EtherType 0x88cc), at the uplinks.
 pub const BUILTIN_LLDP: u32 = 1 << 3;
-/// IPv6 neighbour discovery (RFC 4861: ICMPv6 133 to 137, hop limit 255).
+/// IPv6 neighbour discovery (RFC 4861: ICMPv6 133 to 136, hop limit 255).
 pub const BUILTIN_NEIGHBOUR_DISCOVERY: u32 = 1 << 4;
 /// IPv6 multicast listener discovery (RFC 3810: ICMPv6 130 to 132 and 143, hop limit 1).
 pub const BUILTIN_MLD: u32 = 1 << 5;

@@ -18,7 +18,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::policy::PolicyError;
+use crate::{api::DEFAULT_SOCKET, policy::PolicyError};
 
 /// Exit codes of every command (`exec` ends with the command's own where it ran).
 pub mod exit {
@@ -31,9 +31,6 @@ pub mod exit {
     /// The machine cannot do it: a missing privilege, kernel feature, cgroup v2.
     pub const MACHINE: u8 = 3;
 }
-
-/// Where the daemon listens when nothing else is said.
-pub const DEFAULT_SOCKET: &str = "/run/egress/egress.sock";
 
 /// Locks a node's outbound traffic to a written allowlist of names
 #[derive(Debug, Parser)]
