@@ -12,10 +12,17 @@ const NOBODY: u32 = 65534;
 /// Runs `egress ARGS` as nobody, from a copy that nobody can reach.
 fn as_nobody(args: &[&str]) -> Output {
     let dir = tempfile::tempdir().expect("a directory");
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("open the directory");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).expect("open the directory");
     let copy = dir.path().join("egress");
     std::fs::copy(daemon::binary().expect("the binary"), &copy).expect("copy the binary");
-    Command::new(&copy).args(args).uid(NOBODY).gid(NOBODY).current_dir("/").output().expect("runs")
+    Command::new(&copy)
+        .args(args)
+        .env("EGRESS_SOCKET", dir.path().join("socket"))
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir("/")
+        .output()
+        .expect("runs")
 }
 
 /// Exit code 3, what is missing, and what to do.
@@ -24,7 +31,7 @@ fn without_root_each_command_says_so_and_ends_with_3() {
     for args in [
         &["detach"][..],
         &["exec", "--policy", "deny-all", "--resolver", "127.0.0.1", "--", "true"],
-        &["run", "--policy", "deny-all", "--resolver", "127.0.0.1", "--socket", "/tmp/egress-nobody.sock"],
+        &["run", "--policy", "deny-all", "--resolver", "127.0.0.1"],
     ] {
         let output = as_nobody(args);
         let text = String::from_utf8_lossy(&output.stderr);
