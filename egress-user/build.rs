@@ -29,7 +29,7 @@ fn build() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed={}", workspace.join(file).display());
     }
     println!("cargo:rerun-if-changed=build.rs");
-    if let Some(linker) = ebpf::linker(&target) {
+    if let Ok(linker) = ebpf::linker(&target) {
         println!("cargo:rerun-if-changed={}", linker.display());
     }
 

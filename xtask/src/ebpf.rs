@@ -35,8 +35,9 @@ pub enum Error {
     RustcFailed { call: String, stderr: String },
     /// Neither the sysroot nor the shadow sysroot of this compiler has the library source.
     NoRustSrc { release: String },
-    /// `bpf-linker` is neither below the target directory nor on the path.
-    NoLinker { looked_in: PathBuf },
+    /// `bpf-linker` of the pinned version is neither below the target directory nor on the path; `others` are those of
+    /// another version.
+    NoLinker { looked_in: PathBuf, others: Vec<PathBuf> },
 }
 
 impl fmt::Display for Error {
@@ -48,11 +49,17 @@ impl fmt::Display for Error {
             Self::NoRustSrc { release } => {
                 write!(f, "the library source of rustc {release} (rust-src) is missing; run `cargo xtask setup`")
             }
-            Self::NoLinker { looked_in } => write!(
-                f,
-                "bpf-linker is missing (looked in {} and on the path); run `cargo xtask setup`",
-                looked_in.display()
-            ),
+            Self::NoLinker { looked_in, others } => {
+                write!(
+                    f,
+                    "bpf-linker {BPF_LINKER_VERSION} is missing (looked in {} and on the path",
+                    looked_in.display()
+                )?;
+                for other in others {
+                    write!(f, "; {} is another version", other.display())?;
+                }
+                write!(f, "); run `cargo xtask setup`")
+            }
         }
     }
 }
@@ -135,19 +142,41 @@ pub fn tools_bin(target: &Path) -> PathBuf {
     target.join("tools/bin")
 }
 
-/// `bpf-linker`: ours first, else one on the path.
-pub fn linker(target: &Path) -> Option<PathBuf> {
+/// `bpf-linker` of the pinned version, ours first, else one on the path. Another version may bring another LLVM than the
+/// compiler's and then refuses its bitcode, with an error that does not say so.
+pub fn linker(target: &Path) -> Result<PathBuf, Error> {
+    let looked_in = tools_bin(target);
     let path = env::var_os("PATH").unwrap_or_default();
-    std::iter::once(tools_bin(target))
-        .chain(env::split_paths(&path))
-        .map(|directory| directory.join("bpf-linker"))
-        .find(|file| file.is_file())
+    let mut others = Vec::new();
+    for directory in std::iter::once(looked_in.clone()).chain(env::split_paths(&path)) {
+        let file = directory.join("bpf-linker");
+        if is_pinned(&file) {
+            return Ok(file);
+        }
+        if file.is_file() && !others.contains(&file) {
+            others.push(file);
+        }
+    }
+    Err(Error::NoLinker { looked_in, others })
+}
+
+/// Whether `file` runs and says the pinned version (`bpf-linker 0.10.4`).
+fn is_pinned(file: &Path) -> bool {
+    let answer = Command::new(file).arg("--version").output();
+    answer.is_ok_and(|answer| {
+        String::from_utf8_lossy(&answer.stdout).split_whitespace().any(|word| word == BPF_LINKER_VERSION)
+    })
 }
 
 /// `PATH` with our tools in front.
 pub fn path_with_tools(target: &Path) -> OsString {
+    path_with(Some(&tools_bin(target)))
+}
+
+/// `PATH` with `first` in front.
+fn path_with(first: Option<&Path>) -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
-    let joined = env::join_paths(std::iter::once(tools_bin(target)).chain(env::split_paths(&path)));
+    let joined = env::join_paths(first.map(Path::to_path_buf).into_iter().chain(env::split_paths(&path)));
     // A directory whose name holds a colon cannot stand in PATH: then the tools must be on it already.
     joined.unwrap_or(path)
 }
@@ -176,9 +205,7 @@ pub fn cargo(subcommand: &str, workspace: &Path, target: &Path, arch: &str) -> R
     } else {
         return Err(Error::NoRustSrc { release: compiler.release });
     };
-    if linker(target).is_none() {
-        return Err(Error::NoLinker { looked_in: tools_bin(target) });
-    }
+    let linker = linker(target)?;
     let flags = [
         // Line numbers in the verifier's log, and the types for BTF.
         "-Cdebuginfo=2".to_owned(),
@@ -205,7 +232,7 @@ pub fn cargo(subcommand: &str, workspace: &Path, target: &Path, arch: &str) -> R
     }
     command
         .current_dir(workspace.join("egress-ebpf"))
-        .env("PATH", path_with_tools(target))
+        .env("PATH", path_with(linker.parent()))
         .env("RUSTC", rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))

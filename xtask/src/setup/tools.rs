@@ -1,7 +1,6 @@
 //! Cargo's tools, compiled into `target/tools`: nothing of the user's own is touched.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::Result;
 
@@ -25,15 +24,11 @@ pub fn ensure(place: &Place, options: &Options) -> Result<bool> {
     Ok(changed)
 }
 
-/// Of exactly the pinned version: another may bring another LLVM than the compiler's, and then refuses its bitcode.
 fn linker(place: &Place) -> Result<Outcome> {
-    if let Some(path) = ebpf::linker(&place.target) {
-        let version = run::output(Command::new(&path).arg("--version")).unwrap_or_default();
-        if version.trim().ends_with(ebpf::BPF_LINKER_VERSION) {
-            return Ok(Outcome::There(path.display().to_string()));
-        }
+    match ebpf::linker(&place.target) {
+        Ok(path) => Ok(Outcome::There(path.display().to_string())),
+        Err(_) => install(place, "bpf-linker", ebpf::BPF_LINKER_VERSION, "about a minute"),
     }
-    install(place, "bpf-linker", ebpf::BPF_LINKER_VERSION, "about a minute")
 }
 
 /// A cargo subcommand: any version that answers will do.
