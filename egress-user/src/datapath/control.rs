@@ -29,8 +29,9 @@ pub(super) fn learn(
             data.extend_from_slice(record.as_bytes());
         }
         let mut output = vec![0; data.len()];
-        let run = sys::test_run(program, &data, Some(&mut output), 1)
-            .map_err(|source| Error::map("write", "ADDRESSES", source))?;
+        let run =
+            sys::test_run(program, sys::TestInput { packet: &data, output: Some(&mut output), ..Default::default() })
+                .map_err(|source| Error::map("write", "ADDRESSES", source))?;
         if run.returned != 0 {
             let source = std::io::Error::from_raw_os_error(run.returned as i32);
             return Err(Error::map("write", "ADDRESSES", source));

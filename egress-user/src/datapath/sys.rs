@@ -265,8 +265,21 @@ pub struct TestRun {
     pub nanoseconds: u32,
 }
 
-/// Runs a program on `input`, and again as often as `repeat` says; `output` takes the packet as the program left it.
-pub fn test_run(program: BorrowedFd<'_>, input: &[u8], output: Option<&mut [u8]>, repeat: u32) -> io::Result<TestRun> {
+/// What a program is run on.
+#[derive(Default)]
+pub struct TestInput<'a> {
+    /// The packet, from its Ethernet header on.
+    pub packet: &'a [u8],
+    /// The interface it leaves or enters by, of the caller's network namespace; 0 is that namespace's loopback.
+    pub ifindex: u32,
+    /// Takes the packet as the program left it.
+    pub output: Option<&'a mut [u8]>,
+    /// How often it runs; 0 is once.
+    pub repeat: u32,
+}
+
+/// Runs a program that takes a `__sk_buff` without a packet on any wire (`net/bpf/test_run.c`).
+pub fn test_run(program: BorrowedFd<'_>, input: TestInput<'_>) -> io::Result<TestRun> {
     #[repr(C)]
     #[derive(Default)]
     struct Attr {
@@ -278,16 +291,26 @@ pub fn test_run(program: BorrowedFd<'_>, input: &[u8], output: Option<&mut [u8]>
         data_out: u64,
         repeat: u32,
         duration: u32,
-        rest: [u64; 4],
+        context_size_in: u32,
+        context_size_out: u32,
+        context_in: u64,
+        context_out: u64,
+        rest: [u32; 4],
     }
+    /// The first words of `struct __sk_buff`; the kernel takes a shorter one, and lets few of its fields be set.
+    const IFINDEX: usize = 10;
+    let mut context = [0u32; IFINDEX + 1];
+    context[IFINDEX] = input.ifindex;
     let mut attr = Attr {
         program: program.as_raw_fd() as u32,
-        size_in: input.len() as u32,
-        data_in: input.as_ptr() as u64,
-        repeat,
+        size_in: input.packet.len() as u32,
+        data_in: input.packet.as_ptr() as u64,
+        repeat: input.repeat,
+        context_size_in: size_of_val(&context) as u32,
+        context_in: context.as_ptr() as u64,
         ..Attr::default()
     };
-    if let Some(output) = output {
+    if let Some(output) = input.output {
         attr.size_out = output.len() as u32;
         attr.data_out = output.as_mut_ptr() as u64;
     }

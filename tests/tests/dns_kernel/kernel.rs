@@ -89,7 +89,7 @@ impl Kernel {
     pub fn run(&mut self, program: &'static str, packet: &[u8]) -> u32 {
         let frame = [&[2; 12][..], &[8, 0], packet].concat();
         let program = self.object.program(program).expect("the program loads");
-        sys::test_run(program, &frame, None, 1).expect("runs").returned
+        sys::test_run(program, sys::TestInput { packet: &frame, ..Default::default() }).expect("runs").returned
     }
 
     pub fn query(&mut self, message: &[u8]) -> bool {
@@ -110,7 +110,10 @@ impl Kernel {
         let data = [header.as_bytes(), records.as_bytes()].concat();
         let mut out = vec![0; data.len()];
         let program = self.object.program("control").expect("the program loads");
-        let returned = sys::test_run(program, &data, Some(&mut out), 1).expect("runs").returned;
+        let returned =
+            sys::test_run(program, sys::TestInput { packet: &data, output: Some(&mut out), ..Default::default() })
+                .expect("runs")
+                .returned;
         (returned, ControlHeader::read_from_prefix(&out).expect("a header").0.results)
     }
 
