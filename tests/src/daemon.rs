@@ -150,14 +150,19 @@ impl DaemonBuilder<'_> {
 
     /// Starts the daemon and waits until it says that enforcement is on.
     pub fn start(self) -> Result<Daemon> {
+        let mut daemon = self.spawn()?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Starts the daemon and does not wait for anything.
+    pub fn spawn(self) -> Result<Daemon> {
         let (mut command, socket) = self.command()?;
         let mut child = command.spawn().context("start `egress run`")?;
         let output = Output::default();
         let readers = vec![output.follow(child.stdout.take()), output.follow(child.stderr.take())];
         let place = self.world.node();
-        let mut daemon = Daemon { child: Some(child), output, readers, place, socket };
-        daemon.wait_ready()?;
-        Ok(daemon)
+        Ok(Daemon { child: Some(child), output, readers, place, socket, leaves: false })
     }
 
     /// Runs the daemon to its end: for what it must refuse.
@@ -175,6 +180,8 @@ pub struct Daemon {
     readers: Vec<std::thread::JoinHandle<()>>,
     place: Place,
     socket: PathBuf,
+    /// What it pinned is left to its successor.
+    leaves: bool,
 }
 
 impl Daemon {
@@ -238,6 +245,12 @@ impl Daemon {
         self.end(Signal::SIGKILL)
     }
 
+    /// Sends SIGKILL, waits, and leaves all that it pinned to the next one.
+    pub fn crash(mut self) -> Result<()> {
+        self.leaves = true;
+        self.kill().map(drop)
+    }
+
     /// Sends a signal and does not wait.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self.child.as_ref().ok_or_else(|| anyhow!("the daemon ended before"))?.id();
@@ -298,8 +311,10 @@ impl Drop for Daemon {
         if self.child.is_some() {
             let _ = self.end(Signal::SIGKILL);
         }
-        // The world's bpffs is its own, so pins go with it in any case; this is the tool's own way out.
-        let _ = self.detach();
+        if !self.leaves {
+            // The world's bpffs is its own, so pins go with it in any case; this is the tool's own way out.
+            let _ = self.detach();
+        }
         if std::thread::panicking() {
             eprintln!("--- egress run said:\n{}---", self.output.text());
         }

@@ -17,6 +17,7 @@
 //! Kernel tests need root; a guard that cannot do its part says so, and nothing is skipped silently.
 
 pub mod cgroup;
+pub mod chaos;
 pub mod daemon;
 pub mod demo;
 pub mod dns;

@@ -80,6 +80,11 @@ impl Sniffer {
     /// When the kernel dropped frames for want of room: "nothing arrived" would then be a guess.
     #[must_use]
     pub fn frames(&self) -> Vec<Frame> {
+        self.read();
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn read(&self) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = vec![0; 1 << 17];
         while let Some((length, from)) = self.receive(&mut buffer) {
@@ -89,13 +94,21 @@ impl Sniffer {
             }
         }
         assert_eq!(self.dropped(), 0, "the sniffer lost frames: its buffer is full");
-        seen.clone()
+    }
+
+    /// What came in so far, which is forgotten.
+    ///
+    /// # Panics
+    /// As [`Sniffer::frames`].
+    #[must_use]
+    pub fn take(&self) -> Vec<Frame> {
+        self.read();
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Forgets what came in so far.
     pub fn clear(&self) {
-        let _ = self.frames();
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        drop(self.take());
     }
 
     /// The frames that match, after `settle` for what is still on its way.

@@ -1,6 +1,7 @@
 //! The project's own commands, `cargo xtask COMMAND`: one module each.
 
 mod build;
+mod chaos;
 mod demo;
 mod doctor;
 mod ebpf;
@@ -32,6 +33,8 @@ enum Xtask {
     Lint,
     /// Set up, build and run the demo; needs root.
     Demo(demo::Options),
+    /// Break the daemon and what it needs, under traffic, and count what gets out; needs root, takes up to ten minutes.
+    Chaos(chaos::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Xtask::Test(options) => test::run(&place, &options),
         Xtask::Lint => lint::run(&place).map(|()| true),
         Xtask::Demo(options) => demo::run(&place, &options),
+        Xtask::Chaos(options) => chaos::run(&place, &options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

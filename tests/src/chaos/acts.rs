@@ -1,0 +1,109 @@
+//! What is broken, and when.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::random::Random;
+use super::scene::Scene;
+use crate::dns::Fault;
+use crate::world::{GATEWAY_V4, GATEWAY_V6, NODE_V6, UPLINK};
+
+/// What the daemon is doing when it is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Up to 600 ms into its start over what is pinned: reading the policy, loading, adopting, replacing programs.
+    Start,
+    /// Up to 60 ms after it was told to read a changed policy.
+    Reload,
+    /// Any time while names are asked for, twenty a second by each of two askers.
+    Learning,
+}
+
+/// Kills the daemon `times` times and starts it again each time; gives the longest start in milliseconds.
+pub fn kills(scene: &mut Scene, moment: Moment, times: u32, random: &mut Random) -> Result<Duration> {
+    let mut longest = Duration::ZERO;
+    for _ in 0..times {
+        match moment {
+            Moment::Start => {
+                scene.crash()?;
+                scene.begin_start()?;
+                sleep(random.up_to(Duration::from_millis(600)));
+            }
+            Moment::Reload => {
+                scene.swap_policy()?;
+                scene.reload()?;
+                sleep(random.up_to(Duration::from_millis(60)));
+            }
+            Moment::Learning => sleep(random.up_to(Duration::from_millis(200))),
+        }
+        scene.crash()?;
+        // For a while there is none.
+        sleep(random.up_to(Duration::from_millis(50)));
+        longest = longest.max(scene.start()?);
+    }
+    Ok(longest)
+}
+
+/// Another policy by SIGHUP, `times` times, each as soon as the one before is in force.
+pub fn swaps(scene: &mut Scene, times: u32) -> Result<()> {
+    let mut generation = scene.daemon()?.status()?["generation"].clone();
+    for _ in 0..times {
+        scene.swap_policy()?;
+        scene.reload()?;
+        let limit = Instant::now() + Duration::from_secs(10);
+        loop {
+            let now = scene.daemon()?.status()?["generation"].clone();
+            if now != generation {
+                generation = now;
+                break;
+            }
+            ensure!(Instant::now() < limit, "a reload did not come through: {}", scene.daemon()?.output());
+            sleep(Duration::from_millis(5));
+        }
+    }
+    Ok(())
+}
+
+/// The resolver fails in each way it can, twice, a second each, and answers in between. New names cannot work meanwhile.
+pub fn resolver_flaps(scene: &mut Scene) -> Result<()> {
+    for _ in 0..2 {
+        for fault in [Fault::Silent, Fault::ServFail, Fault::NxDomain, Fault::Refused, Fault::Empty] {
+            scene.world.dns.fault_everywhere(fault);
+            sleep(Duration::from_secs(1));
+            scene.world.dns.fault_everywhere(None);
+            sleep(Duration::from_millis(500));
+        }
+    }
+    Ok(())
+}
+
+/// The uplink goes down and comes up `times` times, with the routes that fall with it set anew.
+pub fn link_flaps(scene: &mut Scene, times: u32) -> Result<()> {
+    for _ in 0..times {
+        scene.world.node_ns.ip(&format!("link set {UPLINK} down"))?;
+        sleep(Duration::from_millis(100));
+        scene.world.node_ns.ip(&format!(
+            "link set {UPLINK} up\naddress replace {NODE_V6}/64 dev {UPLINK} nodad\n\
+             route replace default via {GATEWAY_V4} dev {UPLINK}\nroute replace default via {GATEWAY_V6} dev {UPLINK}"
+        ))?;
+        sleep(Duration::from_millis(400));
+    }
+    Ok(())
+}
+
+/// `egress detach` is killed up to 40 ms into its work, `times` times; each time the next start must take up or clear away
+/// what it finds. What is forbidden gets out meanwhile, as it must, so this runs without traffic.
+pub fn detach_kills(scene: &mut Scene, times: u32, random: &mut Random) -> Result<Duration> {
+    let mut longest = Duration::ZERO;
+    for _ in 0..times {
+        scene.crash()?;
+        let mut detach = scene.begin_detach()?;
+        sleep(random.up_to(Duration::from_millis(40)));
+        detach.kill()?;
+        detach.wait()?;
+        longest = longest.max(scene.start()?);
+    }
+    Ok(longest)
+}
