@@ -94,3 +94,6 @@ pub const LEARN_AT_CGROUP: ResolverTrust = 1 << 0;
 pub const LEARN_AT_UPLINK: ResolverTrust = 1 << 1;
 /// The resolver runs on this node (a stub such as 127.0.0.53), so that its answers arrive by loopback.
 pub const LEARN_BY_LOOPBACK: ResolverTrust = 1 << 2;
+
+/// Interfaces of workloads that map `WORKLOADS` can hold: veths and their bridges.
+pub const WORKLOADS_MAX: u32 = 8192;

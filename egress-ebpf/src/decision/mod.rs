@@ -8,11 +8,13 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod uplink;
+mod workload;
 
 pub use builtin::{builtin, ethertype};
 pub use policy::{Destination, opens, policy};
 pub use socket::{Sender, SocketKind, accepted_key, arrives_at_socket, leaves_socket};
 pub use uplink::{arrives_at_uplink, leaves_uplink};
+pub use workload::{Entry, Route, enters_from_workload};
 
 use crate::{
     abi::{

@@ -14,3 +14,4 @@ mod sock_create;
 mod sockets;
 mod tables;
 mod uplink;
+mod workload;

@@ -21,12 +21,12 @@ use super::{
 };
 
 /// TC_ACT_UNSPEC: the next program or filter decides, so that others at the same interface go on working.
-const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 /// TC_ACT_SHOT.
-const SHOT: i32 = 2;
+pub const SHOT: i32 = 2;
 
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
+pub const AF_INET: u32 = 2;
+pub const AF_INET6: u32 = 10;
 
 /// Egress of an uplink with an Ethernet header.
 #[classifier]

@@ -70,6 +70,13 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     ring::read(&core, events, |_| {}).context("start the thread that reads the kernel's events")?;
     let refresher = Arc::new(refresher(&core, &resolver));
     core.set_refresher(Arc::clone(&refresher));
+    // Subscribed before the first look: what changes between the two is seen.
+    let follows = args.interface != ["none"];
+    let mut follower = follows.then(Follower::start).transpose().context("follow the network's changes")?;
+    let links = if follows { daemon::links().await.context("list the network's links")? } else { Vec::new() };
+    core.govern_workloads(&links).map_err(|error| {
+        Failure::machine(error.to_string(), "`egress run --interface none` governs sockets alone; see docs/known-issues.md")
+    })?;
     output::print(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -77,8 +84,6 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {
         let _ = stopped.await;
     }));
-    let mut follower =
-        args.interface.is_empty().then(Follower::start).transpose().context("follow the network's changes")?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -88,11 +93,14 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {}
             () = changed(follower.as_mut()) => {
-                match core.add_uplinks(&default_uplinks()) {
-                    Ok(added) if !added.is_empty() => tracing::info!(?added, "new uplinks are governed"),
-                    Ok(_) => {}
-                    Err(error) => tracing::error!(%error, "cannot govern a new uplink"),
+                if args.interface.is_empty() {
+                    match core.add_uplinks(&default_uplinks()) {
+                        Ok(added) if !added.is_empty() => tracing::info!(?added, "new uplinks are governed"),
+                        Ok(_) => {}
+                        Err(error) => tracing::error!(%error, "cannot govern a new uplink"),
+                    }
                 }
+                follow_workloads(&core).await;
                 continue;
             }
             system = resolvers_changed(watcher.as_mut()) => names = Some(system),
@@ -228,6 +236,18 @@ fn reload(
             super::report(&error);
             tracing::error!("the policy was not changed: the old one stays in force");
         }
+    }
+}
+
+async fn follow_workloads(core: &Core) {
+    let links = match daemon::links().await {
+        Ok(links) => links,
+        Err(error) => return tracing::error!(%error, "cannot list the network's links"),
+    };
+    match core.govern_workloads(&links) {
+        Ok(added) if !added.is_empty() => tracing::info!(?added, "new workloads' veths are governed"),
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "cannot govern a workload's veth"),
     }
 }
 

@@ -59,7 +59,7 @@ impl Enforcement {
         let mut object = load(policy, scope.pins.as_ref())?;
         let mut programs = vec!["socket_egress", "socket_ingress"];
         if !scope.uplinks.is_empty() {
-            programs.extend(["uplink_ingress", "uplink_egress"]);
+            programs.extend(["uplink_ingress", "uplink_egress", datapath::WORKLOAD_HOOK]);
         }
         programs.extend(datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name));
         programs.push("control");
@@ -110,6 +110,8 @@ fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
     for (name, _) in pins.links()? {
         let ours = name.starts_with(&cgroup)
             || name.starts_with("lsm-")
+            // Which workloads there are is asked afterwards.
+            || name.starts_with(crate::datapath::WORKLOAD_PIN)
             || uplinks.iter().any(|uplink| name.starts_with(uplink.as_str()));
         if !ours {
             tracing::info!(name, "a link of an earlier daemon is not wanted any more");

@@ -10,12 +10,14 @@ pub mod ring;
 mod state;
 mod trust;
 mod uplinks;
+mod workloads;
 
 pub use book::Book;
 pub use enforce::{Enforcement, Scope};
 pub use state::{Active, Core};
 pub use trust::{Believe, resolvers};
 pub use uplinks::{Follower, default_uplinks};
+pub use workloads::{Link, links};
 
 use crate::datapath::bpf_lsm;
 

@@ -36,9 +36,9 @@ pub struct Active {
 
 /// The state of a running policy.
 pub struct Core {
-    datapath: Mutex<Datapath>,
-    attached: Mutex<Vec<Attached>>,
-    pins: Option<crate::datapath::Pins>,
+    pub(super) datapath: Mutex<Datapath>,
+    pub(super) attached: Mutex<Vec<Attached>>,
+    pub(super) pins: Option<crate::datapath::Pins>,
     /// Keeps other daemons from the pins as long as this one lives.
     _lock: Option<nix::fcntl::Flock<std::fs::File>>,
     active: ArcSwap<Active>,
@@ -391,7 +391,7 @@ pub fn mode_name(mode: Mode) -> &'static str {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves plain data behind, which every reader can go on with.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

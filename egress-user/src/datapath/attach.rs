@@ -192,7 +192,7 @@ fn replace_pin(link: &OwnedFd, pins: &Pins, hook: &str) -> std::io::Result<PathB
     Ok(pin)
 }
 
-fn link(
+pub(super) fn link(
     program: std::os::fd::BorrowedFd<'_>,
     target: u32,
     attach_type: AttachType,
@@ -216,7 +216,7 @@ fn link(
     Ok(link)
 }
 
-fn clsact(object: &mut Object, hook: &'static str, interface: &str, attach_type: AttachType) -> Result<(), Error> {
+pub(super) fn clsact(object: &mut Object, hook: &'static str, interface: &str, attach_type: AttachType) -> Result<(), Error> {
     let failed = |source: std::io::Error| Error::Attach { what: format!("clsact of {interface}"), source };
     // "File exists" is what an interface says that has the qdisc already.
     let _ = tc::qdisc_add_clsact(interface);
@@ -239,6 +239,7 @@ fn clsact(object: &mut Object, hook: &'static str, interface: &str, attach_type:
 /// Removes egress' clsact filters from an interface; gives their names. There are none where tcx is used.
 pub fn remove_clsact(interface: &str) -> Vec<String> {
     let filters = [
+        (super::WORKLOAD_HOOK, TcAttachType::Ingress),
         ("uplink_ingress", TcAttachType::Ingress),
         ("uplink_egress", TcAttachType::Egress),
         ("uplink_ingress_l3", TcAttachType::Ingress),
@@ -250,4 +251,9 @@ pub fn remove_clsact(interface: &str) -> Vec<String> {
         .filter(|(name, direction)| tc::qdisc_detach_program(interface, *direction, name).is_ok())
         .map(|(name, _)| format!("filter {name} of {interface}"))
         .collect()
+}
+
+/// Removes one of egress' clsact filters on the way in, if it is there.
+pub fn remove_clsact_of(interface: &str, hook: &str) {
+    let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, hook);
 }

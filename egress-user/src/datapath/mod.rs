@@ -16,9 +16,10 @@ mod pins;
 mod read;
 pub mod sys;
 mod table;
+mod workload;
 
 pub use attach::{
-    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm, remove_clsact,
+    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm, remove_clsact, remove_clsact_of,
     uplink as attach_uplink,
 };
 pub use error::Error;
@@ -28,6 +29,7 @@ pub use lower::{Bases, Elements, Resolver, Settings, lower};
 pub use object::{Object, Sizes};
 pub use pins::Pins;
 pub use table::{Plain, Table};
+pub use workload::{WORKLOAD_HOOK, WORKLOAD_PIN, Workload};
 
 #[cfg(test)]
 mod tests;

@@ -47,6 +47,7 @@ pub const MAPS: &[&str] = &[
     "RING_HEADS",
     "ALIASES",
     "LEARN_COUNTERS",
+    "WORKLOADS",
 ];
 
 /// A directory of pins in bpffs.

@@ -1,0 +1,142 @@
+//! Ingress of the host side of workloads' veths: what a workload injects below its sockets.
+//!
+//! Here the buffer still has the socket that sent it in the workload's namespace (veth keeps it, the host's IP layer
+//! drops it), so that packet sockets and AF_XDP, which no cgroup hook sees, can be told from what was judged.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_NO_PREALLOC},
+    btf_maps::HashMap,
+    helpers::generated::{bpf_fib_lookup, bpf_skb_cgroup_id},
+    macros::{btf_map, classifier},
+    programs::TcContext,
+};
+use egress_ebpf::{
+    abi::{Address, Config, HOOK_WORKLOAD_INGRESS, Process, WORKLOADS_MAX},
+    decision::{Entry, Route, Verdict, enters_from_workload},
+    packet::{EtherType, Packet, link},
+    reason::Reason,
+};
+
+use super::{
+    dns, global,
+    report::{self, Refused},
+    skb::{Direct, socket},
+    tables::{Kernel, live},
+    uplink::{AF_INET, AF_INET6, NEXT, SHOT},
+};
+
+/// The interfaces of this node's workloads, by index: the host sides of their veths and the bridges that these are ports
+/// of. The value is the interface that routes to the workload name: the bridge, or the veth itself.
+#[btf_map]
+pub static WORKLOADS: HashMap<u32, u32, { WORKLOADS_MAX as usize }, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Ingress of a veth. Before the first policy it lets everything pass: the uplinks and the cgroup are closed then.
+#[classifier]
+pub fn workload_ingress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let Some(config) = live() else { return NEXT };
+    // What is not IP is not routed, and what does not parse is dropped where it would leave.
+    let EtherType::Ip(offset) = link(Direct(skb)) else { return NEXT };
+    let offset = offset as u32;
+    let Ok(packet) = global::parse(skb, offset) else { return NEXT };
+    let mut refused = Refused::plain(Reason::ForgedResolver);
+    match enter(skb, config, &packet) {
+        Entry::Pass => return NEXT,
+        Entry::Forged => {}
+        Entry::Judge => {
+            let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
+            refused = Refused::plain(verdict.reason);
+            if matches!(verdict.reason, Reason::Dns) {
+                // Nothing is remembered here: the uplink does that, where the answer comes in.
+                let asked = dns::Asked { network_offset: offset, cookie: 0, trust_here: false };
+                if let Err(bad) = dns::query(skb, config, &packet, &asked) {
+                    refused = bad;
+                }
+            }
+            if refused.reason.passes() {
+                // Counted at the uplink.
+                return NEXT;
+            }
+        }
+    }
+    refuse(skb, config, &packet, &refused)
+}
+
+#[inline(never)]
+fn enter(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Entry {
+    // SAFETY: the context is valid.
+    let index = unsafe { (*skb).ifindex };
+    // SAFETY: the value is a plain word, copied at once.
+    let own = unsafe { WORKLOADS.get(&index) }.copied().unwrap_or(index);
+    // SAFETY: a full socket's fields may be read.
+    let below_sockets = socket(skb).is_some_and(|sk| unsafe { (*sk).family != AF_INET && (*sk).family != AF_INET6 });
+    enters_from_workload(&Kernel, config, packet, below_sockets, |packet, address| {
+        route(skb, own, packet.version, address)
+    })
+}
+
+/// `struct bpf_fib_lookup`, `include/uapi/linux/bpf.h`: 64 bytes in every kernel, the unions by what is used of them.
+#[repr(C)]
+struct FibLookup {
+    family: u8,
+    l4_protocol: u8,
+    ports: [u16; 2],
+    tot_len: u16,
+    ifindex: u32,
+    flowinfo: u32,
+    source: [u32; 4],
+    destination: [u32; 4],
+    rest: [u32; 4],
+}
+
+/// The route is found, and where to.
+const FIB_SUCCESS: i64 = 0;
+/// The same, and the next hop's link address is not known yet.
+const FIB_NO_NEIGH: i64 = 7;
+/// The same, and the packet is larger than the route takes.
+const FIB_FRAG_NEEDED: i64 = 8;
+
+/// Where a packet that entered by the interface `own` would be routed for `address`.
+#[inline(never)]
+fn route(skb: *mut __sk_buff, own: u32, version: u8, address: &Address) -> Route {
+    let mut lookup = FibLookup {
+        family: if version == 4 { AF_INET as u8 } else { AF_INET6 as u8 },
+        l4_protocol: 0,
+        ports: [0; 2],
+        tot_len: 0,
+        ifindex: own,
+        flowinfo: 0,
+        source: [0; 4],
+        destination: [0; 4],
+        rest: [0; 4],
+    };
+    if version == 4 {
+        lookup.destination[0] = u32::from_ne_bytes(address.v4_bytes());
+    } else {
+        lookup.destination =
+            [address.high as u32, (address.high >> 32) as u32, address.low as u32, (address.low >> 32) as u32];
+    }
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: helper 69 reads and writes `size` bytes of the structure.
+    let found = unsafe { bpf_fib_lookup(skb.cast(), (&raw mut lookup).cast(), size, 0) };
+    match found {
+        FIB_SUCCESS | FIB_NO_NEIGH | FIB_FRAG_NEEDED if lookup.ifindex == own => Route::Back,
+        FIB_SUCCESS | FIB_NO_NEIGH | FIB_FRAG_NEEDED => {
+            // SAFETY: only whether there is an entry is looked at.
+            if unsafe { WORKLOADS.get(&lookup.ifindex) }.is_some() { Route::Local } else { Route::Outside }
+        }
+        // For this host itself, for everybody on the link, or for nobody: it is not forwarded.
+        _ => Route::Local,
+    }
+}
+
+#[inline(never)]
+fn refuse(skb: *mut __sk_buff, config: &Config, packet: &Packet, refused: &Refused) -> i32 {
+    // SAFETY: the context is valid, and helper 79 takes it.
+    let (bytes, ifindex, cgroup) = unsafe { ((*skb).len, (*skb).ifindex, bpf_skb_cgroup_id(skb)) };
+    report::count(&Verdict::plain(refused.reason), bytes);
+    let process = Process { pid: 0, uid: 0, comm: [0; 16] };
+    let sender = report::Sender { hook: HOOK_WORKLOAD_INGRESS, bytes, ifindex, cgroup, netns: 0, process };
+    report::refused(config, packet, refused, &sender);
+    if config.has(Config::ENFORCE) { SHOT } else { NEXT }
+}

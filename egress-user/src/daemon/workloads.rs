@@ -1,0 +1,183 @@
+//! The host sides of workloads' veths, found by rtnetlink and governed as they come and go.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    os::fd::AsFd as _,
+};
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::{
+    new_connection,
+    packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+};
+
+use super::{Core, state::lock};
+use crate::datapath::{Error, WORKLOAD_HOOK, WORKLOAD_PIN, Workload, remove_clsact_of, sys};
+
+/// A link of this network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    name: String,
+    index: u32,
+    kind: Kind,
+    /// The bridge, bond or the like that it is part of.
+    controller: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kind {
+    /// A veth whose other end is in another network namespace.
+    VethAcross,
+    Bridge,
+    #[default]
+    Other,
+}
+
+/// The links of this network namespace. Must be called within a Tokio runtime.
+///
+/// # Errors
+/// When the netlink socket cannot be opened, or the kernel's answer cannot be read.
+pub async fn links() -> io::Result<Vec<Link>> {
+    let (connection, handle, _) = new_connection()?;
+    let connection = tokio::spawn(connection);
+    let messages: Result<Vec<LinkMessage>, _> = handle.link().get().execute().try_collect().await;
+    connection.abort();
+    Ok(messages.map_err(io::Error::other)?.iter().map(read).collect())
+}
+
+fn read(message: &LinkMessage) -> Link {
+    let mut link = Link { index: message.header.index, ..Link::default() };
+    let (mut veth, mut across) = (false, false);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => across = true,
+            LinkAttribute::LinkInfo(infos) => {
+                veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                if infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) {
+                    link.kind = Kind::Bridge;
+                }
+            }
+            _ => {}
+        }
+    }
+    if veth && across {
+        link.kind = Kind::VethAcross;
+    }
+    link
+}
+
+/// Those that lead to workloads: veths into other network namespaces that are not uplinks.
+fn workloads(links: &[Link], uplinks: &BTreeSet<String>) -> Vec<Workload> {
+    let bridges: HashMap<u32, &Link> =
+        links.iter().filter(|link| link.kind == Kind::Bridge).map(|link| (link.index, link)).collect();
+    let leads_out = |bridge: u32| {
+        bridges.get(&bridge).is_some_and(|bridge| uplinks.contains(&bridge.name))
+            || links.iter().any(|link| link.controller == Some(bridge) && uplinks.contains(&link.name))
+    };
+    links
+        .iter()
+        .filter(|link| link.kind == Kind::VethAcross && !uplinks.contains(&link.name))
+        .map(|link| {
+            let bridge = link.controller.filter(|index| bridges.contains_key(index));
+            Workload {
+                name: link.name.clone(),
+                index: link.index,
+                bridge,
+                bridge_leads_out: bridge.is_some_and(leads_out),
+            }
+        })
+        .collect()
+}
+
+impl Core {
+    /// Attaches to the workloads' veths among `links` that are not attached to yet, and lets go of those that are gone or
+    /// became uplinks. Gives the names of the new ones.
+    ///
+    /// # Errors
+    /// The first veth that could not be attached to; the rest is tried all the same.
+    pub fn govern_workloads(&self, links: &[Link]) -> Result<Vec<String>, Error> {
+        let mut attached = lock(&self.attached);
+        let uplinks = attached.iter().filter(|point| point.hook.starts_with("uplink_")).map(|point| &point.target);
+        let wanted = workloads(links, &uplinks.cloned().collect());
+        let mut datapath = lock(&self.datapath);
+        datapath.set_workloads(&wanted)?;
+        attached.retain(|point| {
+            if point.hook != WORKLOAD_HOOK {
+                return true;
+            }
+            let found = wanted.iter().find(|workload| workload.name == point.target);
+            let keep = found.is_some_and(|workload| match &point.link {
+                Some(link) => sys::link_info(link.as_fd()).is_ok_and(|info| info.target == workload.index),
+                None => true,
+            });
+            if !keep && point.link.is_none() {
+                remove_clsact_of(&point.target, WORKLOAD_HOOK);
+            }
+            keep
+        });
+        let known: BTreeSet<String> =
+            attached.iter().filter(|point| point.hook == WORKLOAD_HOOK).map(|point| point.target.clone()).collect();
+        let (mut added, mut first) = (Vec::new(), Ok(()));
+        for workload in wanted.iter().filter(|workload| !known.contains(&workload.name)) {
+            match datapath.attach_workload(workload, self.pins.as_ref()) {
+                Ok(point) => {
+                    attached.push(point);
+                    added.push(workload.name.clone());
+                }
+                // It went between the look and the attaching.
+                Err(_) if nix::net::if_::if_nametoindex(workload.name.as_str()) != Ok(workload.index) => {}
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        if let Some(pins) = &self.pins {
+            let ours: BTreeSet<String> = wanted.iter().map(Workload::pin).collect();
+            for (name, _) in pins.links()? {
+                if name.starts_with(WORKLOAD_PIN) && !ours.contains(&name) {
+                    pins.detach(&name)?;
+                }
+            }
+        }
+        first.map(|()| added)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: Kind, controller: Option<u32>) -> Link {
+        Link { name: name.to_owned(), index, kind, controller }
+    }
+
+    #[test]
+    fn workloads_are_veths_across_namespaces_that_are_no_uplinks() {
+        let links = [
+            link(1, "lo", Kind::Other, None),
+            link(2, "eth0", Kind::Other, Some(3)),
+            link(3, "br0", Kind::Bridge, None),
+            link(4, "docker0", Kind::Bridge, None),
+            link(5, "up0", Kind::VethAcross, None),
+            link(6, "vpod", Kind::VethAcross, None),
+            link(7, "vdocker", Kind::VethAcross, Some(4)),
+            link(8, "vlan", Kind::VethAcross, Some(3)),
+            link(9, "vbond", Kind::VethAcross, Some(1)),
+        ];
+        let found = |uplinks: &[&str]| {
+            workloads(&links, &uplinks.iter().map(ToString::to_string).collect())
+                .into_iter()
+                .map(|workload| (workload.name, workload.bridge, workload.bridge_leads_out))
+                .collect::<Vec<_>>()
+        };
+        let expected = [
+            ("vpod".to_owned(), None, false),
+            ("vdocker".to_owned(), Some(4), false),
+            ("vlan".to_owned(), Some(3), true),
+            ("vbond".to_owned(), None, false),
+        ];
+        assert_eq!(found(&["up0", "eth0"]), expected, "by the bridge's port");
+        assert_eq!(found(&["up0", "br0"]), expected, "by the bridge itself");
+    }
+}
