@@ -16,6 +16,7 @@
 //!
 //! Kernel tests need root; a guard that cannot do its part says so, and nothing is skipped silently.
 
+pub mod attacker;
 pub mod cgroup;
 pub mod chaos;
 pub mod daemon;
@@ -23,6 +24,7 @@ pub mod demo;
 pub mod dns;
 pub mod governed;
 pub mod held;
+pub mod learned;
 pub mod mntns;
 pub mod model;
 pub mod netns;

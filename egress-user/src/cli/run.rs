@@ -75,7 +75,10 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     let mut follower = follows.then(Follower::start).transpose().context("follow the network's changes")?;
     let links = if follows { daemon::links().await.context("list the network's links")? } else { Vec::new() };
     core.govern_workloads(&links).map_err(|error| {
-        Failure::machine(error.to_string(), "`egress run --interface none` governs sockets alone; see docs/known-issues.md")
+        Failure::machine(
+            error.to_string(),
+            "`egress run --interface none` governs sockets alone; see docs/known-issues.md",
+        )
     })?;
     output::print(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

@@ -216,7 +216,12 @@ pub(super) fn link(
     Ok(link)
 }
 
-pub(super) fn clsact(object: &mut Object, hook: &'static str, interface: &str, attach_type: AttachType) -> Result<(), Error> {
+pub(super) fn clsact(
+    object: &mut Object,
+    hook: &'static str,
+    interface: &str,
+    attach_type: AttachType,
+) -> Result<(), Error> {
     let failed = |source: std::io::Error| Error::Attach { what: format!("clsact of {interface}"), source };
     // "File exists" is what an interface says that has the qdisc already.
     let _ = tc::qdisc_add_clsact(interface);

@@ -19,8 +19,8 @@ mod table;
 mod workload;
 
 pub use attach::{
-    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm, remove_clsact, remove_clsact_of,
-    uplink as attach_uplink,
+    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm, remove_clsact,
+    remove_clsact_of, uplink as attach_uplink,
 };
 pub use error::Error;
 pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_cookie};

@@ -15,7 +15,7 @@ mod generate;
 #[cfg(test)]
 mod tests;
 mod types;
-mod wire;
+pub mod wire;
 mod yaml;
 
 use std::net::IpAddr;

@@ -1,0 +1,157 @@
+//! What an attacker has and does: a container's capabilities, a user namespace of its own, sockets past every egress hook.
+//!
+//! Everything here is for [`Place::fork`](crate::Place::fork): it changes the process that calls it.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::probe::{self, V4, datagram, ipv4};
+
+/// Docker's default capabilities, by their numbers in `include/uapi/linux/capability.h`; CAP_NET_RAW (13) is one of them,
+/// CAP_NET_ADMIN (12) and CAP_SYS_ADMIN (21) are not.
+const CONTAINER: [u32; 14] = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31];
+
+/// Leaves root of this process no more than a container has.
+pub fn as_container() -> Result<()> {
+    let mask: u32 = CONTAINER.iter().map(|number| 1 << number).sum();
+    // struct __user_cap_header_struct (version 3) and two of struct __user_cap_data_struct (capget(2)).
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let data: [u32; 6] = [mask, mask, 0, 0, 0, 0];
+    // SAFETY: both structures have the sizes that version 3 reads.
+    let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    ensure!(set == 0, "capset: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// Becomes an unprivileged user of the host, and then root of a user and network namespace of its own (`unshare -Urn`).
+pub fn into_own_namespaces() -> Result<()> {
+    use nix::sched::{CloneFlags, unshare};
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    const NOBODY: u32 = 65_534;
+    setgroups(&[]).context("drop the groups")?;
+    setresgid(Gid::from_raw(NOBODY), Gid::from_raw(NOBODY), Gid::from_raw(NOBODY))?;
+    setresuid(Uid::from_raw(NOBODY), Uid::from_raw(NOBODY), Uid::from_raw(NOBODY))?;
+    // A process that changed its user is not dumpable, and its files in /proc are root's.
+    nix::sys::prctl::set_dumpable(true)?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).context("unshare -Urn")?;
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {NOBODY} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("0 {NOBODY} 1"))?;
+    Ok(())
+}
+
+/// Sends a frame by a packet socket that skips the queueing layer, and with it every egress hook.
+pub fn send_bypassing(interface: &str, frame: &[u8]) -> io::Result<()> {
+    let socket = probe::open(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    set(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1_i32)?;
+    // SAFETY: an all-zero sockaddr_ll is a valid value; the length given is its size.
+    let sent = unsafe {
+        let mut to: libc::sockaddr_ll = std::mem::zeroed();
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = nix::net::if_::if_nametoindex(interface)?.cast_signed();
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const to).cast(),
+            size_of_val(&to) as u32,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes of a chunk of AF_XDP's memory, and descriptors of a ring.
+const CHUNK: usize = 4096;
+const RING: u32 = 4;
+
+/// Sends a frame by AF_XDP in copy mode (Documentation/networking/af_xdp.rst): one chunk of memory, one descriptor.
+pub fn send_by_xdp(interface: &str, frame: &[u8]) -> io::Result<()> {
+    let socket = probe::open(libc::AF_XDP, libc::SOCK_RAW, 0)?;
+    let memory = map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, CHUNK * RING as usize, 0)?;
+    let umem = libc::xdp_umem_reg {
+        addr: memory as u64,
+        len: (CHUNK * RING as usize) as u64,
+        chunk_size: CHUNK as u32,
+        headroom: 0,
+        flags: 0,
+        tx_metadata_len: 0,
+    };
+    set(&socket, libc::SOL_XDP, libc::XDP_UMEM_REG, &umem)?;
+    for ring in [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING, libc::XDP_TX_RING] {
+        set(&socket, libc::SOL_XDP, ring, &RING)?;
+    }
+    // SAFETY: all-zero is a valid value of both structures, and the lengths given are their sizes. The ring's memory is
+    // as long as the offsets that the kernel gave say, and the kernel only reads it after the producer was moved.
+    unsafe {
+        let mut offsets: libc::xdp_mmap_offsets = std::mem::zeroed();
+        let mut size = size_of_val(&offsets) as libc::socklen_t;
+        let (fd, level, what) = (socket.as_raw_fd(), libc::SOL_XDP, libc::XDP_MMAP_OFFSETS);
+        if libc::getsockopt(fd, level, what, (&raw mut offsets).cast(), &raw mut size) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let length = offsets.tx.desc as usize + RING as usize * size_of::<libc::xdp_desc>();
+        let ring = map(libc::MAP_SHARED | libc::MAP_POPULATE, fd, length, libc::XDP_PGOFF_TX_RING)?.cast::<u8>();
+        let address = libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: libc::XDP_COPY,
+            sxdp_ifindex: nix::net::if_::if_nametoindex(interface)?,
+            sxdp_queue_id: 0,
+            sxdp_shared_umem_fd: 0,
+        };
+        if libc::bind(fd, (&raw const address).cast(), size_of_val(&address) as u32) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        std::ptr::copy_nonoverlapping(frame.as_ptr(), memory.cast(), frame.len());
+        let descriptor = libc::xdp_desc { addr: 0, len: frame.len() as u32, options: 0 };
+        ring.add(offsets.tx.desc as usize).cast::<libc::xdp_desc>().write(descriptor);
+        ring.add(offsets.tx.producer as usize).cast::<u32>().write_volatile(1);
+        if libc::sendto(fd, std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn map(flags: i32, fd: i32, length: usize, offset: libc::off_t) -> io::Result<*mut libc::c_void> {
+    // SAFETY: a new mapping, at an address that the kernel chooses; it goes with the process.
+    let memory =
+        unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset) };
+    if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(memory) }
+}
+
+fn set<T>(socket: &OwnedFd, level: i32, option: i32, value: &T) -> io::Result<()> {
+    // SAFETY: the value is live for the call, and its size is given.
+    let result = unsafe {
+        let (value, size) = ((&raw const *value).cast(), size_of::<T>() as libc::socklen_t);
+        libc::setsockopt(socket.as_raw_fd(), level, option, value, size)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A UDP packet with whatever source one likes.
+#[must_use]
+pub fn forged(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+    let header = V4 { protocol: libc::IPPROTO_UDP as u8, ..V4::default() };
+    ipv4(*from.ip(), *to.ip(), &header, &datagram(from.port(), to.port(), payload))
+}
+
+/// An Ethernet frame round an IPv4 packet.
+#[must_use]
+pub fn frame(from: [u8; 6], to: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    [&to[..], &from, &[8, 0], packet].concat()
+}
+
+/// The answer that says: this name has this address for five minutes. `query` has one question and nothing after it.
+#[must_use]
+pub fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
+    let mut message = query.to_vec();
+    message[2..4].copy_from_slice(&[0x81, 0x80]);
+    message[7] = 1;
+    message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4]);
+    message.extend(address);
+    message
+}
