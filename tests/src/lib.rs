@@ -17,6 +17,7 @@
 //! Kernel tests need root; a guard that cannot do its part says so, and nothing is skipped silently.
 
 pub mod attacker;
+pub mod bench;
 pub mod cgroup;
 pub mod chaos;
 pub mod daemon;

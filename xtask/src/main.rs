@@ -1,5 +1,6 @@
 //! The project's own commands, `cargo xtask COMMAND`: one module each.
 
+mod bench;
 mod build;
 mod chaos;
 mod demo;
@@ -29,6 +30,8 @@ enum Xtask {
     Build(build::Options),
     /// Set up, build and run every test; needs root.
     Test(test::Options),
+    /// Measure what Egress costs; needs root.
+    Bench(bench::Options),
     /// Run clippy on the workspace and on the eBPF programs; a warning is an error.
     Lint,
     /// Set up, build and run the demo; needs root.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Xtask::Doctor => doctor::run(&place),
         Xtask::Build(options) => build::run(&place, &options).map(|()| true),
         Xtask::Test(options) => test::run(&place, &options),
+        Xtask::Bench(options) => bench::run(&place, &options),
         Xtask::Lint => lint::run(&place).map(|()| true),
         Xtask::Demo(options) => demo::run(&place, &options),
         Xtask::Chaos(options) => chaos::run(&place, &options),

@@ -1,0 +1,206 @@
+//! `bench verdict`: the real programs by BPF_PROG_TEST_RUN, in turns with an empty one.
+
+mod cold;
+mod place;
+mod report;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Instant,
+};
+
+use anyhow::{Result, ensure};
+use egress_user::datapath::sys;
+
+use self::place::Place;
+use super::{
+    programs, raw,
+    wire::{self, ACK, SYN, TCP, UDP},
+};
+use crate::NetNs;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Rounds, each with every row once; the medians count.
+    #[arg(long, default_value_t = 21)]
+    rounds: usize,
+    /// Runs of a row in a round.
+    #[arg(long, default_value_t = 20_000)]
+    repeat: u32,
+    /// Addresses (and a tenth as many prefixes and names, at most 100,000) in the tables, one table after another.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 100_000, 1_000_000])]
+    addresses: Vec<u32>,
+    /// Also write what was measured to this file, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// One thing that is measured.
+struct Row {
+    what: &'static str,
+    program: &'static str,
+    frame: Vec<u8>,
+    passes: bool,
+}
+
+/// One figure.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Figure {
+    /// Addresses in the table.
+    pub addresses: u32,
+    /// What was measured, and by which program.
+    pub what: String,
+    pub program: String,
+    /// Nanoseconds of one run, the median of the rounds.
+    pub nanoseconds: f64,
+    /// The same of the empty program.
+    pub empty: f64,
+    /// The spread: the middle half of the rounds.
+    pub spread: f64,
+}
+
+/// Every figure of a run.
+#[derive(Default, serde::Serialize)]
+pub struct Figures {
+    pub verdicts: Vec<Figure>,
+    pub cold: Vec<cold::Cold>,
+    pub memory: Vec<place::Memory>,
+    pub programs: Vec<Program>,
+}
+
+/// What a program costs to load.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Program {
+    pub program: &'static str,
+    #[serde(flatten)]
+    pub shape: programs::Shape,
+    /// Milliseconds, the verifier's and the loader's.
+    pub load: f64,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let node = NetNs::new("bench")?;
+    node.ip("link add out type veth peer name far")?;
+    let ifindex = node.ifindex("out")?;
+    let mut figures = Figures::default();
+    for addresses in &options.addresses {
+        node.run(|| measure(options, *addresses, ifindex, &mut figures))?;
+    }
+    figures.programs = node.run(load_all)?;
+    report::print(&figures);
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_string_pretty(&figures)?)?;
+    }
+    Ok(())
+}
+
+fn measure(options: &Options, addresses: u32, ifindex: u32, figures: &mut Figures) -> Result<()> {
+    let mut place = Place::new(addresses, ifindex)?;
+    let rows = rows();
+    let empty = [raw::empty(raw::CGROUP_SKB)?, raw::empty(raw::CLASSIFIER)?];
+    let mut taken = vec![[Vec::new(), Vec::new()]; rows.len()];
+    for _ in 0..options.rounds {
+        for (row, [own, base]) in rows.iter().zip(&mut taken) {
+            let empty = &empty[usize::from(!row.program.starts_with("socket"))];
+            let input = || sys::TestInput { packet: &row.frame, ifindex, output: None, repeat: options.repeat };
+            base.push(sys::test_run(std::os::fd::AsFd::as_fd(empty), input())?.nanoseconds);
+            let ran = sys::test_run(place.object.program(row.program)?, input())?;
+            let passed = ran.returned != if row.program.starts_with("socket") { 0 } else { 2 };
+            ensure!(passed == row.passes, "{} at {}: passed {passed}", row.what, row.program);
+            own.push(ran.nanoseconds);
+        }
+    }
+    for (row, [own, base]) in rows.iter().zip(&mut taken) {
+        figures.verdicts.push(Figure {
+            addresses,
+            what: row.what.to_owned(),
+            program: row.program.to_owned(),
+            nanoseconds: quantile(own, 0.5),
+            empty: quantile(base, 0.5),
+            spread: quantile(own, 0.75) - quantile(own, 0.25),
+        });
+    }
+    figures.verdicts.extend(cold::answers(&mut place, addresses)?);
+    figures.cold.push(cold::first_packets(&mut place, addresses)?);
+    figures.memory.push(place.memory()?);
+    Ok(())
+}
+
+/// The value below which this part of the values lies.
+pub fn quantile(values: &mut [u32], part: f64) -> f64 {
+    values.sort_unstable();
+    values.get(((values.len() - 1) as f64 * part).round() as usize).map_or(f64::NAN, |value| f64::from(*value))
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (four, six) in [(true, ""), (false, " v6")] {
+        let leak = |text: &str| -> &'static str { format!("{text}{six}").leak() };
+        let near = if four { "10.1.1.1" } else { "2001:db8:1::1" };
+        let learned = place::address(four, 50);
+        let (prefix, denied, none): (IpAddr, IpAddr, IpAddr) = if four {
+            (place::prefix(true, 7), "203.0.113.9".parse().unwrap(), "192.0.2.200".parse().unwrap())
+        } else {
+            (place::prefix(false, 7), "2001:db8:dead::9".parse().unwrap(), "2001:db8:ffff::1".parse().unwrap())
+        };
+        let near: IpAddr = near.parse().unwrap();
+        let mut add = |what, proto, to: IpAddr, flags, passes| {
+            for program in ["socket_egress", "uplink_egress"] {
+                let far = SocketAddr::new(to, 443);
+                let frame = wire::frame(proto, SocketAddr::new(near, 40_000 + u16::from(proto)), far, flags, &[0; 32]);
+                rows.push(Row { what, program, frame, passes });
+            }
+        };
+        // The first run of a row opens its flow; every later one is an established packet's. A SYN is judged each time.
+        add(leak("established tcp"), TCP, learned, ACK, true);
+        add(leak("established udp"), UDP, learned, 0, true);
+        add(leak("first packet by name"), TCP, learned, SYN, true);
+        add(leak("first packet by prefix"), TCP, prefix, SYN, true);
+        add(leak("denied"), TCP, denied, SYN, false);
+        add(leak("no rule"), TCP, none, SYN, false);
+        let far = SocketAddr::new(learned, 443);
+        for program in ["socket_ingress", "uplink_ingress"] {
+            let reply =
+                |proto| wire::frame(proto, far, SocketAddr::new(near, 40_000 + u16::from(proto)), ACK, &[0; 32]);
+            rows.push(Row { what: leak("reply in tcp"), program, frame: reply(TCP), passes: true });
+            rows.push(Row { what: leak("reply in udp"), program, frame: reply(UDP), passes: true });
+        }
+    }
+    for (what, name, passes) in [("query", place::NAME, true), ("query refused", "tunnel.example.org", false)] {
+        for program in ["socket_egress", "uplink_egress"] {
+            let frame = wire::frame(UDP, place::CLIENT, place::RESOLVER, 0, &wire::query(1, name));
+            rows.push(Row { what, program, frame, passes });
+        }
+    }
+    rows
+}
+
+/// Loads every program of a fresh object, one after the other.
+fn load_all() -> Result<Vec<Program>> {
+    let mut object = place::object(1024)?;
+    let mut programs = Vec::new();
+    for program in PROGRAMS {
+        let began = Instant::now();
+        let fd = object.program(program)?;
+        let load = began.elapsed().as_secs_f64() * 1e3;
+        programs.push(Program { program, shape: programs::shape(fd)?, load });
+    }
+    Ok(programs)
+}
+
+/// Every program but those for BPF LSM, which most machines refuse.
+pub const PROGRAMS: [&str; 12] = [
+    "socket_egress",
+    "socket_ingress",
+    "uplink_egress",
+    "uplink_egress_l3",
+    "uplink_ingress",
+    "uplink_ingress_l3",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "socket_create",
+    "control",
+];
