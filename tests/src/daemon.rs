@@ -28,16 +28,22 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("EGRESS_BIN") {
         return Ok(PathBuf::from(path));
     }
-    let own = std::env::current_exe().context("find this executable")?;
-    let mut dir = own.parent().ok_or_else(|| anyhow!("{} has no directory", own.display()))?;
-    if dir.ends_with("deps") {
-        dir = dir.parent().ok_or_else(|| anyhow!("{} has no directory", dir.display()))?;
-    }
+    let dir = profile_dir()?;
     let path = dir.join("egress");
     if !path.exists() {
         bail!("{} is not built: run `cargo xtask test`, or set EGRESS_BIN to the binary", path.display());
     }
     Ok(path)
+}
+
+/// The profile directory of this executable: `target/debug` for `target/debug/deps/dns-…`.
+pub(crate) fn profile_dir() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find this executable")?;
+    let mut dir = own.parent().ok_or_else(|| anyhow!("{} has no directory", own.display()))?;
+    if dir.ends_with("deps") {
+        dir = dir.parent().ok_or_else(|| anyhow!("{} has no directory", dir.display()))?;
+    }
+    Ok(dir.to_owned())
 }
 
 /// Runs `egress ARGS` in a place, with no daemon needed: `exec`, `check`, `explain`.

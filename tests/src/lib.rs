@@ -20,6 +20,7 @@ pub mod attacker;
 pub mod bench;
 pub mod cgroup;
 pub mod chaos;
+pub mod clients;
 pub mod daemon;
 pub mod demo;
 pub mod dns;
