@@ -24,6 +24,7 @@ pub mod clients;
 pub mod daemon;
 pub mod demo;
 pub mod dns;
+pub mod fuzz;
 pub mod governed;
 pub mod held;
 pub mod learned;

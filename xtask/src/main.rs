@@ -6,6 +6,7 @@ mod chaos;
 mod demo;
 mod doctor;
 mod ebpf;
+mod fuzz;
 mod lint;
 mod place;
 mod run;
@@ -32,6 +33,8 @@ enum Xtask {
     Test(test::Options),
     /// Measure what Egress costs; needs root.
     Bench(bench::Options),
+    /// Fuzz the parsers, guided by coverage.
+    Fuzz(fuzz::Options),
     /// Run clippy on the workspace and on the eBPF programs; a warning is an error.
     Lint,
     /// Set up, build and run the demo; needs root.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Xtask::Build(options) => build::run(&place, &options).map(|()| true),
         Xtask::Test(options) => test::run(&place, &options),
         Xtask::Bench(options) => bench::run(&place, &options),
+        Xtask::Fuzz(options) => fuzz::run(&place, &options),
         Xtask::Lint => lint::run(&place).map(|()| true),
         Xtask::Demo(options) => demo::run(&place, &options),
         Xtask::Chaos(options) => chaos::run(&place, &options),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use aya::maps::{MapData, RingBuf};
 use egress_ebpf::abi::*;
+use egress_ebpf::reason::{REASONS, Reason};
 use egress_user::datapath::{Object, Plain, Sizes, Table, sys};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -85,9 +86,11 @@ impl Kernel {
         self.set("INNER_WILDCARDS", &index, &inner);
     }
 
-    /// What a program returns for this IPv4 packet.
+    /// What a program returns for this packet: IPv6 by its first bits, else IPv4.
     pub fn run(&mut self, program: &'static str, packet: &[u8]) -> u32 {
-        let frame = [&[2; 12][..], &[8, 0], packet].concat();
+        let six = packet.first().is_some_and(|byte| byte >> 4 == 6);
+        let ether_type: &[u8] = if six { &[0x86, 0xdd] } else { &[8, 0] };
+        let frame = [&[2; 12][..], ether_type, packet].concat();
         let program = self.object.program(program).expect("the program loads");
         sys::test_run(program, sys::TestInput { packet: &frame, ..Default::default() }).expect("runs").returned
     }
@@ -143,6 +146,13 @@ impl Kernel {
 
     pub fn count(&self, what: LearnCount) -> u64 {
         self.table::<u32, u64>("LEARN_COUNTERS").sum(what as u32).expect("read")
+    }
+
+    /// Packets and bytes by verdict.
+    pub fn counters(&self) -> Vec<(Reason, Hits)> {
+        let table = self.table::<u32, Hits>("COUNTERS");
+        let all = (0..REASONS).filter_map(|number| Some((Reason::from_number(number as u8)?, number)));
+        all.map(|(reason, number)| (reason, table.sum(number).expect("read"))).collect()
     }
 
     pub fn pending(&self) -> usize {

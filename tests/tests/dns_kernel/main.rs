@@ -2,6 +2,7 @@
 //! anywhere. Needs root.
 
 mod attacks;
+mod corpus;
 mod kernel;
 mod learning;
 mod wire;

@@ -16,6 +16,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("bind9-dnsutils", "dig, as a client that asks a resolver of its own"),
     ("curl", "the client of the demo's HTTP and HTTPS rows"),
     ("dnsmasq-base", "a resolver under test"),
+    ("g++", "builds libFuzzer"),
     ("gcc", "builds the clients that use glibc's and c-ares' resolvers"),
     ("golang-go", "builds the client that uses Go's own resolver"),
     ("iproute2", "ip: network namespaces and veth pairs; tc"),
