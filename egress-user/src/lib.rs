@@ -8,4 +8,5 @@ pub mod daemon;
 pub mod datapath;
 pub mod events;
 pub mod policy;
+pub mod privilege;
 pub mod resolve;

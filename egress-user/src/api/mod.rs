@@ -10,6 +10,7 @@
 mod client;
 mod listen;
 mod peer;
+mod readers;
 mod routes;
 mod server;
 mod types;

@@ -25,6 +25,7 @@ use super::{
     ListenError, SocketOptions, Source,
     listen::{Listening, listen},
     peer::Peer,
+    readers::Readers,
     routes,
 };
 
@@ -33,6 +34,10 @@ use super::{
 pub struct Limits {
     /// Connections at a time; more are told 503.
     pub connections: usize,
+    /// Those of them that members of the socket's group may have, so that root always gets in.
+    pub readers: usize,
+    /// Those of them that one user may have, who is not root.
+    pub per_user: usize,
     /// Those of them that may follow the events, so that `status` always gets through.
     pub followers: usize,
     /// How long a request's head may take to arrive.
@@ -47,6 +52,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 64,
+            readers: 32,
+            per_user: 8,
             followers: 48,
             head: Duration::from_secs(5),
             request: Duration::from_secs(10),
@@ -70,7 +77,7 @@ pub(super) struct Connection {
 /// A daemon's control socket.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    listener: std::os::unix::net::UnixListener,
     listening: Listening,
     group: Option<u32>,
     limits: Limits,
@@ -78,13 +85,8 @@ pub struct Server {
 
 impl Server {
     /// Opens the socket. Call it before anything is changed in the kernel: it is also what finds a second daemon.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
     pub fn bind(options: &SocketOptions) -> Result<Self, ListenError> {
         let (listener, listening) = listen(options)?;
-        let fail = |source| ListenError::Failed { step: "cannot watch", path: options.path.clone(), source };
-        let listener = UnixListener::from_std(listener).map_err(fail)?;
         Ok(Self { listener, listening, group: options.group, limits: Limits::default() })
     }
 
@@ -98,8 +100,13 @@ impl Server {
     /// Serves until `shutdown` is done, then closes every connection and removes the socket.
     pub async fn serve(self, source: Arc<dyn Source>, shutdown: impl Future<Output = ()>) {
         let Self { listener, listening, group, limits } = self;
+        let listener = match UnixListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "cannot watch the control socket: nothing answers there"),
+        };
         let connections = Arc::new(Semaphore::new(limits.connections));
         let followers = Arc::new(Semaphore::new(limits.followers));
+        let readers = Arc::new(Readers::new(limits));
         let refusals = Arc::new(Semaphore::new(limits.connections));
         let mut tasks = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
@@ -124,17 +131,20 @@ impl Server {
                 followers: Arc::clone(&followers),
                 following: Arc::new(AtomicBool::new(false)),
             };
-            let refusal = match (Peer::of(&stream, group), Arc::clone(&connections).try_acquire_owned()) {
-                (Ok(Some(peer)), Ok(permit)) => {
-                    tasks.spawn(async move {
-                        serve_connection(stream, peer, connection).await;
-                        drop(permit);
-                    });
-                    continue;
+            let refusal = match Peer::of(&stream, group) {
+                Ok(Some(peer)) => {
+                    let place = readers.admit(&peer).zip(Arc::clone(&connections).try_acquire_owned().ok());
+                    if let Some(place) = place {
+                        tasks.spawn(async move {
+                            serve_connection(stream, peer, connection).await;
+                            drop(place);
+                        });
+                        continue;
+                    }
+                    (StatusCode::SERVICE_UNAVAILABLE, "too many clients at the control socket")
                 }
-                (Ok(Some(_)), Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "too many clients at the control socket"),
-                (Ok(None), _) => (StatusCode::FORBIDDEN, "only root and the socket's group may ask the daemon"),
-                (Err(error), _) => {
+                Ok(None) => (StatusCode::FORBIDDEN, "only root and the socket's group may ask the daemon"),
+                Err(error) => {
                     tracing::warn!(%error, "cannot tell who connected to the control socket");
                     continue;
                 }

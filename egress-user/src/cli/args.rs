@@ -84,6 +84,9 @@ pub struct RunArgs {
     /// Serve metrics at this address
     #[arg(long, value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// Let this group (name or number) read from the daemon's socket; only root changes anything
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub socket_group: Option<u32>,
     /// Stop enforcing when the daemon ends; for experiments
     #[arg(long)]
     pub detach_on_exit: bool,
@@ -211,6 +214,17 @@ fn resolver(text: &str) -> Result<SocketAddr, String> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let text = bare.filter(|bare| bare.parse::<IpAddr>().is_ok()).unwrap_or(text);
     policy::parse_resolver(text).map_err(sentence)
+}
+
+fn group(text: &str) -> Result<u32, String> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err("there is no such group here; `getent group` lists them".to_owned()),
+        Err(errno) => Err(format!("cannot look the group up: {errno}")),
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

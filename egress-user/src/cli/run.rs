@@ -1,6 +1,10 @@
 //! `egress run`: the daemon, in the foreground.
 
-use std::{path::Path, process::ExitCode, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,6 +15,7 @@ use crate::{
     daemon::{self, Believe, Core, Enforcement, Follower, Scope, default_uplinks, ring},
     datapath::{Cgroup, Pins, Settings, Uplink, netns_cookie},
     policy::{self, Compiled, DomainName, Loaded, Resolvers},
+    privilege,
     resolve::{
         self, Limits, Refresher, Resolver,
         system::{self, SystemResolvers},
@@ -29,17 +34,30 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     if args.metrics.is_some() {
         return Err(Failure::input("`--metrics` is not served yet", "leave it out").into());
     }
+    let started = start(&args, socket)?;
+    // The runtime's threads are made by this one and have no more rights than it has now.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(serve(&args, socket))
+    runtime.block_on(serve(&args, started))
 }
 
-async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
-    let mut watcher = system::watch(system::Paths::default()).ok();
-    let mut names = watcher.as_ref().map(|watcher| watcher.resolvers.borrow().clone());
+/// What is made with all privileges, before the daemon gives them up.
+struct Started {
+    names: Option<SystemResolvers>,
+    server: Server,
+    core: Arc<Core>,
+    pins: Option<Pins>,
+    believe: Believe,
+    level: (u32, u64),
+    what: String,
+}
+
+/// Puts the policy in force, and leaves this thread with the rights that it needs from then on.
+fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
+    let names = system::read(&system::Paths::default()).ok();
     let loaded = load(args, names.as_ref())?;
     policy::eprint_all(&loaded.warnings, &loaded.files);
     // The socket comes before anything in the kernel: it is also what finds a second daemon.
-    let options = SocketOptions { path: socket.to_owned(), group: None };
+    let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
     let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
     let scope = scope(args)?;
     let level = (scope.cgroup.level, scope.cgroup.id);
@@ -55,7 +73,6 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         Failure::machine(error.to_string(), hint)
     })?;
     let pins = enforcement.pins.clone();
-    let resolver = Resolver::new(&asked(&enforcement.settings), Limits::default());
     let what = format!(
         "{} in {}{}",
         if loaded.compiled.mode == policy::Mode::Enforce {
@@ -68,6 +85,27 @@ async fn serve(args: &RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     );
     let (core, events) = Core::new(enforcement, loaded.compiled, files(args));
     ring::read(&core, events, |_| {}).context("start the thread that reads the kernel's events")?;
+    privilege::restrict(privilege::Role::Control, &writable(socket, pins.as_ref()))
+        .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
+    Ok(Started { names, server, core, pins, believe, level, what })
+}
+
+/// Where the running daemon writes: its socket's directory and its pins.
+fn writable(socket: &Path, pins: Option<&Pins>) -> Vec<PathBuf> {
+    let socket = socket.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    socket.into_iter().map(Path::to_owned).chain(pins.map(|pins| pins.bpffs().to_owned())).collect()
+}
+
+async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
+    let Started { mut names, server, core, pins, believe, level, what } = started;
+    let mut watcher = system::watch(system::Paths::default()).ok();
+    if let Some(watcher) = &mut watcher
+        && Some(&*watcher.resolvers.borrow()) != names.as_ref()
+    {
+        // They changed while the policy was being put in force.
+        watcher.resolvers.mark_changed();
+    }
+    let resolver = Resolver::new(&asked(&core.active().settings), Limits::default());
     let refresher = Arc::new(refresher(&core, &resolver));
     core.set_refresher(Arc::clone(&refresher));
     // Subscribed before the first look: what changes between the two is seen.

@@ -1,8 +1,9 @@
 //! The kernel's events, read on a thread of their own: looking up a process blocks, and nothing waits for it.
 
 use std::{
+    io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -15,23 +16,33 @@ use crate::{
     api::Source as _,
     datapath::cgroup_root,
     events::{Enricher, Event, RawEvent, Roots, decode},
+    privilege::{self, Role},
 };
 
 /// How long the reader sleeps when nothing comes: only to notice that the daemon is gone.
 const NAP: Duration = Duration::from_secs(60);
 
-/// Reads events until the process ends, and hands each to `seen` after the hub.
-pub fn read(core: &Arc<Core>, events: RingBuf<MapData>, seen: impl Fn(&Event) + Send + 'static) -> std::io::Result<()> {
+/// Reads events until the process ends, and hands each to `seen` after the hub. The thread gives up all that it does not
+/// need first.
+pub fn read(core: &Arc<Core>, events: RingBuf<MapData>, seen: impl Fn(&Event) + Send + 'static) -> io::Result<()> {
     let core = Arc::clone(core);
     let root = cgroup_root().unwrap_or_else(|_| "/sys/fs/cgroup".into());
     let mut reader = Reader { core, enricher: Enricher::new(Roots::host(root)), events };
+    let (begun, result) = mpsc::channel();
     thread::Builder::new().name("events".to_owned()).spawn(move || {
+        let restricted = privilege::restrict(Role::Events, &[]).map_err(io::Error::other);
+        let failed = restricted.is_err();
+        // The receiver waits just below.
+        let _ = begun.send(restricted);
+        if failed {
+            return;
+        }
         loop {
             reader.drain(&seen);
             reader.wait(NAP);
         }
     })?;
-    Ok(())
+    result.recv().map_err(io::Error::other)?
 }
 
 /// Reads events on the caller's thread.

@@ -67,9 +67,14 @@ impl Pins {
         Self { root: bpffs.join("egress") }
     }
 
+    /// The bpffs that they are in.
+    pub fn bpffs(&self) -> &Path {
+        self.root.parent().unwrap_or(&self.root)
+    }
+
     /// Makes the directories, and mounts bpffs where none is.
     pub fn prepare(&self) -> Result<(), Error> {
-        let bpffs = self.root.parent().unwrap_or(&self.root);
+        let bpffs = self.bpffs();
         if !is_bpffs(bpffs) {
             nix::mount::mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
                 .map_err(|errno| Error::path("mount bpffs at", bpffs, errno.into()))?;
