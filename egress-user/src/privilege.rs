@@ -6,7 +6,7 @@
 //! | thread | capabilities | Landlock | system calls |
 //! | --- | --- | --- | --- |
 //! | all but one: resolver, socket, reloads | [`Role::Control`]'s | reads, and writes what [`Writable`] says | [`seccomp`]'s list |
-//! | `events`: looks processes up | [`Role::Events`]'s | none: it forbids reading `/proc/PID/exe` | the list without `bpf` and sockets |
+//! | `events`: looks processes up | [`Role::Events`]'s | none: it forbids reading `/proc/PID/exe` | the list without `bpf` and sending |
 
 mod landlock;
 mod seccomp;

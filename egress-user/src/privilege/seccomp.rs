@@ -184,6 +184,11 @@ fn rules(role: Role) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Bac
     // A signal to itself alone: `abort` after a panic.
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![when(0, Len::Dword, Op::Eq, own)?]);
+    if role == Role::Events {
+        // if_indextoname(3): asked by a Unix socket that can neither connect nor send here.
+        rules.insert(libc::SYS_socket, vec![when(0, Len::Dword, Op::Eq, libc::AF_UNIX as u64)?]);
+        rules.insert(libc::SYS_ioctl, vec![when(1, Len::Dword, Op::Eq, libc::SIOCGIFNAME)?]);
+    }
     if role == Role::Control {
         let families = FAMILIES.iter().map(|family| when(0, Len::Dword, Op::Eq, *family as u64));
         rules.insert(libc::SYS_socket, families.collect::<Result<_, _>>()?);
