@@ -9,7 +9,7 @@ use crate::{
 
 /// The class of a slot whose entry is being deleted; only ever in the first slot. It is no index of map `CLASSES`.
 ///
-/// Who deletes a dead entry puts it there first, looks at the other slots again, and then deletes, or puts 0 back. Who
+/// Who deletes a dead entry puts it there first, looks at the other slots again, and then deletes, or puts back what was there. Who
 /// writes a slot looks at the first one afterwards. So one of the two sees the other, and nothing that was learned goes
 /// away with a dead entry.
 pub const DELETING: u32 = u32::MAX;
@@ -94,7 +94,11 @@ pub fn learn<A: Addresses>(
     state: &mut Learning,
 ) -> Outcome {
     match addresses.entry(address, generation) {
-        Some(entry) => merge(addresses, entry, slot, now, state),
+        Some(entry) => {
+            // Deleted meanwhile, its memory may be another address's.
+            let still = || addresses.entry(address, generation).is_some_and(|known| core::ptr::eq(known, entry));
+            merge(addresses, entry, slot, now, state, still)
+        }
         None => {
             state.fresh.entry = AddressEntry { slots: [0; SLOTS] };
             state.fresh.entry.slots[0] = slot.pack();
@@ -108,7 +112,8 @@ pub fn learn<A: Addresses>(
 }
 
 /// Writes `new` into an entry: into the slot of its class, else into that of a class with the same ports, else into one
-/// that is free or dead. The later expiry counts.
+/// that is free or dead. The later expiry counts. `still` tells, after the write, whether the entry is in its map still:
+/// where it is not, the write is taken back.
 #[inline(always)]
 pub fn merge<A: Addresses>(
     addresses: &A,
@@ -116,6 +121,7 @@ pub fn merge<A: Addresses>(
     new: Slot,
     now: Ticks,
     state: &mut Learning,
+    still: impl FnOnce() -> bool,
 ) -> Outcome {
     state.slot = 0;
     state.free = 0;
@@ -131,6 +137,10 @@ pub fn merge<A: Addresses>(
         return Outcome::Unchanged;
     }
     if !replace(entry, index, old, new.pack()) || is_deleting(entry) {
+        return Outcome::Again;
+    }
+    if !still() {
+        replace(entry, index, new.pack(), old);
         return Outcome::Again;
     }
     if lives { Outcome::Extended } else { Outcome::Added }
@@ -173,14 +183,15 @@ impl<A: Addresses> Step for Scan<'_, A> {
 /// Deletes what of an entry is dead. Returns whether the caller is to delete the entry from its map.
 pub fn bury(entry: &AddressEntry, now: Ticks) -> bool {
     let first = read(entry, 0);
-    if Slot::unpack(first).class == DELETING || Slot::unpack(first).lives(now) {
+    if Slot::unpack(first).class == DELETING || lives(entry, 0, now) {
         return false;
     }
     if !replace(entry, 0, first, Slot { class: DELETING, expiry: 0 }.pack()) {
         return false;
     }
     if lives(entry, 1, now) {
-        replace(entry, 0, Slot { class: DELETING, expiry: 0 }.pack(), 0);
+        // As it was, not free: whoever walks the slots stops at a free one.
+        replace(entry, 0, Slot { class: DELETING, expiry: 0 }.pack(), first);
         return false;
     }
     true

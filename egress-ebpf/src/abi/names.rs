@@ -266,5 +266,12 @@ learn_counts! {
     PendingFull = 17, "pending-full";
 }
 
+impl LearnCount {
+    /// Whether it counts something that was not learned, or will not be.
+    pub const fn loses(self) -> bool {
+        !matches!(self, Self::Asked | Self::Answers | Self::Unchanged | Self::Extended | Self::Added)
+    }
+}
+
 /// Entries of map `LEARN_COUNTS`.
 pub const LEARN_COUNTS: u32 = 18;

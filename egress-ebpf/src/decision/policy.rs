@@ -79,7 +79,9 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     if let Some(entry) = tables.address(&destination.address, generation) {
         let mut walk = Slots { tables, entry, key: destination.key, now, grant: 0, refused };
         repeat(SLOTS as u32, &mut walk);
-        if walk.grant != 0 {
+        // An entry whose every slot is dead may be reclaimed meanwhile, and its memory given to another address at once:
+        // what was read there counts only if it is this address's still.
+        if walk.grant != 0 && is_still(tables, &destination.address, generation, entry) {
             return Verdict { reason: Reason::Rule, grant: walk.grant, remember: ORIGIN_OUT };
         }
         refused = walk.refused;
@@ -98,6 +100,11 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     Verdict::plain(refused)
 }
 
+#[inline(always)]
+fn is_still<T: Tables>(tables: &T, address: &Address, generation: u32, entry: &AddressEntry) -> bool {
+    tables.address(address, generation).is_some_and(|now| core::ptr::eq(now, entry))
+}
+
 /// The walk over an address's slots: a loop that the verifier sees once.
 struct Slots<'a, T> {
     tables: &'a T,
@@ -114,7 +121,7 @@ impl<T: Tables> Step for Slots<'_, T> {
         let Some(packed) = self.entry.slots.get(index as usize) else { return false };
         let slot = Slot::unpack(*packed);
         if slot.class == 0 {
-            // Slots are filled from the first on, and never freed in a generation that is live.
+            // Slots are filled from the first on, and freed with their entry alone.
             return false;
         }
         let grant = self.tables.opens(slot.class, self.key);

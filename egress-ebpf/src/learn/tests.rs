@@ -61,3 +61,42 @@ fn entry_that_is_being_deleted_is_not_written() {
     assert_eq!(put(1, NOW + 5), Outcome::Again);
     assert!(!bury(entry, NOW), "twice");
 }
+
+#[test]
+fn entry_with_a_living_slot_stays_as_it_is() {
+    let table = Table::default();
+    let put =
+        |class, expiry| learn(&table, &Address::v6([1; 16]), 1, Slot { class, expiry }, NOW, &mut Learning::default());
+    assert_eq!((put(1, NOW + 1), put(2, NOW + 9)), (Outcome::Added, Outcome::Added));
+    let entry = table.0.borrow()[&Address::v6([1; 16])];
+    let before = entry.slots;
+    assert!(!bury(entry, NOW + 5));
+    assert_eq!(entry.slots, before);
+    assert!(bury(entry, NOW + 9));
+}
+
+/// An entry that was deleted between the look and the write, its memory another address's by then.
+#[test]
+fn what_was_written_into_anothers_entry_is_taken_back() {
+    struct Moved(&'static AddressEntry, Table);
+    impl Addresses for Moved {
+        fn entry(&self, address: &Address, generation: u32) -> Option<&AddressEntry> {
+            let first = self.1.0.borrow().is_empty();
+            self.1.insert(address, generation, &AddressEntry { slots: [0; SLOTS] });
+            if first { Some(self.0) } else { None }
+        }
+        fn insert(&self, _: &Address, _: u32, _: &AddressEntry) -> Inserted {
+            Inserted::Exists
+        }
+        fn ports_id(&self, class: u32) -> u32 {
+            class
+        }
+    }
+    let others = Box::leak(Box::new(AddressEntry { slots: [0; SLOTS] }));
+    others.slots[0] = Slot { class: 7, expiry: NOW + 60 }.pack();
+    let before = others.slots;
+    let moved = Moved(others, Table::default());
+    let slot = Slot { class: 1, expiry: NOW + 5 };
+    assert_eq!(learn(&moved, &Address::v6([1; 16]), 1, slot, NOW, &mut Learning::default()), Outcome::Again);
+    assert_eq!(moved.0.slots, before);
+}

@@ -47,7 +47,8 @@ fn data6(address: &Address, generation: u32) -> Key<maps::PrefixData6> {
 impl Tables for Kernel {
     #[inline(always)]
     fn address(&self, address: &Address, generation: u32) -> Option<&AddressEntry> {
-        // SAFETY: an entry is never deleted in the generation that is live, and its slots are read one word at a time.
+        // SAFETY: the map's memory stays an entry's while the program runs, perhaps another's after a reclaim, which
+        // `decision::policy` looks for; slots are read one word at a time.
         unsafe {
             if address.is_v4() {
                 maps::ADDRESSES_4.get(&AddressKey4 { address: address.v4_bytes(), generation })

@@ -31,6 +31,9 @@ pub struct Status {
     pub counters: Vec<Counter>,
     /// Events that the kernel's ring buffer had no room for, since the programs were attached.
     pub events_lost: u64,
+    /// What became of queries, answers and addresses; what never happened is left out.
+    #[serde(default)]
+    pub learning: Vec<LearnCounter>,
     /// How full the kernel's maps are.
     pub maps: Vec<MapFill>,
     /// What cannot be guaranteed on this machine, a sentence each.
@@ -118,6 +121,17 @@ pub struct Counter {
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
+}
+
+/// What the kernel did about names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnCounter {
+    /// The stable name of an [`egress_ebpf::abi::LearnCount`].
+    pub what: String,
+    /// Whether something was not learned: an answer, an address, or a query's answer to come.
+    pub loses: bool,
+    /// How often.
+    pub count: u64,
 }
 
 /// How full a map is.

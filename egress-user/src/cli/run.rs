@@ -118,6 +118,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
             "`egress run --interface none` governs sockets alone; see docs/known-issues.md",
         )
     })?;
+    tokio::spawn(daemon::reclaim(Arc::clone(&core)));
     output::print(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 

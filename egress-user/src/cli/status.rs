@@ -57,6 +57,13 @@ pub fn render(status: &Status, style: Style, now: Timestamp) -> String {
     for counter in dropped {
         row(&format!("{:<22} {:>12} packets {:>10}", counter.reason, counter.packets, bytes(counter.bytes)), &mut text);
     }
+    let lost: Vec<_> = status.learning.iter().filter(|counter| counter.loses).collect();
+    if !lost.is_empty() {
+        section("not learned from DNS", style, &mut text);
+    }
+    for counter in lost {
+        row(&format!("{:<22} {:>12}", counter.what, counter.count), &mut text);
+    }
     // A map is worth a line when it runs full.
     for map in status.maps.iter().filter(|map| map.capacity > 0 && map.entries >= map.capacity / 5 * 4) {
         warn(&format!("map {} holds {} of {} entries", map.name, map.entries, map.capacity), style, &mut text);

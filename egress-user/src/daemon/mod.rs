@@ -6,6 +6,7 @@
 mod book;
 mod enforce;
 mod explain;
+mod reclaim;
 pub mod ring;
 mod state;
 mod trust;
@@ -14,6 +15,7 @@ mod workloads;
 
 pub use book::Book;
 pub use enforce::{Enforcement, Scope};
+pub use reclaim::reclaim;
 pub use state::{Active, Core};
 pub use trust::{Believe, resolvers};
 pub use uplinks::{Follower, default_uplinks};

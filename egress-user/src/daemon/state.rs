@@ -12,8 +12,8 @@ use egress_ebpf::abi::{self, LearnedEvent, NEVER, TICK_SHIFT, Ticks};
 use super::{Book, Enforcement};
 use crate::{
     api::{
-        AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, MapFill, NameStatus, PolicyStatus,
-        RuleStatus, Source, Status,
+        AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameStatus,
+        PolicyStatus, RuleStatus, Source, Status,
     },
     datapath::{Attached, Datapath, Error, Installed, Learned, Settings, Uplink, attach_uplink, boot_ticks, sys},
     events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
@@ -47,6 +47,10 @@ pub struct Core {
     refresher: OnceLock<Arc<Refresher>>,
     started: Timestamp,
     warnings: Vec<String>,
+    /// Wakes the task that reclaims what expired.
+    pub(super) learned_anew: tokio::sync::Notify,
+    /// How many addresses had no room, as far as was told.
+    pub(super) map_full: std::sync::atomic::AtomicU64,
     /// The last attempt to change something that failed, for `status`.
     trouble: Mutex<Option<String>>,
 }
@@ -70,6 +74,8 @@ impl Core {
             refresher: OnceLock::new(),
             started: Timestamp::now(),
             warnings,
+            learned_anew: tokio::sync::Notify::new(),
+            map_full: std::sync::atomic::AtomicU64::new(0),
             trouble: Mutex::default(),
         };
         (Arc::new(core), events)
@@ -163,6 +169,7 @@ impl Core {
             .collect();
         let resolver = SocketAddr::new(learned.resolver.into(), learned.resolver_port).to_string();
         lock(&self.book).learn(&name, &addresses, &resolver, boot_ticks());
+        self.learned_anew.notify_one();
     }
 
     fn learn(&self, name: &str, addresses: &[(IpAddr, std::time::Duration)], resolver: &str) {
@@ -180,6 +187,7 @@ impl Core {
         if let Err(error) = result {
             tracing::warn!(%error, name, "cannot write a name's addresses");
         }
+        self.learned_anew.notify_one();
     }
 
     pub(super) fn book(&self) -> MutexGuard<'_, Book> {
@@ -279,7 +287,24 @@ impl Source for Core {
         let datapath = lock(&self.datapath);
         let counters = datapath.counters().unwrap_or_default();
         let (drops_lost, answers_lost) = datapath.events_lost().unwrap_or_default();
-        let health = self.health_of(&attach_points);
+        let maps: Vec<_> = datapath
+            .fill()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, entries, capacity)| MapFill {
+                name: name.to_owned(),
+                entries: entries as u64,
+                capacity: u64::from(capacity),
+            })
+            .collect();
+        let mut health = self.health_of(&attach_points);
+        for map in maps.iter().filter(|map| map.name.starts_with("ADDRESSES") && map.entries >= map.capacity) {
+            health.healthy = false;
+            health
+                .problems
+                .push(format!("map {} is full: new addresses of names are not learned until some expire", map.name));
+        }
+        let learning = datapath.learn_counters().unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: mode_name(active.policy.mode).to_owned(),
@@ -304,16 +329,11 @@ impl Source for Core {
                 })
                 .collect(),
             events_lost: drops_lost + answers_lost,
-            maps: datapath
-                .fill()
-                .unwrap_or_default()
+            learning: learning
                 .into_iter()
-                .map(|(name, entries, capacity)| MapFill {
-                    name: name.to_owned(),
-                    entries: entries as u64,
-                    capacity: u64::from(capacity),
-                })
+                .map(|(what, count)| LearnCounter { what: what.name().to_owned(), loses: what.loses(), count })
                 .collect(),
+            maps,
             warnings: self.warnings.clone(),
             health,
         }

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use egress_ebpf::abi::{CONTROL_LEARN, CONTROL_RECORDS, ControlHeader, ControlRecord, Ticks};
+use egress_ebpf::abi::{CONTROL_LEARN, CONTROL_RECLAIM, CONTROL_RECORDS, ControlHeader, ControlRecord, Ticks};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{Error, Object, sys};
@@ -18,26 +18,10 @@ pub(super) fn learn(
     addresses: &[(IpAddr, u32, Ticks)],
     capacity: u32,
 ) -> Result<(), Error> {
-    let program = object.program("control")?;
     let mut lost = 0;
     for chunk in addresses.chunks(CONTROL_RECORDS) {
-        let header =
-            ControlHeader { command: CONTROL_LEARN, generation, count: chunk.len() as u32, ..ControlHeader::default() };
-        let mut data = header.as_bytes().to_vec();
-        for &(address, class, expiry) in chunk {
-            let record = ControlRecord { address: address.to_canonical().into(), class, expiry };
-            data.extend_from_slice(record.as_bytes());
-        }
-        let mut output = vec![0; data.len()];
-        let run =
-            sys::test_run(program, sys::TestInput { packet: &data, output: Some(&mut output), ..Default::default() })
-                .map_err(|source| Error::map("write", "ADDRESSES", source))?;
-        if run.returned != 0 {
-            let source = std::io::Error::from_raw_os_error(run.returned as i32);
-            return Err(Error::map("write", "ADDRESSES", source));
-        }
-        let Ok((header, _)) = ControlHeader::read_from_prefix(&output) else { continue };
-        let [_unchanged, _extended, _added, slots_full, map_full, contended] = header.results;
+        let results = run(object, CONTROL_LEARN, generation, chunk)?;
+        let [_unchanged, _extended, _added, slots_full, map_full, contended] = results;
         lost += slots_full + map_full + contended;
     }
     if lost != 0 {
@@ -48,4 +32,39 @@ pub(super) fn learn(
         });
     }
     Ok(())
+}
+
+/// Deletes those of the addresses whose every slot is dead. Gives how many were.
+pub(super) fn reclaim(object: &mut Object, generation: u32, addresses: &[IpAddr]) -> Result<u64, Error> {
+    let mut deleted = 0;
+    for chunk in addresses.chunks(CONTROL_RECORDS) {
+        let records: Vec<_> = chunk.iter().map(|&address| (address, 0, 0)).collect();
+        let [gone, ..] = run(object, CONTROL_RECLAIM, generation, &records)?;
+        deleted += u64::from(gone);
+    }
+    Ok(deleted)
+}
+
+/// Runs the program once; gives its results.
+fn run(
+    object: &mut Object,
+    command: u32,
+    generation: u32,
+    records: &[(IpAddr, u32, Ticks)],
+) -> Result<[u32; 6], Error> {
+    let program = object.program("control")?;
+    let header = ControlHeader { command, generation, count: records.len() as u32, ..ControlHeader::default() };
+    let mut data = header.as_bytes().to_vec();
+    for &(address, class, expiry) in records {
+        let record = ControlRecord { address: address.to_canonical().into(), class, expiry };
+        data.extend_from_slice(record.as_bytes());
+    }
+    let mut output = vec![0; data.len()];
+    let run = sys::test_run(program, sys::TestInput { packet: &data, output: Some(&mut output), ..Default::default() })
+        .map_err(|source| Error::map("write", "ADDRESSES", source))?;
+    if run.returned != 0 {
+        let source = std::io::Error::from_raw_os_error(run.returned as i32);
+        return Err(Error::map("write", "ADDRESSES", source));
+    }
+    Ok(ControlHeader::read_from_prefix(&output).map_or([0; 6], |(header, _)| header.results))
 }

@@ -60,6 +60,7 @@ pub struct Datapath {
     pub(super) names: Table<abi::NameKey, NameValue>,
     pub(super) inner: Table<u32, InnerWildcard>,
     pub(super) flows: Table<FlowKey, Flow>,
+    pub(super) aliases: Table<abi::AliasKey, abi::Alias>,
     pub(super) counters: Table<u32, Hits>,
     pub(super) events_lost: Table<u32, u64>,
     /// The indices of the classes of the live policy.
@@ -85,6 +86,7 @@ impl Datapath {
             names: object.table("NAMES")?,
             inner: object.table("INNER_WILDCARDS")?,
             flows: object.table("FLOWS")?,
+            aliases: object.table("ALIASES")?,
             counters: object.table("COUNTERS")?,
             events_lost: object.table("EVENTS_LOST")?,
             object,
@@ -204,14 +206,22 @@ impl Datapath {
             old.extend(self.addresses_6.get(&key)?.map(|entry| (IpAddr::from(key.address), entry)));
         }
         let now = boot_ticks();
+        let mut classes = HashMap::new();
+        let first = self.bases(live).class;
+        for index in first..first + self.classes.capacity() / 2 - 1 {
+            let chunk = self.classes.get(&index)?.unwrap_or_default();
+            if let (0, Some(&class)) = (chunk.next, same.get(&chunk.ports)) {
+                classes.insert(index, class);
+            }
+        }
+        self.carry_aliases(live, elements.config.generation, now, &classes)?;
         let mut kept = Vec::new();
         for (address, entry) in old {
             for slot in entry.slots.into_iter().map(abi::Slot::unpack) {
                 if slot.expiry == NEVER || !slot.lives(now) {
                     continue;
                 }
-                let chunk = self.classes.get(&slot.class)?.unwrap_or_default();
-                if let (0, Some(&class)) = (chunk.next, same.get(&chunk.ports)) {
+                if let Some(&class) = classes.get(&slot.class) {
                     kept.push((address, class, slot.expiry));
                 }
             }
@@ -229,6 +239,7 @@ impl Datapath {
         self.denies_6.retain(|key| key.generation != keep)?;
         self.resolvers.retain(|key| key.generation != keep)?;
         self.names.retain(|key| key.generation != keep as u16)?;
+        self.aliases.retain(|key| key.generation != keep as u16)?;
         Ok(())
     }
 

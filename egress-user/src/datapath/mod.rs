@@ -4,6 +4,7 @@
 //! back, and then one word (`LIVE`) makes it the one that counts. What outlives the daemon is pinned below one directory
 //! of bpffs ([`pins::Pins`]).
 
+mod aliases;
 mod attach;
 mod control;
 mod error;
@@ -14,6 +15,7 @@ mod lower;
 mod object;
 mod pins;
 mod read;
+mod reclaim;
 pub mod sys;
 mod table;
 mod workload;
@@ -28,6 +30,7 @@ pub use install::{Datapath, Installed, Learned};
 pub use lower::{Bases, Elements, Resolver, Settings, lower};
 pub use object::{Object, Sizes};
 pub use pins::Pins;
+pub use reclaim::{Reclaimed, Walk};
 pub use table::{Plain, Table};
 pub use workload::{WORKLOAD_HOOK, WORKLOAD_PIN, Workload};
 

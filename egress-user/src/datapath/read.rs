@@ -1,7 +1,7 @@
 //! What the kernel counted, and how full its tables are.
 
 use egress_ebpf::{
-    abi::Hits,
+    abi::{Hits, LearnCount},
     reason::{REASONS, Reason},
 };
 
@@ -30,6 +30,14 @@ impl Datapath {
     /// Events that did not fit the ring buffer: (drops, answers).
     pub fn events_lost(&self) -> Result<(u64, u64), Error> {
         Ok((self.events_lost.sum(0)?, self.events_lost.sum(1)?))
+    }
+
+    /// What became of queries, answers and addresses, what never happened left out.
+    pub fn learn_counters(&self) -> Result<Vec<(LearnCount, u64)>, Error> {
+        let table = self.object.table::<u32, u64>("LEARN_COUNTERS")?;
+        let counts = LearnCount::ALL.iter().map(|what| Ok((*what, table.sum(*what as u32)?)));
+        let counts: Result<Vec<_>, Error> = counts.collect();
+        Ok(counts?.into_iter().filter(|(_, count)| *count != 0).collect())
     }
 
     /// How full the tables are: (name, elements, capacity).

@@ -22,6 +22,7 @@ const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const RAW_TRACEPOINT_OPEN: u32 = 17;
+const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
@@ -118,26 +119,51 @@ fn absent_is_false(result: io::Result<i64>) -> io::Result<bool> {
 
 /// Writes `count` elements, whose keys and values stand one after the other in `keys` and `values` (kernel 5.6).
 pub fn map_update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32) -> io::Result<()> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attr {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
-    let mut attr = Attr {
+    let mut attr = BatchAttr {
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
         count,
         map_fd: map.as_raw_fd() as u32,
-        ..Attr::default()
+        ..BatchAttr::default()
     };
     bpf(MAP_UPDATE_BATCH, &mut attr).map(drop)
+}
+
+/// Reads up to `count` elements of a hash table into `keys` and `values` (kernel 5.6), from `at` on, which an earlier
+/// call gave. Gives where to go on, `None` at the end, and how many were read.
+pub fn map_lookup_batch(
+    map: BorrowedFd<'_>,
+    at: Option<u32>,
+    keys: &mut [u8],
+    values: &mut [u8],
+    count: u32,
+) -> io::Result<(Option<u32>, u32)> {
+    let mut next = 0_u32;
+    let mut attr = BatchAttr {
+        in_batch: at.as_ref().map_or(0, |at| std::ptr::from_ref(at) as u64),
+        out_batch: &raw mut next as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map_fd: map.as_raw_fd() as u32,
+        ..BatchAttr::default()
+    };
+    // "No entry" is the end; the elements before it were read.
+    let more = absent_is_false(bpf(MAP_LOOKUP_BATCH, &mut attr))?;
+    Ok((more.then_some(next), attr.count))
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
 }
 
 /// A map's shape, as the kernel has it.

@@ -141,6 +141,39 @@ fn only_dead_entries_are_reclaimed() {
     assert_eq!((kernel.addresses(), kernel.classes(LIVE, "198.51.100.2")), (1, vec![1]));
 }
 
+/// P6: a full table takes nothing new, and gives nothing up that is in use; what is dead makes room.
+#[test]
+fn full_table_evicts_nothing_and_says_so() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "*.example.com", allow(7));
+    let now = egress_user::datapath::boot_ticks();
+    let record = |n: u32| {
+        let [_, _, high, low] = n.to_be_bytes();
+        let address = mapped(&format!("198.18.{high}.{low}"));
+        // The first one is dead in ten minutes, the others are an exact name's.
+        ControlRecord { address, class: 1, expiry: now + if n == 0 { 600 } else { 6000 } }
+    };
+    let all: Vec<_> = (0..1024).map(record).collect();
+    for some in all.chunks(egress_ebpf::abi::CONTROL_RECORDS) {
+        assert_eq!(kernel.control(CONTROL_LEARN, LIVE, some).1[2], some.len() as u32);
+    }
+    let mut ask = |kernel: &mut Kernel, id| {
+        assert!(kernel.query(&wire::query(id, "a.example.com")));
+        kernel.answer(&wire::answer(id, "a.example.com", &[("a.example.com", 30, Address("198.51.100.1"))]));
+        kernel.classes(LIVE, "198.51.100.1")
+    };
+    assert!(ask(&mut kernel, 1).is_empty());
+    assert_eq!((kernel.addresses(), kernel.count(LearnCount::MapFull)), (1024, 1));
+    for some in all.chunks(egress_ebpf::abi::CONTROL_RECORDS) {
+        assert_eq!(kernel.control(CONTROL_RECLAIM, LIVE, some).1[0], 0, "in use");
+    }
+    // Known addresses are still extended in a full table.
+    let longer = ControlRecord { expiry: now + 9000, ..record(5) };
+    assert_eq!(kernel.control(CONTROL_LEARN, LIVE, &[longer]).1[1], 1);
+    let dead = ControlRecord { address: mapped("203.0.113.1"), class: 1, expiry: 0 };
+    assert_eq!(kernel.control(CONTROL_LEARN, LIVE, &[dead]).1[4], 1, "not even a dead one goes in");
+}
+
 #[test]
 fn control_refuses_what_it_does_not_know() {
     let mut kernel = Kernel::load();

@@ -262,7 +262,7 @@ fn alias(key: &KeyBuffer, slot: Slot, flags: u32, now: Ticks, state: &mut learn:
         if flags == 0 && alias.flags != 0 {
             alias.flags = 0;
         }
-        return learn::merge(&Kernel, &alias.entry, slot, now, state);
+        return learn::merge(&Kernel, &alias.entry, slot, now, state, || true);
     }
     state.fresh = Alias { entry: AddressEntry { slots: [0; SLOTS] }, flags, pad: 0 };
     state.fresh.entry.slots[0] = slot.pack();

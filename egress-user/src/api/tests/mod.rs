@@ -95,6 +95,10 @@ pub(crate) fn status() -> Status {
             Counter { reason: "denied".into(), passes: false, packets: 0, bytes: 0 },
         ],
         events_lost: 5,
+        learning: vec![
+            LearnCounter { what: "added".into(), loses: false, count: 900 },
+            LearnCounter { what: "map-full".into(), loses: true, count: 3 },
+        ],
         maps: vec![
             MapFill { name: "ADDRESSES_4".into(), entries: 60_000, capacity: 65_536 },
             MapFill { name: "FLOWS".into(), entries: 10, capacity: 65_536 },
