@@ -79,10 +79,10 @@ fn end(entry: &AddressEntry, now: Ticks) -> Option<Ticks> {
     entry.slots.into_iter().map(Slot::unpack).filter(|slot| slot.lives(now)).map(|slot| slot.expiry).max()
 }
 
-fn batch<K: Plain>(
-    table: &Table<K, AddressEntry>,
-    at: Option<u32>,
-) -> Result<(Option<u32>, Vec<(K, AddressEntry)>), Error> {
+/// Elements, and where to go on.
+type Batch<K> = (Option<u32>, Vec<(K, AddressEntry)>);
+
+fn batch<K: Plain>(table: &Table<K, AddressEntry>, at: Option<u32>) -> Result<Batch<K>, Error> {
     let (mut keys, mut values) = (vec![0; BATCH * size_of::<K>()], vec![0; BATCH * 8 * SLOTS]);
     let (next, count) = sys::map_lookup_batch(table.fd(), at, &mut keys, &mut values, BATCH as u32)
         .map_err(|source| Error::map("walk", table.name(), source))?;
