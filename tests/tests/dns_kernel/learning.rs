@@ -157,7 +157,7 @@ fn full_table_evicts_nothing_and_says_so() {
     for some in all.chunks(egress_ebpf::abi::CONTROL_RECORDS) {
         assert_eq!(kernel.control(CONTROL_LEARN, LIVE, some).1[2], some.len() as u32);
     }
-    let mut ask = |kernel: &mut Kernel, id| {
+    let ask = |kernel: &mut Kernel, id| {
         assert!(kernel.query(&wire::query(id, "a.example.com")));
         kernel.answer(&wire::answer(id, "a.example.com", &[("a.example.com", 30, Address("198.51.100.1"))]));
         kernel.classes(LIVE, "198.51.100.1")
