@@ -1,29 +1,47 @@
 //! What Egress costs, measured side by side in one run: ratios, since no absolute time means much on another machine.
 
+mod network;
 pub mod programs;
 pub mod raw;
+pub mod statistics;
 mod verdict;
 mod wire;
 
-use anyhow::Result;
+use std::path::PathBuf;
 
-/// Measures what Egress costs.
+use anyhow::{Context as _, Result};
+
+/// Measures what Egress costs; without a command, all of it.
 #[derive(clap::Parser)]
 #[command(name = "bench")]
 pub struct Options {
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
+    /// The short run, which fails where a ratio falls behind its bound by more than the spread.
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Where tables, JSON and plots go.
+    #[arg(long, global = true, default_value = "target/bench")]
+    out: PathBuf,
 }
 
 #[derive(clap::Subcommand)]
 enum What {
     /// A packet's verdict by BPF_PROG_TEST_RUN, over an empty program's, and what the programs cost to load.
     Verdict(verdict::Options),
+    /// Packets, connections and DNS lookups through namespaces, beside what would be used instead; the daemon's own cost.
+    Network(network::Options),
 }
 
-/// Runs what was asked for, as root.
-pub fn run(options: &Options) -> Result<()> {
+/// Runs what was asked for, as root. Whether every bound held.
+pub fn run(options: &Options) -> Result<bool> {
+    std::fs::create_dir_all(&options.out).with_context(|| format!("make {}", options.out.display()))?;
     match &options.what {
-        What::Verdict(options) => verdict::run(options),
+        Some(What::Verdict(verdict)) => verdict::run(verdict, options),
+        Some(What::Network(network)) => network::run(network, options),
+        None => {
+            let verdict = verdict::run(&verdict::Options::default(), options)?;
+            Ok(network::run(&network::Options::default(), options)? && verdict)
+        }
     }
 }

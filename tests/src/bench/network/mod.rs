@@ -1,0 +1,145 @@
+//! End to end: the same load at Egress and at what people would use instead, in the same namespaces, run by run in turn.
+
+mod daemon;
+mod load;
+mod lookup;
+mod peer;
+mod report;
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use std::time::Instant;
+
+use daemon::Daemon;
+use load::Metric;
+use lookup::Way;
+use peer::{Kind, Peer};
+
+use super::statistics::Spread;
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// How often each load runs at each peer.
+    #[arg(long, default_value_t = 9)]
+    rounds: u32,
+    /// How many destinations are allowed besides those of the load, one set of peers after another.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 100_000])]
+    destinations: Vec<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { rounds: 9, destinations: vec![100, 100_000] }
+    }
+}
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+struct Measured {
+    kernel: String,
+    processors: usize,
+    seconds: f64,
+    figures: Vec<Figure>,
+    daemon: Vec<Daemon>,
+}
+
+/// Measures, prints, and writes `network.md` and `network.json`. Whether every bound held, which only the quick run asks.
+pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
+    let start = Instant::now();
+    let quick = Options { rounds: 3, destinations: vec![100] };
+    let options = if bench.quick { &quick } else { options };
+    let (mut figures, mut daemon) = (Vec::new(), Vec::new());
+    for &destinations in &options.destinations {
+        eprintln!("bench: peers with {destinations} destinations, {} rounds", options.rounds);
+        figures.extend(peers(destinations, options.rounds)?);
+        daemon.push(daemon::measure(destinations)?);
+    }
+    eprintln!("bench: DNS lookups, {} rounds", options.rounds);
+    figures.extend(lookups(options.rounds)?);
+    let measured = Measured {
+        kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
+        processors: std::thread::available_parallelism()?.get(),
+        seconds: start.elapsed().as_secs_f64(),
+        figures,
+        daemon,
+    };
+    let text = report::markdown(&measured);
+    println!("{text}");
+    std::fs::write(bench.out.join("network.md"), text)?;
+    std::fs::write(bench.out.join("network.json"), serde_json::to_vec_pretty(&measured)?)?;
+    let behind = report::behind(&measured.figures);
+    if bench.quick && !behind.is_empty() {
+        eprintln!("behind the bounds:\n  {}", behind.join("\n  "));
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// One peer, one metric.
+#[derive(Debug, Clone, Serialize)]
+struct Figure {
+    peer: &'static str,
+    /// Allowed destinations besides those of the load.
+    destinations: u32,
+    metric: Metric,
+    value: Spread,
+    /// Over what was measured without enforcement in the same round.
+    ratio: Spread,
+}
+
+/// Measures every peer `rounds` times, in turn, with `destinations` allowed.
+fn peers(destinations: u32, rounds: u32) -> Result<Vec<Figure>> {
+    let peers = Kind::ALL.into_iter().map(|kind| Peer::new(kind, destinations)).collect::<Result<Vec<_>>>()?;
+    let mut table = Table { destinations, peers: Kind::ALL.map(Kind::name).to_vec(), values: BTreeMap::new() };
+    for round in 0..rounds as usize {
+        // Another one first each time: the machine's mood changes within a round too.
+        for turn in 0..peers.len() {
+            let which = (round + turn) % peers.len();
+            table.add(round, which, load::measure(&peers[which])?);
+        }
+    }
+    Ok(table.figures())
+}
+
+/// Measures DNS lookups, the same way.
+fn lookups(rounds: u32) -> Result<Vec<Figure>> {
+    let ways = lookup::Kind::ALL.into_iter().map(Way::new).collect::<Result<Vec<_>>>()?;
+    let names = lookup::Kind::ALL.map(lookup::Kind::name).to_vec();
+    let mut table = Table { destinations: 100, peers: names, values: BTreeMap::new() };
+    for round in 0..rounds as usize {
+        for turn in 0..ways.len() {
+            let which = (round + turn) % ways.len();
+            table.add(round, which, ways[which].measure()?);
+        }
+    }
+    Ok(table.figures())
+}
+
+/// What was measured: by metric and peer, one value a round. The first peer enforces nothing.
+struct Table {
+    destinations: u32,
+    peers: Vec<&'static str>,
+    values: BTreeMap<(Metric, usize), BTreeMap<usize, f64>>,
+}
+
+impl Table {
+    fn add(&mut self, round: usize, peer: usize, measured: Vec<(Metric, f64)>) {
+        for (metric, value) in measured {
+            self.values.entry((metric, peer)).or_default().insert(round, value);
+        }
+    }
+
+    fn figures(&self) -> Vec<Figure> {
+        let of = |(&(metric, peer), values): (&(Metric, usize), &BTreeMap<usize, f64>)| {
+            let without = &self.values[&(metric, 0)];
+            let ratios: Vec<f64> = values.iter().map(|(round, value)| value / without[round]).collect();
+            let values: Vec<f64> = values.values().copied().collect();
+            let (value, ratio) = (Spread::of(&values), Spread::of(&ratios));
+            Figure { peer: self.peers[peer], destinations: self.destinations, metric, value, ratio }
+        };
+        self.values.iter().map(of).collect()
+    }
+}

@@ -1,0 +1,104 @@
+//! The figures as tables in Markdown, and the bounds they are held to.
+
+use std::fmt::Write as _;
+
+use crate::bench::statistics::Spread;
+
+use super::load::Metric;
+use super::{Figure, Measured};
+
+/// What Egress must reach, as a ratio to no enforcement; `cargo xtask bench --quick` fails beyond it by more than the spread.
+const BOUNDS: [(Metric, f64); 5] = [
+    (Metric::UdpSend, 1.6),
+    (Metric::Connect, 1.25),
+    (Metric::Request50, 1.25),
+    (Metric::Stream, 0.85),
+    (Metric::Lookup50, 1.25),
+];
+
+/// Which figures are behind their bounds.
+#[must_use]
+pub fn behind(figures: &[Figure]) -> Vec<String> {
+    let of = |figure: &&Figure| figure.peer == "egress";
+    let beyond = |figure: &Figure| -> Option<String> {
+        let (_, bound) = BOUNDS.iter().find(|(metric, _)| *metric == figure.metric)?;
+        let ratio = figure.ratio;
+        let (is, is_not) = if figure.metric.more_is_better() {
+            (ratio.median + ratio.spread < *bound, "at least")
+        } else {
+            (ratio.median - ratio.spread > *bound, "at most")
+        };
+        let (median, spread) = (ratio.median, ratio.spread);
+        is.then(|| {
+            format!("{}: {median:.2} ± {spread:.2} times no enforcement, to be {is_not} {bound}", figure.metric.title())
+        })
+    };
+    figures.iter().filter(of).filter_map(beyond).collect()
+}
+
+/// All of it, as Markdown.
+#[must_use]
+pub fn markdown(measured: &Measured) -> String {
+    let mut text = format!(
+        "Kernel {}, {} processors, {:.0} s. Median ± half the distance between the quartiles; in brackets the ratio to \
+         no enforcement within the same round.\n",
+        measured.kernel, measured.processors, measured.seconds
+    );
+    let mut sizes: Vec<u32> =
+        measured.figures.iter().filter(|f| !is_lookup(f)).map(|figure| figure.destinations).collect();
+    sizes.dedup();
+    for size in sizes {
+        let _ = writeln!(text, "\n### {size} allowed destinations\n");
+        let of_size: Vec<_> = measured.figures.iter().filter(|f| f.destinations == size && !is_lookup(f)).collect();
+        table(&mut text, &of_size);
+    }
+    text.push_str("\n### DNS lookups\n\n");
+    table(&mut text, &measured.figures.iter().filter(|figure| is_lookup(figure)).collect::<Vec<_>>());
+    text.push_str("\n### The daemon\n\n| destinations | run, ms | exec, ms | reload, ms | resident, MiB | idle, % of a processor |\n|---|---|---|---|---|---|\n");
+    for daemon in &measured.daemon {
+        let ms = |spread: Spread| format!("{:.0} ± {:.0}", spread.median, spread.spread);
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {:.1} | {:.2} |",
+            daemon.destinations,
+            ms(daemon.run),
+            ms(daemon.exec),
+            ms(daemon.reload),
+            daemon.resident,
+            daemon.idle
+        );
+    }
+    text
+}
+
+fn is_lookup(figure: &Figure) -> bool {
+    matches!(figure.metric, Metric::Lookup50 | Metric::Lookup99)
+}
+
+/// A row for each peer, a column for each metric.
+fn table(text: &mut String, figures: &[&Figure]) {
+    let (mut metrics, mut peers): (Vec<Metric>, Vec<&str>) = (Vec::new(), Vec::new());
+    for figure in figures {
+        if !metrics.contains(&figure.metric) {
+            metrics.push(figure.metric);
+        }
+        if !peers.contains(&figure.peer) {
+            peers.push(figure.peer);
+        }
+    }
+    let titles: Vec<_> = metrics.iter().map(|metric| metric.title()).collect();
+    let _ = writeln!(text, "| | {} |\n|---{}|", titles.join(" | "), "|---".repeat(titles.len()));
+    for peer in peers {
+        let cell = |metric: &Metric| -> String {
+            let of = |figure: &&&Figure| figure.peer == peer && figure.metric == *metric;
+            figures.iter().find(of).map_or_else(String::new, |figure| {
+                let digits = if figure.value.median < 100.0 { 1 } else { 0 };
+                format!(
+                    "{:.digits$} ± {:.digits$} ({:.2} ± {:.2})",
+                    figure.value.median, figure.value.spread, figure.ratio.median, figure.ratio.spread
+                )
+            })
+        };
+        let _ = writeln!(text, "| {peer} | {} |", metrics.iter().map(cell).collect::<Vec<_>>().join(" | "));
+    }
+}
