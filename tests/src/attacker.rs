@@ -155,3 +155,32 @@ pub fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
     message.extend(address);
     message
 }
+
+/// A way to `/dev/net/tun` that anybody may open, as it is on most systems: made as root, opened later.
+pub fn tun_device() -> Result<OwnedFd> {
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let path = std::env::temp_dir().join(crate::netns::unique_name("tun"));
+    mknod(&path, SFlag::S_IFCHR, Mode::empty(), makedev(10, 200)).context("make a tun device")?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+    let device = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+    std::fs::remove_file(&path)?;
+    Ok(device?)
+}
+
+/// A tap interface in the network namespace of this process; frames are read from the file and written to it.
+pub fn tap(device: &OwnedFd, name: &str) -> Result<std::fs::File> {
+    let file =
+        std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", device.as_raw_fd()))?;
+    // SAFETY: an all-zero ifreq is a valid value, and TUNSETIFF reads and writes one.
+    let made = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+        libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request)
+    };
+    ensure!(made == 0, "TUNSETIFF: {}", io::Error::last_os_error());
+    Ok(file)
+}

@@ -3,6 +3,8 @@
 
 mod below;
 mod forged;
+mod namespaces;
+mod queries;
 
 use std::net::IpAddr;
 use std::time::Duration;
