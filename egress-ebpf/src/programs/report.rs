@@ -5,12 +5,16 @@ use core::ptr;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns};
 use egress_ebpf::{
     abi::{Config, DropEvent, DropFold, DropKey, EVENT_DROP, Hits, NAME_KEY, Process, TICK_SHIFT, Ticks},
+    atomic,
     decision::Verdict,
     packet::Packet,
     reason::Reason,
 };
 
 use super::maps;
+
+/// How often a refusal tries to be counted with others like it before it is told by itself.
+const FOLD_TRIES: u32 = 4;
 
 /// Where something was refused, and by whom it was sent.
 pub struct Sender {
@@ -90,22 +94,27 @@ fn fold(packet: &Packet, reason: Reason, sender: &Sender, name: u32) -> Option<u
     // The exact clock: LSM programs share this, and the kernel gives them no coarse one. Refusals are rare.
     // SAFETY: helper 5 takes nothing and reads a clock.
     let tick = (unsafe { bpf_ktime_get_ns() } >> TICK_SHIFT) as Ticks;
-    let mut count = 1;
-    if let Some(fold) = maps::DROP_FOLDS.get_ptr_mut(&key) {
-        // SAFETY: an entry of an LRU map is not freed while the program runs; the counts may lose one under a race.
-        unsafe {
-            if (*fold).told == tick {
-                (*fold).untold += 1;
-                return None;
-            }
-            count += (*fold).untold;
-            (*fold).told = tick;
-            (*fold).untold = 0;
-        }
-    } else {
+    let Some(fold) = maps::DROP_FOLDS.get_ptr_mut(&key) else {
         let _ = maps::DROP_FOLDS.insert(&key, &DropFold { told: tick, untold: 0 }, 0);
+        return Some(1);
+    };
+    // Both halves are one word, so that no CPU's refusal is lost to another's: `told` below, `untold` above.
+    let word = fold.cast::<u64>();
+    for _ in 0..FOLD_TRIES {
+        // SAFETY: an entry of an LRU map is not freed while the program runs, and the kernel aligns values to 8 bytes.
+        unsafe {
+            let old = atomic::load(word);
+            if old as Ticks == tick {
+                if atomic::replace(word, old, old.wrapping_add(1 << 32)) {
+                    return None;
+                }
+            } else if atomic::replace(word, old, u64::from(tick)) {
+                return Some((old >> 32) as u32 + 1);
+            }
+        }
     }
-    Some(count)
+    // Others were faster each time: told by itself, and nothing is lost.
+    Some(1)
 }
 
 /// Tells the daemon of a refusal: the first one like it at once, then one per tick with how many there were.
@@ -136,7 +145,11 @@ pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sen
         (*event).source = packet.source;
         (*event).destination = packet.destination;
         (*event).source_port = packet.source_port;
-        (*event).destination_port = packet.destination_port;
+        if let Reason::EtherType = reason {
+            (*event).ethertype = packet.destination_port;
+        } else {
+            (*event).destination_port = packet.destination_port;
+        }
         (*event).ifindex = sender.ifindex;
         (*event).len = sender.bytes;
         (*event).generation = config.generation;

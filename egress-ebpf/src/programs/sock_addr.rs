@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{Address, BUILTIN_LOOPBACK, Config, HOOK_CONNECT, HOOK_SENDMSG, ORIGIN_NONE, PROTO_TCP, PROTO_UDP, PeerKey},
-    decision::{Destination, Tables, policy},
+    decision::{Destination, Tables, Verdict, policy},
     packet::Packet,
     reason::Reason,
 };
@@ -165,5 +165,10 @@ fn refuse(ctx: *mut bpf_sock_addr, config: &Config, hook: u8, destination: &Dest
         process: report::current_process(),
     };
     report::refused(config, &packet, &report::Refused::plain(reason), &sender);
-    if config.has(Config::ENFORCE) { DENY } else { ALLOW }
+    if config.has(Config::ENFORCE) {
+        report::count(&Verdict::plain(reason), 0);
+        return DENY;
+    }
+    // What the system call sends is judged, and counted, where it leaves.
+    ALLOW
 }

@@ -103,8 +103,19 @@ impl Client {
 
     /// Events, as `filter` says.
     pub async fn events(&self, filter: EventFilter) -> Result<EventStream, ClientError> {
-        let recent = filter.recent.map(|recent| format!("&recent={recent}")).unwrap_or_default();
-        let path = format!("/v1/events?follow={}&dropped={}{recent}", filter.follow, filter.dropped);
+        let mut path = format!("/v1/events?follow={}&dropped={}", filter.follow, filter.dropped);
+        let words = [
+            ("recent", filter.recent.map(|recent| recent.to_string())),
+            ("pid", filter.pid.map(|pid| pid.to_string())),
+            ("cgroup", filter.cgroup),
+            ("to", filter.to),
+            ("reason", filter.reason),
+        ];
+        for (key, value) in words {
+            if let Some(value) = value {
+                let _ = write!(path, "&{key}={}", percent(&value));
+            }
+        }
         let (response, driver) = self.get(&path).await?;
         if response.status() != StatusCode::OK {
             return Err(self.refused(response).await);

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
 use super::{ErrorBody, EventFilter, Source, server::Connection};
-use crate::events::{Event, Item, Kind, Lost, LostWhere, Subscription, Timestamp};
+use crate::events::{Event, Filter, Item, Kind, Lost, LostWhere, Subscription, Timestamp};
 
 /// The longest destination that `explain` takes: a name of 253 bytes, a port, a protocol.
 const DESTINATION_MAX: usize = 300;
@@ -101,6 +101,10 @@ async fn events(State(connection): State<Connection>, query: Result<Query<EventF
             return error(StatusCode::BAD_REQUEST, rejection.body_text(), Some(hint));
         }
     };
+    let wanted = match filter.parse() {
+        Ok(wanted) => wanted,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.what, wrong.hint),
+    };
     let permit = if filter.follow {
         let Ok(permit) = Arc::clone(&connection.followers).try_acquire_owned() else {
             let hint = "end one of them".to_owned();
@@ -112,7 +116,7 @@ async fn events(State(connection): State<Connection>, query: Result<Query<EventF
         None
     };
     let (recent, subscription) = connection.source.hub().subscribe_with_recent();
-    let mut recent: Vec<_> = recent.into_iter().filter(|event| wanted(event, filter)).collect();
+    let mut recent: Vec<_> = recent.into_iter().filter(|event| wanted.wants(event)).collect();
     let keep = filter.recent.unwrap_or(if filter.follow { 0 } else { usize::MAX });
     recent.drain(..recent.len().saturating_sub(keep));
     let past: Bytes = recent.iter().flat_map(|event| json_line(event)).collect();
@@ -121,18 +125,18 @@ async fn events(State(connection): State<Connection>, query: Result<Query<EventF
     if !filter.follow {
         return (headers, Body::from_stream(first)).into_response();
     }
-    let live = stream::unfold((subscription, permit), move |(mut subscription, permit)| async move {
-        let lines = next_lines(&mut subscription, filter).await?;
-        Some((Ok::<_, Infallible>(lines), (subscription, permit)))
+    let live = stream::unfold((subscription, wanted, permit), |(mut subscription, wanted, permit)| async move {
+        let lines = next_lines(&mut subscription, &wanted).await?;
+        Some((Ok::<_, Infallible>(lines), (subscription, wanted, permit)))
     });
     (headers, Body::from_stream(stream::StreamExt::chain(first, live))).into_response()
 }
 
 /// The next line that the reader wants; what was lost is told whatever it wants.
-async fn next_lines(subscription: &mut Subscription, filter: EventFilter) -> Option<Bytes> {
+async fn next_lines(subscription: &mut Subscription, wanted: &Filter) -> Option<Bytes> {
     loop {
         match subscription.next().await? {
-            Item::Event(event) if wanted(&event, filter) => return Some(json_line(&event).into()),
+            Item::Event(event) if wanted.wants(&event) => return Some(json_line(&event).into()),
             Item::Event(_) => {}
             Item::Lost(count) => {
                 let lost = Kind::Lost(Lost { count, place: LostWhere::Subscriber });
@@ -140,10 +144,6 @@ async fn next_lines(subscription: &mut Subscription, filter: EventFilter) -> Opt
             }
         }
     }
-}
-
-fn wanted(event: &Event, filter: EventFilter) -> bool {
-    !filter.dropped || matches!(event.kind, Kind::Dropped(_) | Kind::WouldDrop(_) | Kind::Lost(_))
 }
 
 fn json_line(event: &Event) -> Vec<u8> {

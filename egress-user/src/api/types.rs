@@ -4,7 +4,10 @@ use std::{net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::events::Timestamp;
+use crate::{
+    events::{Filter, Timestamp},
+    policy::ItemError,
+};
 
 /// `GET /v1/status`: the daemon's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,7 +215,7 @@ pub struct ExplainError {
 }
 
 /// Which events `GET /v1/events` sends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventFilter {
     /// Stay, and send what comes.
     #[serde(default)]
@@ -223,6 +226,39 @@ pub struct EventFilter {
     /// How many past events come first; by default all that are kept, or none with `follow`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recent: Option<usize>,
+    /// Only of this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Only of this cgroup and those below it, by its path below the cgroup v2 root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Only to this destination: a name, a wildcard, an address or a prefix, perhaps with `:PORT[/PROTO]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Only with this reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl EventFilter {
+    /// The filter that these words ask for.
+    ///
+    /// # Errors
+    /// Which of them is none.
+    pub fn parse(&self) -> Result<Filter, ItemError> {
+        Ok(Filter {
+            dropped: self.dropped,
+            pid: self.pid,
+            cgroup: self.cgroup.clone(),
+            to: self.to.as_deref().map(str::parse).transpose()?,
+            reason: self.reason.as_deref().map(Filter::reason).transpose()?,
+        })
+    }
+
+    /// Whether it leaves anything out.
+    pub fn is_narrow(&self) -> bool {
+        *self != Self { follow: self.follow, recent: self.recent, ..Self::default() }
+    }
 }
 
 /// The daemon's side of the socket: where it is and who may read.

@@ -8,6 +8,10 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use crate::policy::{self, Destination, ItemError, Mode, Sources};
+use crate::{
+    api::EventFilter,
+    events::{Filter, To},
+};
 
 /// Which policy: shared by `run`, `exec` and `explain`.
 #[derive(Args, Clone, Debug, Default)]
@@ -162,12 +166,46 @@ pub struct EventsArgs {
     /// Go on with new events until interrupted
     #[arg(long, short)]
     pub follow: bool,
-    /// Only what was dropped (in audit mode: what would be)
-    #[arg(long)]
-    pub dropped: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which events: those for which everything that is said holds.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FilterArgs {
+    /// Only what was dropped (in audit mode: what would be)
+    #[arg(long)]
+    pub dropped: bool,
+    /// Only of this process
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+    /// Only of this cgroup and those below it, like /system.slice/cron.service
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+    /// Only to this destination: a name, a wildcard, an address or a prefix, with :PORT[/PROTO] if you like
+    #[arg(long, value_name = "DEST", value_parser = to)]
+    pub to: Option<String>,
+    /// Only with this reason, like no-rule or name-not-allowed
+    #[arg(long, value_name = "REASON", value_parser = reason)]
+    pub reason: Option<String>,
+}
+
+impl FilterArgs {
+    /// What the daemon is asked for.
+    pub fn filter(self) -> EventFilter {
+        let root = crate::datapath::cgroup_root().map(|root| root.display().to_string()).unwrap_or_default();
+        EventFilter {
+            dropped: self.dropped,
+            pid: self.pid,
+            cgroup: self.cgroup.map(|path| Filter::cgroup(&path, &root)),
+            to: self.to,
+            reason: self.reason,
+            ..EventFilter::default()
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -207,6 +245,14 @@ fn allow(text: &str) -> Result<String, String> {
 
 fn destination(text: &str) -> Result<Destination, String> {
     text.parse().map_err(sentence)
+}
+
+fn to(text: &str) -> Result<String, String> {
+    text.parse::<To>().map(|_| text.to_owned()).map_err(sentence)
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    Filter::reason(text).map_err(sentence)
 }
 
 fn resolver(text: &str) -> Result<SocketAddr, String> {

@@ -89,6 +89,7 @@ fn supervise(
                 reader.drain(&add);
             }
             reader.drain(&add);
+            core.sweep(true).iter().for_each(add);
         })?
     };
     let code = child::wait(child)?;

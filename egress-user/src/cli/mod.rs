@@ -107,7 +107,7 @@ fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {
         Command::Explain(args) if args.is_offline() => explain_offline::main(args),
         Command::Explain(args) => explain_daemon::run(&socket, &args.destination.to_string(), args.json),
         Command::Status(args) => status::run(&socket, args.json),
-        Command::Events(args) => events::run(&socket, args.follow, args.dropped, args.json),
+        Command::Events(args) => events::run(&socket, args),
         Command::Detach(args) => detach::main(args, &socket),
         Command::Policies(args) => policies::main(args),
         Command::Schema => schema::main(),

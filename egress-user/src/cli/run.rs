@@ -122,6 +122,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     output::print(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
+    tokio::spawn(Arc::clone(&core).sweep_forever());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {
         let _ = stopped.await;

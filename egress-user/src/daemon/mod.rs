@@ -6,9 +6,12 @@
 mod book;
 mod enforce;
 mod explain;
+mod folds;
 mod reclaim;
 pub mod ring;
 mod state;
+mod sweep;
+mod trouble;
 mod trust;
 mod uplinks;
 mod workloads;

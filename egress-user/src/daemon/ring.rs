@@ -81,9 +81,12 @@ impl Reader {
             if let RawEvent::Learned(learned) = &raw {
                 self.core.note(learned);
             }
-            let event = self.enricher.enrich(&raw, &*self.core);
+            let event = Arc::new(self.enricher.enrich(&raw, &*self.core));
             seen(&event);
-            self.core.hub().publish(event);
+            if let RawEvent::Drop(refused) = &raw {
+                self.core.told(refused, &event);
+            }
+            self.core.hub().publish_shared(event);
         }
     }
 }

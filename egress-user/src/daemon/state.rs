@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 use egress_ebpf::abi::{self, LearnedEvent, NEVER, TICK_SHIFT, Ticks};
 
-use super::{Book, Enforcement};
+use super::{Book, Enforcement, sweep::Told, trouble::Troubles};
 use crate::{
     api::{
         AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameStatus,
@@ -53,6 +53,11 @@ pub struct Core {
     pub(super) map_full: std::sync::atomic::AtomicU64,
     /// The last attempt to change something that failed, for `status`.
     trouble: Mutex<Option<String>>,
+    /// Resolvers and names that fail, so that each is told once.
+    failing: Mutex<Troubles>,
+    sweeping: Mutex<Told>,
+    /// Told when the first refusal comes that others may be folded into.
+    refusals: tokio::sync::Notify,
 }
 
 impl Core {
@@ -77,6 +82,9 @@ impl Core {
             learned_anew: tokio::sync::Notify::new(),
             map_full: std::sync::atomic::AtomicU64::new(0),
             trouble: Mutex::default(),
+            failing: Mutex::default(),
+            sweeping: Mutex::default(),
+            refusals: tokio::sync::Notify::new(),
         };
         (Arc::new(core), events)
     }
@@ -188,6 +196,18 @@ impl Core {
             tracing::warn!(%error, name, "cannot write a name's addresses");
         }
         self.learned_anew.notify_one();
+    }
+
+    pub(super) fn sweeping(&self) -> MutexGuard<'_, Told> {
+        lock(&self.sweeping)
+    }
+
+    pub(super) fn refusals(&self) -> &tokio::sync::Notify {
+        &self.refusals
+    }
+
+    pub(super) fn datapath(&self) -> MutexGuard<'_, Datapath> {
+        lock(&self.datapath)
     }
 
     pub(super) fn book(&self) -> MutexGuard<'_, Book> {
@@ -374,6 +394,11 @@ impl Known for Core {
         lock(&self.book).names_of(address)
     }
 
+    fn name_rules(&self, name: &str) -> Vec<String> {
+        let active = self.active();
+        Self::rules_of(&active, &active.policy.match_name(name).classes)
+    }
+
     fn deny_rule(&self, destination: IpAddr, protocol: u8, port: u16) -> Option<String> {
         let active = self.active();
         let proto = match protocol {
@@ -390,11 +415,17 @@ impl Known for Core {
 
 impl AnswerSink for Core {
     fn learned(&self, answer: &Answer) {
+        for ended in lock(&self.failing).answered(answer) {
+            self.hub.publish(Event::new(Timestamp::now(), Kind::Resolver(ended)));
+        }
         self.learn(&answer.name, &answer.addresses, &answer.resolver.to_string());
     }
 
     fn failed(&self, failure: &Failure) {
         tracing::debug!(name = %failure.name, reason = %failure.reason, "a name could not be resolved");
+        if let Some(trouble) = lock(&self.failing).failed(failure) {
+            self.hub.publish(Event::new(Timestamp::now(), Kind::Resolver(trouble)));
+        }
         // The last good answer stays for a while: the kernel's slots are given the longer life.
         let resolver = failure.resolver.map(|resolver| resolver.to_string()).unwrap_or_default();
         if !failure.kept.is_empty() {

@@ -17,6 +17,7 @@ const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
+const MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
@@ -90,6 +91,17 @@ pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> 
         ..ElemAttr::default()
     };
     bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Reads an element into `value` and deletes it, in one step (hash tables since kernel 5.14); `false` where there is none.
+pub fn map_take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        key: key.as_ptr() as u64,
+        value_or_next: value.as_mut_ptr() as u64,
+        ..ElemAttr::default()
+    };
+    absent_is_false(bpf(MAP_LOOKUP_AND_DELETE_ELEM, &mut attr))
 }
 
 /// Deletes an element; `false` where there was none.

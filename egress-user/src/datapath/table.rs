@@ -69,6 +69,14 @@ impl<K: Plain, V: Plain> Table<K, V> {
         Ok(found.then_some(value))
     }
 
+    /// The value of `key`, which is deleted with it.
+    pub fn take(&self, key: &K) -> Result<Option<V>, Error> {
+        let mut bytes = vec![0; size_of::<V>()];
+        let found = sys::map_take(self.fd(), key.as_bytes(), &mut bytes)
+            .map_err(|source| Error::map("take from", self.name, source))?;
+        Ok(if found { V::read_from_bytes(&bytes).ok() } else { None })
+    }
+
     /// Writes one element; `flags` as in [`sys::map_update`].
     pub fn set(&self, key: &K, value: &V, flags: u64) -> Result<(), Error> {
         self.try_set(key, value, flags).map_err(|source| Error::map("write", self.name, source))

@@ -48,8 +48,8 @@ pub trait Known {
     fn deny_rule(&self, _destination: IpAddr, _protocol: u8, _port: u16) -> Option<String> {
         None
     }
-    /// The rules that the classes (indices into map `CLASSES`, 0 unused) of `generation` stand for.
-    fn class_rules(&self, _generation: u32, _classes: &[u32]) -> Vec<String> {
+    /// The rules that have a name, or a pattern that matches it.
+    fn name_rules(&self, _name: &str) -> Vec<String> {
         Vec::new()
     }
 }
@@ -170,14 +170,15 @@ fn learned(event: &LearnedEvent, known: &dyn Known) -> LearnedName {
             u32::try_from(end.saturating_sub(event.time) / 1_000_000_000).unwrap_or(u32::MAX)
         }),
     });
+    let name = name(&event.key.name, u16::try_from(event.key.len).unwrap_or(u16::MAX));
     LearnedName {
-        name: name(&event.key.name, u16::try_from(event.key.len).unwrap_or(u16::MAX)),
         resolver: address(event.resolver),
         resolver_port: event.resolver_port,
         rcode: event.rcode,
         addresses: addresses.collect(),
         refused: u32::from(event.refused),
-        rules: known.class_rules(event.generation, &event.classes),
+        rules: known.name_rules(&name),
+        name,
         generation: event.generation,
     }
 }

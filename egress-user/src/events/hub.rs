@@ -47,7 +47,11 @@ impl Hub {
 
     /// Publishes an event; never waits for a subscriber.
     pub fn publish(&self, event: Event) {
-        let event = Arc::new(event);
+        self.publish_shared(Arc::new(event));
+    }
+
+    /// The same, for an event that others have too.
+    pub fn publish_shared(&self, event: Arc<Event>) {
         let mut state = self.lock();
         if state.recent.len() >= self.inner.capacity {
             state.recent.pop_front();

@@ -9,6 +9,7 @@ mod decode;
 mod enrich;
 mod escape;
 mod event;
+mod filter;
 mod hub;
 mod pretty;
 mod process;
@@ -24,6 +25,7 @@ pub use event::{
     Event, Hook, Icmp, Kind, LearnedAddress, LearnedName, Lost, LostWhere, PolicyChange, ProcessInfo, Refusal,
     ResolverTrouble, SCHEMA_VERSION, Verdict,
 };
+pub use filter::{Filter, To};
 pub use hub::{Hub, Item, RECENT, Subscription};
 pub use pretty::{Style, line};
 pub use summary::Summary;

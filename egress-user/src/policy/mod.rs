@@ -29,6 +29,7 @@ pub use name::{DomainName, ItemError, NamePattern};
 pub use parse::parse_resolver;
 pub use ports::Ports;
 pub use schema::json_schema;
+pub use target::{Target, parse_destination};
 pub use warn::NAMES as WARNINGS;
 
 #[cfg(test)]

@@ -42,9 +42,9 @@ async fn clients_are_bounded_in_number_and_followers_leave_room() {
     let limits = Limits { connections: 3, followers: 2, ..Limits::default() };
     let daemon = Daemon::start(None, limits);
     let follow = EventFilter { follow: true, ..EventFilter::default() };
-    let first = daemon.client().events(follow).await.unwrap();
-    let _second = daemon.client().events(follow).await.unwrap();
-    let error = daemon.client().events(follow).await.unwrap_err();
+    let first = daemon.client().events(follow.clone()).await.unwrap();
+    let _second = daemon.client().events(follow.clone()).await.unwrap();
+    let error = daemon.client().events(follow.clone()).await.unwrap_err();
     assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
     assert_eq!(daemon.client().status().await.unwrap(), status());
     let idle = UnixStream::connect(daemon.socket()).await.unwrap();
@@ -53,7 +53,7 @@ async fn clients_are_bounded_in_number_and_followers_leave_room() {
     assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
     drop((idle, first));
     tokio::time::sleep(SHORT).await;
-    assert!(daemon.client().events(follow).await.is_ok());
+    assert!(daemon.client().events(follow.clone()).await.is_ok());
 }
 
 #[tokio::test]

@@ -197,7 +197,7 @@ async fn events_are_those_kept_then_those_that_come() {
     let one = EventFilter { recent: Some(2), ..EventFilter::default() };
     assert_eq!(read(one).await, [policy_event(6), lost_event(9)]);
 
-    let follow = EventFilter { follow: true, dropped: true, recent: None };
+    let follow = EventFilter { follow: true, dropped: true, ..EventFilter::default() };
     let mut live = daemon.client().events(follow).await.unwrap();
     daemon.hub.publish(policy_event(7));
     daemon.hub.publish(lost_event(10));

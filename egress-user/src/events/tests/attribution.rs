@@ -128,7 +128,7 @@ impl Known for Policy {
     fn deny_rule(&self, destination: IpAddr, protocol: u8, port: u16) -> Option<String> {
         Some(format!("no-{destination}-{protocol}-{port}"))
     }
-    fn class_rules(&self, _: u32, _: &[u32]) -> Vec<String> {
+    fn name_rules(&self, _: &str) -> Vec<String> {
         vec!["images".into()]
     }
 }

@@ -1,6 +1,7 @@
 mod attribution;
 mod broadcast;
 mod containers;
+mod filters;
 mod output;
 
 use std::net::{IpAddr, Ipv4Addr};
