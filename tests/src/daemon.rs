@@ -62,6 +62,7 @@ pub struct DaemonBuilder<'w> {
     policies: Vec<OsString>,
     cgroup: Option<PathBuf>,
     interfaces: Vec<String>,
+    default_routes: bool,
     resolvers: Vec<String>,
     args: Vec<OsString>,
     envs: Vec<(String, OsString)>,
@@ -106,6 +107,13 @@ impl DaemonBuilder<'_> {
         self
     }
 
+    /// The interfaces of the default routes, as without `--interface`.
+    #[must_use]
+    pub fn default_routes(mut self) -> Self {
+        self.default_routes = true;
+        self
+    }
+
     /// The trusted resolvers (`ADDR` or `ADDR:PORT`), instead of the world's DNS server; empty leaves the option out.
     #[must_use]
     pub fn resolvers(mut self, addresses: &[&str]) -> Self {
@@ -143,7 +151,8 @@ impl DaemonBuilder<'_> {
             command.arg("--policy").arg(policy);
         }
         let none = vec!["none".to_owned()];
-        for interface in if self.interfaces.is_empty() { &none } else { &self.interfaces } {
+        let interfaces = if self.interfaces.is_empty() { &none } else { &self.interfaces };
+        for interface in interfaces.iter().filter(|_| !self.default_routes) {
             command.args(["--interface", interface]);
         }
         for resolver in &self.resolvers {
@@ -200,6 +209,7 @@ impl Daemon {
             policies: Vec::new(),
             cgroup: None,
             interfaces: vec![UPLINK.to_owned()],
+            default_routes: false,
             resolvers: vec![DNS_V4.to_owned()],
             args: Vec::new(),
             envs: Vec::new(),

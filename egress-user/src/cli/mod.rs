@@ -4,6 +4,7 @@ pub mod args;
 pub mod check;
 pub mod completions;
 pub mod detach;
+mod disabled;
 pub mod events;
 pub mod exec;
 pub mod explain_daemon;

@@ -9,11 +9,11 @@ use std::{
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, args::RunArgs, output};
+use super::{Failure, args::RunArgs, disabled, output};
 use crate::{
     api::{Server, SocketOptions},
-    daemon::{self, Believe, Core, Enforcement, Follower, Scope, default_uplinks, ring},
-    datapath::{Cgroup, Pins, Settings, Uplink, netns_cookie},
+    daemon::{self, Believe, Core, Enforcement, Follower, Scope, Wanted, ring},
+    datapath::{Cgroup, Pins, Settings, netns_cookie},
     policy::{self, Compiled, DomainName, Loaded, Resolvers},
     privilege,
     resolve::{
@@ -33,6 +33,14 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         .init();
     if args.metrics.is_some() {
         return Err(Failure::input("`--metrics` is not served yet", "leave it out").into());
+    }
+    if let Some(why) = disabled::by_whom() {
+        output::eprint(&format!("ENFORCEMENT IS OFF: {why}\n"));
+        let removed = Pins::new(&Pins::default_bpffs()).detach_all()?;
+        if !removed.is_empty() {
+            output::eprint(&format!("removed {} objects that were in force\n", removed.len()));
+        }
+        return Ok(ExitCode::from(super::exit::NO));
     }
     let started = start(&args, socket)?;
     // The runtime's threads are made by this one and have no more rights than it has now.
@@ -109,7 +117,8 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let refresher = Arc::new(refresher(&core, &resolver));
     core.set_refresher(Arc::clone(&refresher));
     // Subscribed before the first look: what changes between the two is seen.
-    let follows = args.interface != ["none"];
+    let wanted = Wanted::from_arguments(&args.interface);
+    let follows = wanted != Wanted::None;
     let mut follower = follows.then(Follower::start).transpose().context("follow the network's changes")?;
     let links = if follows { daemon::links().await.context("list the network's links")? } else { Vec::new() };
     core.govern_workloads(&links).map_err(|error| {
@@ -119,6 +128,10 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
         )
     })?;
     tokio::spawn(daemon::reclaim(Arc::clone(&core)));
+    if follows {
+        core.prepare_uplinks()?;
+        follow_uplinks(&core, &wanted);
+    }
     output::print(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -127,6 +140,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {
         let _ = stopped.await;
     }));
+    let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 3));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -135,14 +149,13 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {}
+            () = due(watchdog.as_mut()) => {
+                // From this loop, so that a loop that hangs is noticed.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                continue;
+            }
             () = changed(follower.as_mut()) => {
-                if args.interface.is_empty() {
-                    match core.add_uplinks(&default_uplinks()) {
-                        Ok(added) if !added.is_empty() => tracing::info!(?added, "new uplinks are governed"),
-                        Ok(_) => {}
-                        Err(error) => tracing::error!(%error, "cannot govern a new uplink"),
-                    }
-                }
+                follow_uplinks(&core, &wanted);
                 follow_workloads(&core).await;
                 continue;
             }
@@ -192,12 +205,13 @@ fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
         Failure::machine(error.to_string(), "`egress run --help` says what each option takes")
     };
     let cgroup = Cgroup::open(args.cgroup.as_deref()).map_err(machine)?;
-    let names = match args.interface.as_slice() {
-        [none] if none == "none" => Vec::new(),
-        [] => default_uplinks(),
-        names => names.to_vec(),
-    };
-    let uplinks = names.iter().map(|name| Uplink::named(name)).collect::<Result<_, _>>().map_err(machine)?;
+    let (uplinks, missing) = Wanted::from_arguments(&args.interface).find();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        tracing::warn!(
+            "there is no interface {missing}: governed as soon as it appears; `ip link` lists those there are"
+        );
+    }
     Ok(Scope { cgroup, uplinks, pins: Some(Pins::new(&Pins::default_bpffs())) })
 }
 
@@ -282,6 +296,14 @@ fn reload(
     }
 }
 
+fn follow_uplinks(core: &Core, wanted: &Wanted) {
+    match core.govern_uplinks(wanted) {
+        Ok(added) if !added.is_empty() => tracing::info!(?added, "new uplinks are governed"),
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "cannot govern a new uplink"),
+    }
+}
+
 async fn follow_workloads(core: &Core) {
     let links = match daemon::links().await {
         Ok(links) => links,
@@ -291,6 +313,14 @@ async fn follow_workloads(core: &Core) {
         Ok(added) if !added.is_empty() => tracing::info!(?added, "new workloads' veths are governed"),
         Ok(_) => {}
         Err(error) => tracing::error!(%error, "cannot govern a workload's veth"),
+    }
+}
+
+/// The next tick; never without a watchdog.
+async fn due(watchdog: Option<&mut tokio::time::Interval>) {
+    match watchdog {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }
 

@@ -21,7 +21,7 @@ pub use enforce::{Enforcement, Scope};
 pub use reclaim::reclaim;
 pub use state::{Active, Core};
 pub use trust::{Believe, resolvers};
-pub use uplinks::{Follower, default_uplinks};
+pub use uplinks::{Follower, Wanted};
 pub use workloads::{Link, links};
 
 use crate::datapath::bpf_lsm;

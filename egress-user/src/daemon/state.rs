@@ -2,7 +2,6 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd as _,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -15,7 +14,7 @@ use crate::{
         AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameStatus,
         PolicyStatus, RuleStatus, Source, Status,
     },
-    datapath::{Attached, Datapath, Error, Installed, Learned, Settings, Uplink, attach_uplink, boot_ticks, sys},
+    datapath::{Attached, Datapath, Error, Installed, Learned, Settings, boot_ticks},
     events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
     policy::{Action, Compiled, Mode, Proto},
     resolve::{Answer, AnswerSink, Failure, Refresher},
@@ -51,6 +50,8 @@ pub struct Core {
     pub(super) learned_anew: tokio::sync::Notify,
     /// How many addresses had no room, as far as was told.
     pub(super) map_full: std::sync::atomic::AtomicU64,
+    /// Uplinks that were asked for by name and are not there.
+    pub(super) missing: Mutex<Vec<String>>,
     /// The last attempt to change something that failed, for `status`.
     trouble: Mutex<Option<String>>,
     /// Resolvers and names that fail, so that each is told once.
@@ -81,6 +82,7 @@ impl Core {
             warnings,
             learned_anew: tokio::sync::Notify::new(),
             map_full: std::sync::atomic::AtomicU64::new(0),
+            missing: Mutex::default(),
             trouble: Mutex::default(),
             failing: Mutex::default(),
             sweeping: Mutex::default(),
@@ -139,30 +141,6 @@ impl Core {
             message: why.to_owned(),
         };
         self.hub.publish(Event::new(Timestamp::now(), Kind::Policy(change)));
-    }
-
-    /// Governs uplinks that are not governed yet; gives the names of the new ones.
-    pub fn add_uplinks(&self, names: &[String]) -> Result<Vec<String>, Error> {
-        let mut added = Vec::new();
-        for name in names {
-            let Ok(uplink) = Uplink::named(name) else { continue };
-            let mut attached = lock(&self.attached);
-            let present = |point: &Attached| {
-                point.target == *name
-                    && point
-                        .link
-                        .as_ref()
-                        .is_none_or(|link| sys::link_info(link.as_fd()).is_ok_and(|info| info.target == uplink.index))
-            };
-            if attached.iter().any(present) {
-                continue;
-            }
-            attached.retain(|point| point.target != *name);
-            let mut datapath = lock(&self.datapath);
-            attached.extend(attach_uplink(datapath.object(), &uplink, self.pins.as_ref())?);
-            added.push(name.clone());
-        }
-        Ok(added)
     }
 
     /// Writes down what the kernel learned.
@@ -380,6 +358,7 @@ impl Core {
             .map(|point| format!("{} is no longer attached to {}", point.hook, point.target))
             .collect();
         problems.extend(lock(&self.trouble).clone());
+        problems.extend(lock(&self.missing).iter().map(|name| format!("there is no interface {name} to govern (yet)")));
         let names = self.refresher.get().map(|refresher| refresher.names()).unwrap_or_default();
         let failing = names.iter().filter(|name| name.last_error.is_some() && name.failures > 0).count();
         if failing != 0 && failing == names.len() {

@@ -1,10 +1,161 @@
 //! The interfaces of the default routes, followed as they change.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, fs, io, path::Path};
 
 use futures_util::StreamExt as _;
 use procfs::net::RouteEntry;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
+
+use super::{Core, state::lock};
+use crate::datapath::{Attached, Error, Uplink, attach_uplink};
+
+/// Which interfaces are to be governed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None: the cgroup alone.
+    None,
+    /// Those of these names, as soon as they are there.
+    Named(Vec<String>),
+    /// Those of the default routes, and what these are made of.
+    DefaultRoutes,
+}
+
+impl Wanted {
+    /// From `--interface`.
+    pub fn from_arguments(names: &[String]) -> Self {
+        match names {
+            [none] if none == "none" => Self::None,
+            [] => Self::DefaultRoutes,
+            names => Self::Named(names.to_vec()),
+        }
+    }
+
+    /// The interfaces that are there, and the names of those that are not.
+    pub fn find(&self) -> (Vec<Uplink>, Vec<String>) {
+        let names = match self {
+            Self::None => Vec::new(),
+            Self::Named(names) => names.clone(),
+            Self::DefaultRoutes => with_lower(Path::new("/sys/class/net"), default_uplinks()),
+        };
+        let (mut there, mut missing) = (Vec::new(), Vec::new());
+        for name in names {
+            match Uplink::named(&name) {
+                Ok(uplink) => there.push(uplink),
+                Err(_) => missing.push(name),
+            }
+        }
+        if *self == Self::DefaultRoutes {
+            // It went between the two looks.
+            missing.clear();
+        }
+        (there, missing)
+    }
+}
+
+/// Adds the interfaces that these send by: a VLAN's, bond's or macvlan's own lower one (a packet socket there, or a
+/// container's macvlan beside, never comes by the upper one), and of a bridge those ports that are hardware or stand on
+/// others in turn. A bridge's other ports lead to workloads, whose packets are judged where they come in.
+fn with_lower(net: &Path, mut names: Vec<String>) -> Vec<String> {
+    let mut next = 0;
+    while let Some(name) = names.get(next).cloned() {
+        let dir = net.join(&name);
+        let bridge = dir.join("bridge").exists();
+        for lower in lower(&dir) {
+            let port = net.join(&lower);
+            let leads_out = !bridge || port.join("device").exists() || !self::lower(&port).is_empty();
+            if leads_out && !names.contains(&lower) {
+                names.push(lower);
+            }
+        }
+        next += 1;
+    }
+    names
+}
+
+/// The interfaces that the one of this directory in `/sys/class/net` stands on.
+fn lower(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter_map(|name| name.strip_prefix("lower_").map(ToOwned::to_owned)).collect()
+}
+
+impl Core {
+    /// Governs the wanted uplinks that are not governed yet, and lets go of those whose interface is gone. Gives the names of
+    /// the new ones. An interface that lost its default route stays governed until the next start; one that was renamed
+    /// stays governed too, its programs go with it.
+    ///
+    /// # Errors
+    /// The first uplink that could not be attached to; the rest is tried all the same.
+    pub fn govern_uplinks(&self, wanted: &Wanted) -> Result<Vec<String>, Error> {
+        let (uplinks, missing) = wanted.find();
+        *lock(&self.missing) = missing;
+        let mut attached = lock(&self.attached);
+        attached.retain(|point| !is_uplink(point) || exists(point.interface));
+        for point in attached.iter_mut().filter(|point| is_uplink(point)) {
+            if let Some(name) = name_of(point.interface) {
+                point.target = name;
+            }
+        }
+        if let Some(pins) = &self.pins {
+            for (name, link) in pins.links()? {
+                if is_dead_uplink(&name, &link) {
+                    pins.detach(&name)?;
+                }
+            }
+        }
+        let (mut added, mut first) = (Vec::new(), Ok(()));
+        for uplink in uplinks {
+            let holds = |point: &Attached| is_uplink(point) && point.interface == uplink.index && point.present();
+            if attached.iter().any(holds) {
+                continue;
+            }
+            let result = attach_uplink(lock(&self.datapath).object(), &uplink, self.pins.as_ref());
+            match result {
+                Ok(points) => {
+                    attached.retain(|point| !(is_uplink(point) && point.interface == uplink.index));
+                    attached.extend(points);
+                    added.push(uplink.name);
+                }
+                // It went between the look and the attaching.
+                Err(_) if !exists(uplink.index) => {}
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        first.map(|()| added)
+    }
+
+    /// Loads the programs of every kind of uplink, so that one that appears waits for no verifier.
+    ///
+    /// # Errors
+    /// That the kernel refuses one.
+    pub fn prepare_uplinks(&self) -> Result<(), Error> {
+        let mut datapath = lock(&self.datapath);
+        let object = datapath.object();
+        object.load_programs(&["uplink_egress", "uplink_egress_l3", "uplink_ingress", "uplink_ingress_l3"]);
+        ["uplink_egress", "uplink_egress_l3"].iter().try_for_each(|name| object.program(name).map(drop))
+    }
+}
+
+fn is_uplink(point: &Attached) -> bool {
+    point.hook.starts_with("uplink_")
+}
+
+/// nix 0.31 takes libc's null for success and gives an empty name.
+fn name_of(index: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    Some(name.to_string_lossy().into_owned()).filter(|name| !name.is_empty())
+}
+
+fn exists(index: u32) -> bool {
+    name_of(index).is_some()
+}
+
+/// A pin `if<index>-...` whose interface is gone: the kernel says 0 for it.
+fn is_dead_uplink(pin: &str, link: &std::os::fd::OwnedFd) -> bool {
+    use std::os::fd::AsFd as _;
+    let ours = pin.strip_prefix("if").is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()));
+    ours && crate::datapath::sys::link_info(link.as_fd()).is_ok_and(|info| info.target == 0)
+}
 
 /// The names of the interfaces that a default route of either family leaves by, in this network namespace.
 pub fn default_uplinks() -> Vec<String> {
@@ -75,5 +226,32 @@ impl Follower {
             // The netlink task ended: nothing will change any more.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lower_interfaces_are_governed_but_a_bridges_workloads() {
+        let net = tempfile::tempdir().unwrap();
+        let make = |path: &str| fs::create_dir_all(net.path().join(path)).unwrap();
+        for path in
+            ["vlan5/lower_bond0", "bond0/bonding", "bond0/lower_eth0", "bond0/lower_eth1", "eth0/device", "eth1"]
+        {
+            make(path);
+        }
+        for path in ["br0/bridge", "br0/lower_veth1", "br0/lower_eth2", "veth1", "eth2/device"] {
+            make(path);
+        }
+        let found = |name: &str| {
+            let mut names = with_lower(net.path(), vec![name.to_owned()]);
+            names.sort();
+            names
+        };
+        assert_eq!(found("vlan5"), ["bond0", "eth0", "eth1", "vlan5"]);
+        assert_eq!(found("br0"), ["br0", "eth2"]);
+        assert_eq!(found("eth1"), ["eth1"]);
     }
 }

@@ -106,6 +106,8 @@ pub struct Attached {
     pub hook: &'static str,
     /// The cgroup's path or the interface's name.
     pub target: String,
+    /// The interface's index; 0 for a cgroup.
+    pub interface: u32,
     /// The link that holds it; `None` for a clsact filter, which the interface holds, and for what `pin` holds.
     pub link: Option<OwnedFd>,
     /// The pin that alone holds the link: an LSM link cannot be detached while anybody has it open, so that
@@ -138,7 +140,13 @@ pub fn cgroup(object: &mut Object, cgroup: &Cgroup, pins: Option<&Pins>) -> Resu
         let pin = pins.map(|pins| pins.link(&format!("cgroup-{}-{hook}", cgroup.id)));
         let link = link(program, cgroup.dir.as_raw_fd() as u32, attach_type, pin.as_deref())
             .map_err(|source| Error::Attach { what: what(), source })?;
-        attached.push(Attached { hook, target: cgroup.path.display().to_string(), link: Some(link), pin: None });
+        attached.push(Attached {
+            hook,
+            target: cgroup.path.display().to_string(),
+            interface: 0,
+            link: Some(link),
+            pin: None,
+        });
     }
     Ok(attached)
 }
@@ -157,7 +165,7 @@ pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Resu
             }
             Err(source) => return Err(Error::Attach { what: format!("{hook} of {}", uplink.name), source }),
         };
-        attached.push(Attached { hook, target: uplink.name.clone(), link, pin: None });
+        attached.push(Attached { hook, target: uplink.name.clone(), interface: uplink.index, link, pin: None });
     }
     Ok(attached)
 }
@@ -177,7 +185,7 @@ pub fn lsm(object: &mut Object, kernel: &aya::Btf, pins: Option<&Pins>) -> Resul
         let link = sys::lsm_link(object.lsm(name, hook, kernel)?).map_err(failed)?;
         let pin = pins.map(|pins| replace_pin(&link, pins, hook)).transpose().map_err(failed)?;
         let link = pin.is_none().then_some(link);
-        attached.push(Attached { hook: name, target: "every process".to_owned(), link, pin });
+        attached.push(Attached { hook: name, target: "every process".to_owned(), interface: 0, link, pin });
     }
     Ok(attached)
 }

@@ -158,11 +158,13 @@ impl Pins {
         }
         let versions = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
         for version in versions.filter_map(Result::ok) {
-            for (name, link) in links_in(&version.path().join("links")).unwrap_or_default() {
+            for entry in fs::read_dir(version.path().join("links")).into_iter().flatten().filter_map(Result::ok) {
                 use std::os::fd::AsFd as _;
+                // What is not ours to open (a directory, somebody's map) must not keep our links in force.
+                let Ok(link) = sys::open_pin(&entry.path()) else { continue };
                 // A link whose cgroup or interface is gone is detached already.
                 let _ = sys::link_detach(link.as_fd());
-                removed.push(format!("link {name}"));
+                removed.push(format!("link {}", entry.file_name().to_string_lossy()));
             }
         }
         if let Err(error) = remove_tree(&self.root, &mut removed) {

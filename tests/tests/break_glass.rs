@@ -1,0 +1,60 @@
+//! P8: the ways back in that `docs/operations.md` names, with the commands it has.
+
+use std::time::Duration;
+
+use egress_tests::mntns::BPFFS;
+use egress_tests::probe::tcp;
+use egress_tests::{Governed, Place, Service, World};
+
+const POLICY: &str = "version: 1
+rules:
+  - {name: one, to: [203.0.113.10], ports: [7000/tcp]}
+";
+const DENIED: &str = "198.51.100.77:7000";
+
+fn governed() -> Governed {
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    let test = Governed::over(world, POLICY).unwrap();
+    assert!(tcp(&test.inside, DENIED).unwrap().refused());
+    test
+}
+
+fn sh(place: &Place, script: &str) {
+    let run = place.run("sh", &["-ec", script], Duration::from_secs(5)).unwrap();
+    assert!(run.ok(), "{script}: {run:?}");
+}
+
+fn assert_open(test: &Governed, when: &str) {
+    assert!(tcp(&test.inside, DENIED).unwrap().echoed, "{when}: inside");
+    assert!(tcp(&test.beside, DENIED).unwrap().echoed, "{when}: beside");
+}
+
+/// P8: with the daemon ended, `rm -r` of the pins is enough.
+#[test]
+fn rm_of_the_pins_opens_the_way() {
+    let mut test = governed();
+    test.daemon.kill().unwrap();
+    assert!(tcp(&test.inside, DENIED).unwrap().refused(), "enforcement outlives the daemon");
+    sh(&test.beside, &format!("rm -r {BPFFS}/egress"));
+    assert_open(&test, "after rm -r");
+}
+
+/// P8: `detach` beside a daemon that runs, with pins of a version that nobody knows, half of them gone, and what others
+/// left in the directory.
+#[test]
+fn detach_needs_no_sound_state() {
+    let test = governed();
+    let root = format!("{BPFFS}/egress");
+    sh(
+        &test.beside,
+        &format!(
+            "cd {root}; for dir in v*; do mv $dir v999; done
+             mkdir v999/links/0-foreign v999/other; mv v999/maps/LIVE v999/links/1-a-map; rm v999/maps/CONFIG"
+        ),
+    );
+    let run = test.daemon.detach().unwrap();
+    assert!(run.ok(), "{run:?}");
+    assert_open(&test, "after detach");
+    sh(&test.beside, &format!("test ! -e {root}"));
+}

@@ -1,0 +1,209 @@
+//! P2: uplinks that appear, go, come back under another name or as another kind are governed, and others' programs beside
+//! ours go on working. What is sent here is sent from outside the governed cgroup: only the uplink's programs judge it.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use egress_tests::held::python;
+use egress_tests::probe::{tcp, udp};
+use egress_tests::{Cgroup, Daemon, Governed, Service, World};
+
+const POLICY: &str = "version: 1
+rules:
+  - {name: one, to: [203.0.113.10], ports: [7000/tcp, 7000/udp]}
+  - {name: wild, to: ['*.wild.example.com'], ports: [80/tcp]}
+";
+const ALLOWED: &str = "203.0.113.10:7000";
+const DENIED: &str = "198.51.100.77:7000";
+
+fn world() -> World {
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    world.serve(Service::UdpEcho, "0.0.0.0:7000").unwrap();
+    world.serve(Service::Http, "0.0.0.0:80").unwrap();
+    world.dns.set_text("*.wild.example.com", 30, &["203.0.113.30"]);
+    world
+}
+
+fn governed(interfaces: Option<&[&str]>) -> Governed {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup);
+    let builder = match interfaces {
+        Some(names) => builder.interfaces(names),
+        None => builder.default_routes(),
+    };
+    let daemon = builder.start().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    Governed { daemon, inside, beside, cgroup, world }
+}
+
+fn wait_governed(test: &Governed, name: &str) {
+    let has = |status: &serde_json::Value| {
+        let mut points = status["attach_points"].as_array().into_iter().flatten();
+        points.any(|point| point["target"] == name && point["present"] == true)
+    };
+    test.status_until(has).unwrap_or_else(|error| panic!("{name}: {error}"));
+}
+
+/// What the policy allows passes by the uplink, what it does not is dropped there, and names are learned by it.
+fn assert_judged(test: &Governed, when: &str) {
+    test.world.sniffer.clear();
+    assert!(tcp(&test.beside, ALLOWED).unwrap().echoed, "{when}: an allowed address");
+    assert!(!udp(&test.beside, DENIED, 5).unwrap().echoed, "{when}: a denied address");
+    let denied = DENIED.parse::<SocketAddr>().unwrap().ip();
+    test.world.sniffer.assert_none(when, |frame| frame.destination == Some(denied));
+    let url = format!("http://{}.wild.example.com/", when.replace(' ', "-"));
+    let limit = Duration::from_secs(5);
+    let run = test.inside.run("curl", &["-sS", "--noproxy", "*", "--max-time", "3", &url], limit).unwrap();
+    assert_eq!(run.stdout, "ok\n", "{when}: {run:?}");
+}
+
+/// P2: a default route by another interface; its interface deleted and made again; renamed.
+#[test]
+fn default_routes_are_followed() {
+    let test = governed(None);
+    let node = &test.world.node_ns;
+    assert_judged(&test, "the first uplink");
+    test.world.add_uplink(1).unwrap();
+    node.ip("route replace default via 198.18.1.1 dev up1").unwrap();
+    wait_governed(&test, "up1");
+    assert_judged(&test, "a second uplink");
+
+    node.ip("link del up1").unwrap();
+    test.world.add_uplink(1).unwrap();
+    node.ip("route replace default via 198.18.1.1 dev up1").unwrap();
+    wait_governed(&test, "up1");
+    assert_judged(&test, "made again");
+
+    node.ip("link set up1 name wan0").unwrap();
+    wait_governed(&test, "wan0");
+    assert_judged(&test, "renamed");
+    let status = test.status_until(|status| status["health"]["healthy"] == true).unwrap();
+    assert!(!status["attach_points"].to_string().contains("up1"), "{status:#}");
+}
+
+/// P2, P1: an interface that stands on others (a macvlan here; VLANs and bonds alike) is governed, and so is what it stands
+/// on: a packet that is sent there directly is judged too.
+#[test]
+fn what_an_uplink_stands_on_is_governed_too() {
+    let test = governed(None);
+    let node = &test.world.node_ns;
+    test.world.add_uplink(2).unwrap();
+    node.ip("link add link up2 name mv0 type macvlan mode private\nlink set mv0 up\naddr add 198.18.2.11/24 dev mv0")
+        .unwrap();
+    node.ip("route replace default via 198.18.2.1 dev mv0").unwrap();
+    for name in ["mv0", "up2"] {
+        wait_governed(&test, name);
+    }
+    assert_judged(&test, "macvlan");
+}
+
+/// P2: a bridge that has the default route.
+#[test]
+fn a_bridge_is_governed() {
+    let test = governed(None);
+    let node = &test.world.node_ns;
+    test.world.add_uplink(3).unwrap();
+    // A port that is no workload's: hardware, or as here what stands on another interface.
+    node.ip("link add link up3 name port0 type macvlan mode passthru\nlink set port0 up\naddr flush dev up3").unwrap();
+    node.ip("link add br0 type bridge\nlink set br0 up\nlink set port0 master br0").unwrap();
+    node.ip("addr add 198.18.3.10/24 dev br0\nroute replace default via 198.18.3.1 dev br0").unwrap();
+    for name in ["br0", "port0", "up3"] {
+        wait_governed(&test, name);
+    }
+    assert_judged(&test, "bridge");
+}
+
+/// P2: an interface without a link header (TUN, as WireGuard's) is judged by the programs for such.
+#[test]
+fn a_tun_interface_is_judged_without_link_header() {
+    let test = governed(None);
+    // Reads what leaves by the interface, for two seconds, and prints each packet's destination.
+    let script = r"import fcntl, os, select, struct, subprocess, time
+tun = os.open('/dev/net/tun', os.O_RDWR)
+fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH', b'tun0', 0x1001))
+for line in ('link set tun0 up', 'addr add 198.18.9.1/24 dev tun0', 'route replace default dev tun0'):
+    subprocess.run(['ip'] + line.split(), check=True)
+print('up', flush=True)
+end = time.time() + 4
+while time.time() < end:
+    if select.select([tun], [], [], 0.1)[0]:
+        packet = os.read(tun, 2048)
+        if packet[0] >> 4 == 4: print('.'.join(map(str, packet[16:20])), flush=True)
+";
+    let mut reader =
+        test.beside.command(python()).args(["-c", script]).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    wait_governed(&test, "tun0");
+    let status = test.daemon.status().unwrap();
+    assert!(status["attach_points"].to_string().contains("uplink_egress_l3"), "{status:#}");
+    assert!(!udp(&test.beside, DENIED, 5).unwrap().echoed);
+    assert!(!udp(&test.beside, ALLOWED, 5).unwrap().echoed, "nobody answers there");
+    let output = reader.wait_with_output_limited();
+    assert!(output.contains("203.0.113.10"), "what is allowed leaves: {output}");
+    assert!(!output.contains("198.51.100.77"), "what is not does not: {output}");
+}
+
+trait Limited {
+    fn wait_with_output_limited(&mut self) -> String;
+}
+
+impl Limited for std::process::Child {
+    fn wait_with_output_limited(&mut self) -> String {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut self.stdout.take().unwrap(), &mut text).unwrap();
+        self.wait().unwrap();
+        text
+    }
+}
+
+/// P2: `--interface` of an interface that comes later: `run` starts, says so, and governs it before it carries a packet.
+/// One that was deleted and made again is governed as the first one was.
+#[test]
+fn a_named_interface_may_come_later() {
+    let test = governed(Some(&["up0", "up4"]));
+    let status = test.daemon.status().unwrap();
+    assert!(status["health"]["problems"].to_string().contains("up4"), "{status:#}");
+    assert!(test.daemon.output().contains("up4"), "{}", test.daemon.output());
+    for when in ["later", "again"] {
+        // Sends to a denied address all the while, by whatever route there is.
+        let pump = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nwhile True:\n try: s.sendto(b'leak', ('198.51.100.77', 7000))\n except OSError: pass\n";
+        test.world.sniffer.clear();
+        let mut pump = test.beside.command(python()).args(["-c", pump]).stdin(Stdio::null()).spawn().unwrap();
+        test.world.add_uplink(4).unwrap();
+        test.world.node_ns.ip("route replace default via 198.18.4.1 dev up4").unwrap();
+        wait_governed(&test, "up4");
+        let alive = pump.try_wait().unwrap().is_none();
+        pump.kill().unwrap();
+        pump.wait().unwrap();
+        assert!(alive);
+        assert_judged(&test, when);
+        let status = test.daemon.status().unwrap();
+        assert_eq!(status["health"]["healthy"], true, "{status:#}");
+        test.world.node_ns.ip("link del up4").unwrap();
+        test.status_until(|status| status["health"]["healthy"] == false).unwrap();
+    }
+}
+
+/// P2, measured: how long packets without a governed socket pass by an interface that was just given the default route.
+/// Sockets of the cgroup are refused throughout. Decision 0024 says why this is not nothing.
+#[test]
+fn a_new_default_route_is_open_for_milliseconds_at_most() {
+    let test = governed(None);
+    test.world.add_uplink(5).unwrap();
+    let inside = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nwhile True:\n try: s.sendto(b'leak', ('198.51.100.78', 7000))\n except OSError: pass\n";
+    let mut pump = test.inside.command(python()).args(["-c", inside]).stdin(Stdio::null()).spawn().unwrap();
+    test.world.sniffer.clear();
+    test.world.node_ns.ip("route replace default via 198.18.5.1 dev up5").unwrap();
+    let begun = Instant::now();
+    wait_governed(&test, "up5");
+    let took = begun.elapsed();
+    pump.kill().unwrap();
+    pump.wait().unwrap();
+    println!("governed, and seen so by `egress status`, {took:?} after the route");
+    let governed_socket = "198.51.100.78".parse().unwrap();
+    test.world.sniffer.assert_none("a governed socket", |frame| frame.destination == Some(governed_socket));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_judged(&test, "measured");
+}
