@@ -25,9 +25,12 @@ fn sh(place: &Place, script: &str) {
     assert!(run.ok(), "{script}: {run:?}");
 }
 
+/// The kernel lets go of a link whose last holder is gone in a work item, a moment later.
 fn assert_open(test: &Governed, when: &str) {
-    assert!(tcp(&test.inside, DENIED).unwrap().echoed, "{when}: inside");
-    assert!(tcp(&test.beside, DENIED).unwrap().echoed, "{when}: beside");
+    for (place, which) in [(&test.inside, "inside"), (&test.beside, "beside")] {
+        let open = (0..5).any(|_| tcp(place, DENIED).unwrap().echoed);
+        assert!(open, "{when}: {which}");
+    }
 }
 
 /// P8: with the daemon ended, `rm -r` of the pins is enough.
