@@ -78,7 +78,7 @@ fn act_as_resolver(way: Way, name: &str) -> Result<bool> {
             ))?;
         }
         let server = UdpSocket::bind(resolver())?;
-        server.set_read_timeout(Some(WAIT))?;
+        server.set_read_timeout(Some(WAIT * 4))?;
         ready();
         let mut buffer = [0; 512];
         let (length, from) = server.recv_from(&mut buffer)?;
@@ -110,10 +110,13 @@ fn ask(query: &[u8], serve: impl FnOnce(&dyn Fn()) -> Result<()> + Send + 'stati
     }
     let _ = ip(&format!("link set v0 up\naddr add {CLIENT}/32 dev v0\nroute add {DNS_V4} dev v0"));
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.set_read_timeout(Some(WAIT))?;
-    socket.send_to(query, resolver()).context("ask")?;
+    socket.set_read_timeout(Some(WAIT / 4))?;
     let mut buffer = [0; 512];
-    let arrived = socket.recv_from(&mut buffer).is_ok_and(|(_, from)| from == SocketAddr::V4(resolver()));
+    // A link that just came up may lose what is sent at first.
+    let arrived = (0..12).any(|_| {
+        let sent = socket.send_to(query, resolver()).is_ok();
+        sent && socket.recv_from(&mut buffer).is_ok_and(|(_, from)| from == SocketAddr::V4(resolver()))
+    });
     if arrived {
         server.join().map_err(|_| anyhow::anyhow!("the server's thread panicked"))??;
     }
