@@ -184,10 +184,11 @@ pub struct GrantEntry {
 impl GrantEntry {
     /// Whether the grant by which a flow was judged in generation `judged` stands in `generation` too.
     ///
-    /// An entry that was given to another grant since then begins later than the flow's verdict.
+    /// An entry that was given to another grant since then begins later than the flow's verdict. After a rollback `generation`
+    /// is the earlier one: what only the later one granted does not stand.
     #[inline(always)]
     pub const fn stands(&self, judged: u32, generation: u32) -> bool {
-        self.from != 0 && self.from <= judged && generation <= self.until
+        self.from != 0 && self.from <= judged && self.from <= generation && generation <= self.until
     }
 }
 

@@ -6,7 +6,8 @@ use super::{Address, Ticks};
 
 /// A policy's scalar settings: map `CONFIG`, an array of two, entry `generation & 1`.
 ///
-/// The live generation is map `LIVE`; a flip writes that one word, after everything of the new generation is in place.
+/// The live generation is in map `LIVE` ([`Live`]); a flip writes that one word, after everything of the new generation is
+/// in place.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Config {
@@ -26,6 +27,42 @@ pub struct Config {
     pub cgroup_id: u64,
     /// The cookie of the network namespace whose sockets may teach names at the cgroup hook, or 0 for any.
     pub teaching_netns: u64,
+}
+
+/// Element 0 of map `LIVE`, one aligned 64-bit word, so that it changes at once: which generation counts, and until when.
+///
+/// A generation with a deadline is not confirmed yet. From the deadline on the programs take the other entry of `CONFIG`, the
+/// generation before it, whether or not any daemon runs: `egress apply --confirm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// The generation; 0 is none yet, and everything is dropped.
+    pub generation: u32,
+    /// The first tick at which it no longer counts; 0 for a generation that stays.
+    pub deadline: Ticks,
+}
+
+impl Live {
+    /// Element 1 of map `LIVE`: the last generation that was ever given out. A generation that was rolled back has verdicts to
+    /// its name, so that its number is not used again.
+    pub const LAST: u32 = 1;
+
+    /// The word.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        (self.deadline as u64) << 32 | self.generation as u64
+    }
+
+    /// What the word says.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Self {
+        Self { generation: word as u32, deadline: (word >> 32) as u32 }
+    }
+
+    /// Whether its time has run out.
+    #[inline(always)]
+    pub const fn expired(self, now: Ticks) -> bool {
+        self.deadline != 0 && now >= self.deadline
+    }
 }
 
 impl Config {

@@ -11,7 +11,7 @@ use super::{Address, Ticks};
 
 /// Write addresses down. Results, counted by record: unchanged, extended, added, slots full, map full, contended.
 pub const CONTROL_LEARN: u32 = 1;
-/// Make `generation` the live one, by one atomic write. No records.
+/// Make `generation` the live one, without a deadline, by one atomic write. No records.
 pub const CONTROL_FLIP: u32 = 2;
 /// Delete those of the addresses whose every slot is dead. `results[0]` is how many were, `results[1]` how many are in
 /// use or not there.

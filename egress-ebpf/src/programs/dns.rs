@@ -48,12 +48,11 @@ impl NameTable for Names {
     }
 }
 
-/// The policy that is being staged beside the live one, which learns too: when it becomes the live one, nothing that was
-/// resolved before is missing.
+/// The policy beside the live one, which learns too: one that is being staged, or the one to go back to while the live one is
+/// not confirmed. When it becomes the live one, nothing that was resolved before is missing.
 #[inline(always)]
 fn staged(config: &Config) -> Option<&'static Config> {
-    let generation = config.generation.wrapping_add(1);
-    maps::CONFIG.get(generation & 1).filter(|staged| staged.generation == generation)
+    maps::CONFIG.get(!config.generation & 1).filter(|staged| staged.generation != 0)
 }
 
 /// Loads `len` bytes of the packet from `at` on as the message that is to be read.

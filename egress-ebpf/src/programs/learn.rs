@@ -12,7 +12,7 @@ use aya_ebpf::{
 use egress_ebpf::{
     abi::{
         Address, AddressEntry, AddressKey4, AddressKey6, CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM, CONTROL_RECORDS,
-        Config, ControlHeader, ControlRecord, LearnCount, Slot, Ticks,
+        Config, ControlHeader, ControlRecord, LearnCount, Live, Slot, Ticks,
     },
     dns::{self, bytes::opaque},
     learn::{self, Addresses, Inserted, Outcome},
@@ -161,7 +161,7 @@ fn run(skb: *mut __sk_buff) -> i32 {
         CONTROL_FLIP if header.count == 0 && header.generation != 0 => {
             let Some(live) = maps::LIVE.get_ptr_mut(0) else { return EINVAL };
             // SAFETY: an array's entry; an aligned word is written whole.
-            unsafe { live.write_volatile(header.generation) };
+            unsafe { live.write_volatile(Live { generation: header.generation, deadline: 0 }.pack()) };
         }
         CONTROL_LEARN | CONTROL_RECLAIM => {
             let Some(work) = scratch::claim() else { return EBUSY };

@@ -22,9 +22,9 @@ pub type PrefixData4 = [u8; 8];
 /// Data of an IPv6 prefix key.
 pub type PrefixData6 = [u8; 20];
 
-/// The live generation; 0 is none yet, and everything is dropped.
+/// [`egress_ebpf::abi::Live`], and the last generation that was given out.
 #[btf_map]
-pub static LIVE: Array<u32, 1> = Array::new();
+pub static LIVE: Array<u64, 2> = Array::new();
 
 #[btf_map]
 pub static CONFIG: Array<Config, 2> = Array::new();

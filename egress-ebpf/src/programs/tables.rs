@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use egress_ebpf::{
     abi::{
-        Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry,
+        Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, Live,
         PeerKey, ResolverKey, ResolverTrust, TICK_SHIFT, Ticks,
     },
     decision::{Destination, Tables, Verdict},
@@ -14,12 +14,19 @@ use super::{global, maps};
 /// The kernel's maps.
 pub struct Kernel;
 
-/// The live policy's scalars, or `None` before the first policy is in: fail closed.
+/// The live policy's scalars, or `None` before the first policy is in: fail closed. A policy that was not confirmed in time
+/// gives way to the one before it, which is the other entry.
 #[inline(always)]
 pub fn live() -> Option<&'static Config> {
-    let generation = *maps::LIVE.get(0)?;
-    let config = maps::CONFIG.get(generation & 1)?;
-    (generation != 0 && config.generation == generation).then_some(config)
+    // SAFETY: an aligned word of an array's entry. Volatile, so that both halves are of one read.
+    let live = Live::unpack(unsafe { core::ptr::from_ref(maps::LIVE.get(0)?).read_volatile() });
+    if live.generation == 0 {
+        return None;
+    }
+    let expired = live.deadline != 0 && live.expired(now());
+    let config = maps::CONFIG.get((live.generation ^ u32::from(expired)) & 1)?;
+    let whole = if expired { config.generation != 0 } else { config.generation == live.generation };
+    whole.then_some(config)
 }
 
 /// The time, by the coarse clock (14 ns, against 30 for the exact one).

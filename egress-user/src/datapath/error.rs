@@ -43,6 +43,10 @@ pub enum Error {
     Cpus { what: &'static str, source: io::Error },
     #[error("what was written to the map {0} reads back differently; the old policy stays in force")]
     ReadBack(&'static str),
+    #[error("a policy is in force that is not confirmed yet; `egress confirm` keeps it, `egress rollback` ends it")]
+    Unconfirmed,
+    #[error("no policy waits for a confirmation")]
+    NothingPending,
     #[error("missing privilege: {0}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
     Privilege(&'static str),
 }

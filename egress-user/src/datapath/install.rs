@@ -45,7 +45,7 @@ pub struct Installed {
 #[derive(Debug)]
 pub struct Datapath {
     pub(super) object: Object,
-    pub(super) live: Table<u32, u32>,
+    pub(super) live: Table<u32, u64>,
     pub(super) configs: Table<u32, Config>,
     pub(super) addresses_4: Table<AddressKey4, AddressEntry>,
     pub(super) addresses_6: Table<AddressKey6, AddressEntry>,
@@ -65,6 +65,8 @@ pub struct Datapath {
     pub(super) events_lost: Table<u32, u64>,
     /// The indices of the classes of the live policy.
     pub(super) class_index: Vec<u32>,
+    /// The same of the policy to go back to, while the live one is not confirmed; empty where that is not known.
+    pub(super) previous_index: Vec<u32>,
 }
 
 impl Datapath {
@@ -91,6 +93,7 @@ impl Datapath {
             events_lost: object.table("EVENTS_LOST")?,
             object,
             class_index: Vec::new(),
+            previous_index: Vec::new(),
         })
     }
 
@@ -99,15 +102,28 @@ impl Datapath {
         &mut self.object
     }
 
-    /// The live generation, 0 before the first.
-    pub fn generation(&self) -> Result<u32, Error> {
-        Ok(self.live.get(&0)?.unwrap_or(0))
-    }
-
     /// Installs a policy and makes it the live one. On an error the old one stays, untouched.
     pub fn install(&mut self, policy: &Compiled, settings: &Settings, learned: &[Learned]) -> Result<Installed, Error> {
+        self.install_until(policy, settings, learned, 0)
+    }
+
+    /// [`Datapath::install`], until a tick from which on the kernel takes the old policy again; 0 for good.
+    ///
+    /// # Errors
+    /// [`Error::Unconfirmed`] while another policy waits for its confirmation.
+    pub fn install_until(
+        &mut self,
+        policy: &Compiled,
+        settings: &Settings,
+        learned: &[Learned],
+        deadline: Ticks,
+    ) -> Result<Installed, Error> {
+        self.settle()?;
+        if self.live()?.deadline != 0 {
+            return Err(Error::Unconfirmed);
+        }
         let live = self.generation()?;
-        let result = self.install_after(live, policy, settings, learned);
+        let result = self.install_after(live, policy, settings, learned, deadline);
         if result.is_err() && self.generation()? == live {
             // The kernel is to stop learning into what will not become the live generation.
             self.configs.set(&(live.wrapping_add(1) & 1), &Config::default(), sys::ANY)?;
@@ -122,11 +138,11 @@ impl Datapath {
         policy: &Compiled,
         settings: &Settings,
         learned: &[Learned],
+        deadline: Ticks,
     ) -> Result<Installed, Error> {
         // An installation that was cut short may have left elements of the generation that it meant to make.
         self.sweep(live)?;
-        // 0 means none, and a generation's low 16 bits tell its names apart.
-        let generation = if live >= u32::MAX - 1 { 1 } else { live + 1 };
+        let generation = self.next_generation(live)?;
         let bases = self.bases(generation);
         let grants = self.allot_grants(policy, live, generation)?;
         let elements = lower::lower(policy, settings, generation, &grants, bases)?;
@@ -142,11 +158,12 @@ impl Datapath {
         self.carry_over(live, bases, &elements)?;
         self.verify(&elements)?;
         self.retire_grants(&grants, live)?;
-        self.live.set(&0, &generation, sys::ANY)?;
-        self.class_index = elements.class_index;
-        if live != 0 {
-            thread::sleep(IN_FLIGHT);
-            self.sweep(generation)?;
+        // The one to go back to is there only where there is one.
+        let deadline = if live == 0 { 0 } else { deadline };
+        self.live.set(&0, &abi::Live { generation, deadline }.pack(), sys::ANY)?;
+        self.previous_index = std::mem::replace(&mut self.class_index, elements.class_index);
+        if live != 0 && deadline == 0 {
+            self.forget_other(generation)?;
         }
         Ok(Installed { generation, grants })
     }
@@ -159,6 +176,18 @@ impl Datapath {
         let result = self.learn_into(policy, &class_index, generation, learned);
         self.class_index = class_index;
         result
+    }
+
+    /// [`Datapath::learn`] for the policy to go back to, while the live one is not confirmed.
+    pub fn learn_previous(&mut self, policy: &Compiled, learned: &Learned) -> Result<(), Error> {
+        let previous = self.configs.get(&(!self.live()?.generation & 1))?.unwrap_or_default().generation;
+        if previous == 0 || previous == self.generation()? {
+            return Ok(());
+        }
+        let class_index = std::mem::take(&mut self.previous_index);
+        let result = self.learn_into(policy, &class_index, previous, learned);
+        self.previous_index = class_index;
+        result.map(drop)
     }
 
     fn learn_into(
@@ -227,6 +256,14 @@ impl Datapath {
             }
         }
         self.write_addresses(elements.config.generation, &kept)
+    }
+
+    /// Ends every generation but `keep`, the live one: it learns no more, and its elements go.
+    pub(super) fn forget_other(&mut self, keep: u32) -> Result<(), Error> {
+        thread::sleep(IN_FLIGHT);
+        self.previous_index.clear();
+        self.configs.set(&(!keep & 1), &Config::default(), sys::ANY)?;
+        self.sweep(keep)
     }
 
     /// Deletes the elements of every generation but `keep`.

@@ -6,6 +6,7 @@
 
 mod aliases;
 mod attach;
+mod confirm;
 mod control;
 mod error;
 mod grants;
@@ -24,6 +25,7 @@ pub use attach::{
     Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm, remove_clsact,
     remove_clsact_of, uplink as attach_uplink,
 };
+pub use confirm::{Settled, deadline_after};
 pub use error::Error;
 pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_cookie};
 pub use install::{Datapath, Installed, Learned};

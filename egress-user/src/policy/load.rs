@@ -26,6 +26,8 @@ use super::{
 pub struct Sources {
     /// Files, directories and names of embedded policies, as `--policy` takes them.
     pub policies: Vec<PathBuf>,
+    /// Policies as text, each with the name that errors and `status` show.
+    pub texts: Vec<(String, String)>,
     /// `--allow DEST`, in order; each becomes a rule `allow-1`, `allow-2`, ...
     pub allow: Vec<String>,
     /// `--set KEY=VALUE`.
@@ -58,7 +60,14 @@ pub struct Loaded {
 pub fn load(sources: &Sources) -> Result<Loaded, PolicyError> {
     let mut diagnostics = Vec::new();
     let mut paths = Vec::new();
-    let files = read_all(&sources.policies, &mut paths, &mut diagnostics);
+    let mut files = read_all(&sources.policies, &mut paths, &mut diagnostics);
+    for (name, text) in &sources.texts {
+        if text.len() as u64 > MAX_BYTES {
+            diagnostics.push(Diagnostic::error(format!("the policy `{name}` is larger than {MAX_BYTES} bytes")));
+        } else {
+            files.push(Arc::new(SourceFile::new(name.clone(), text.clone())));
+        }
+    }
     if files.is_empty() && sources.allow.is_empty() && diagnostics.is_empty() {
         diagnostics.push(
             Diagnostic::error("no policy")

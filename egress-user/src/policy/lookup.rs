@@ -9,7 +9,7 @@ use ipnet::IpNet;
 pub use self::explain::{Context, Destination, Explanation, Host, Reason, Via};
 use super::{
     compiled::{Compiled, NameEntry, NameKey, PortRange, PrefixEntry, Proto, Queries},
-    name::{NamePattern, label_matches},
+    name::{DomainName, NamePattern, label_matches},
 };
 
 /// What the name table says about one name.
@@ -64,6 +64,18 @@ impl Compiled {
             compare_reversed(entry.key.name().as_str(), name).then(is_suffix.cmp(&suffix))
         };
         self.names.binary_search_by(order).ok().map(|index| &self.names[index])
+    }
+
+    /// The class of the longest suffix that covers everything below `base`; 0 where none does.
+    pub(super) fn below_class(&self, base: &DomainName) -> u32 {
+        let mut rest = Some(base.as_str());
+        while let Some(name) = rest {
+            if let Some(entry) = self.find(name, true) {
+                return entry.class;
+            }
+            rest = name.split_once('.').map(|(_, parent)| parent);
+        }
+        0
     }
 
     /// The class of the longest allow prefix that holds this address; 0 where none does.

@@ -7,6 +7,7 @@
 mod compile;
 mod compiled;
 mod diagnostic;
+mod diff;
 mod document;
 mod duration;
 pub mod embedded;
@@ -23,6 +24,7 @@ mod yaml;
 
 pub use compiled::*;
 pub use diagnostic::{Diagnostic, PolicyError, Report, Severity, SourceFile, eprint_all, render_all};
+pub use diff::{Diff, Opening, Setting};
 pub use load::{Loaded, Sources, check_allow, load};
 pub use lookup::*;
 pub use name::{DomainName, ItemError, NamePattern};

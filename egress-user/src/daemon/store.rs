@@ -1,0 +1,80 @@
+//! What a restart must know of policies that came by `egress apply`: their text, in one file.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::Texts;
+
+/// The file's content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// In force before the files of the command line, as long as these say what they said then.
+    #[serde(default)]
+    pub applied: Option<Applied>,
+    /// What `rollback` goes back to.
+    #[serde(default)]
+    pub before: Option<Texts>,
+    /// `before` came by `apply` too.
+    #[serde(default)]
+    pub before_applied: bool,
+    /// Put in force with `--confirm`, and neither confirmed nor rolled back when this was written. The kernel knows.
+    #[serde(default)]
+    pub trial: Option<Texts>,
+}
+
+/// A policy that was applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// It.
+    pub texts: Texts,
+    /// What the files of the command line said then.
+    pub over: Texts,
+}
+
+/// Where the file is.
+#[derive(Clone, Debug)]
+pub struct Store {
+    path: PathBuf,
+}
+
+impl Store {
+    /// In `dir`, which is made when something is written.
+    pub fn new(dir: &Path) -> Self {
+        Self { path: dir.join("policy.json") }
+    }
+
+    /// What was kept; nothing where the file is missing. One that cannot be read is told and passed over: the files of the
+    /// command line are there.
+    pub fn read(&self) -> Stored {
+        let read = fs::read(&self.path).and_then(|text| serde_json::from_slice(&text).map_err(io::Error::other));
+        match read {
+            Ok(stored) => stored,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::default(),
+            Err(error) => {
+                tracing::warn!(%error, path = %self.path.display(), "cannot read what was applied; the files count");
+                Stored::default()
+            }
+        }
+    }
+
+    /// Replaces what was kept, whole or not at all.
+    pub fn write(&self, stored: &Stored) -> io::Result<()> {
+        self.replace(stored).map_err(|error| io::Error::other(format!("{}: {error}", self.path.display())))
+    }
+
+    fn replace(&self, stored: &Stored) -> io::Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let fresh = self.path.with_extension("new");
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(&serde_json::to_vec(stored)?)?;
+        file.sync_all()?;
+        fs::rename(&fresh, &self.path)
+    }
+}
