@@ -158,6 +158,7 @@ impl DaemonBuilder<'_> {
         for resolver in &self.resolvers {
             command.args(["--resolver", resolver]);
         }
+        command.env("EGRESS_STATE", self.world.dir().join("state"));
         command.args(&self.args).env("EGRESS_BPFFS", BPFFS).envs(self.envs.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok((command, socket))

@@ -3,8 +3,8 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use egress_ebpf::{
     abi::{
-        Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, Live,
-        PeerKey, ResolverKey, ResolverTrust, TICK_SHIFT, Ticks,
+        Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry,
+        Live, PeerKey, ResolverKey, ResolverTrust, TICK_SHIFT, Ticks,
     },
     decision::{Destination, Tables, Verdict},
 };

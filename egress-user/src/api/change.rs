@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::{Extension, Json, Router, extract::{DefaultBodyLimit, State, rejection::JsonRejection}, http::StatusCode, response::{IntoResponse, Response}, routing::post};
+use axum::{
+    Extension, Json, Router,
+    extract::{DefaultBodyLimit, State, rejection::JsonRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
@@ -38,6 +44,14 @@ pub struct Texts {
     /// `--set KEY=VALUE`.
     #[serde(default)]
     pub set: Vec<(String, String)>,
+}
+
+impl Texts {
+    /// What `status` calls it.
+    pub fn names(&self) -> Vec<String> {
+        let files = self.files.iter().map(|(name, _)| name.clone());
+        files.chain(self.allow.iter().map(|allow| format!("--allow {allow}"))).collect()
+    }
 }
 
 /// What a change did, or would do.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, task::JoinHandle};
 
-use super::{ErrorBody, EventFilter, Explanation, Health, Status};
+use super::{ApplyRequest, Changed, ErrorBody, EventFilter, Explanation, Health, Status};
 use crate::events::Event;
 
 /// How long the daemon may take to start an answer.
@@ -48,6 +48,14 @@ pub enum ClientError {
     #[error("{message}")]
     Refused {
         /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// It is not the time for it.
+    #[error("{message}")]
+    Conflict {
+        /// Why.
         message: String,
         /// What to do.
         hint: Option<String>,
@@ -129,6 +137,32 @@ impl Client {
         })
     }
 
+    /// Puts a policy in force, or only says what would change.
+    pub async fn apply(&self, request: &ApplyRequest) -> Result<Changed, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| self.protocol(error))?;
+        self.post("/v1/policy", body).await
+    }
+
+    /// Keeps the policy that is on trial.
+    pub async fn confirm(&self) -> Result<Changed, ClientError> {
+        self.post("/v1/confirm", Vec::new()).await
+    }
+
+    /// Goes back to the policy before.
+    pub async fn roll_back(&self) -> Result<Changed, ClientError> {
+        self.post("/v1/rollback", Vec::new()).await
+    }
+
+    async fn post(&self, path: &str, body: Vec<u8>) -> Result<Changed, ClientError> {
+        let request = Request::post(path).header(hyper::header::CONTENT_TYPE, "application/json");
+        let (response, driver) = self.send(request, body).await?;
+        let _driver = Abort(driver);
+        if response.status() != StatusCode::OK {
+            return Err(self.refused(response).await);
+        }
+        serde_json::from_slice(&self.body(response).await?).map_err(|error| self.protocol(error))
+    }
+
     async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let (response, driver) = self.get(path).await?;
         let _driver = Abort(driver);
@@ -148,6 +182,14 @@ impl Client {
     }
 
     async fn get(&self, path: &str) -> Result<(Response<Incoming>, JoinHandle<()>), ClientError> {
+        self.send(Request::get(path), Vec::new()).await
+    }
+
+    async fn send(
+        &self,
+        request: hyper::http::request::Builder,
+        body: Vec<u8>,
+    ) -> Result<(Response<Incoming>, JoinHandle<()>), ClientError> {
         let stream = connect(&self.socket).await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.protocol(error))?;
@@ -155,9 +197,9 @@ impl Client {
             // A failure shows up at the request or at the body.
             let _ = connection.await;
         });
-        let request = Request::get(path)
+        let request = request
             .header(hyper::header::HOST, "egress")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(Bytes::from(body)))
             .map_err(|error| self.protocol(error))?;
         match tokio::time::timeout(TIMEOUT, sender.send_request(request)).await {
             Ok(Ok(response)) => Ok((response, driver)),
@@ -199,6 +241,7 @@ impl Client {
                 ClientError::Busy { path: self.socket.clone(), message }
             }
             StatusCode::NOT_FOUND => self.protocol(message),
+            StatusCode::CONFLICT => ClientError::Conflict { message, hint },
             _ => ClientError::Refused { message, hint },
         }
     }

@@ -5,8 +5,11 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/health` | [`Health`], 200 or 503 |
 //! | `GET /v1/explain?to=DEST` | [`Explanation`], or 400 |
+//! | `POST /v1/policy` ([`ApplyRequest`]) | [`Changed`]; 422 for a wrong policy, 409 while another is on trial. Root alone, but for a dry run |
+//! | `POST /v1/confirm`, `POST /v1/rollback` | [`Changed`], or 409. Root alone |
 //! | `GET /v1/events?follow=&dropped=&recent=` | JSON lines of [`crate::events::Event`] |
 
+mod change;
 mod client;
 mod listen;
 mod peer;
@@ -15,6 +18,7 @@ mod routes;
 mod server;
 mod types;
 
+pub use change::{ApplyRequest, Change, ChangeError, Changed, Texts};
 pub use client::{Client, ClientError, EventStream};
 pub use listen::ListenError;
 pub use peer::{Peer, Role};
@@ -38,6 +42,10 @@ pub trait Source: Send + Sync + 'static {
     }
     /// Where events are published.
     fn hub(&self) -> &Hub;
+    /// What changes the policy, where it can be changed.
+    fn change(&self) -> Option<&dyn Change> {
+        None
+    }
 }
 
 #[cfg(test)]

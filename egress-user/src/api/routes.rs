@@ -30,8 +30,9 @@ pub(super) fn router(connection: Connection) -> Router {
         .route("/v1/health", get(health))
         .route("/v1/explain", get(explain))
         .route("/v1/events", get(events))
+        .merge(super::change::routes())
         .fallback(async || error(StatusCode::NOT_FOUND, "no such resource", Some("this daemon speaks /v1".to_owned())))
-        .method_not_allowed_fallback(async || error(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here", None))
+        .method_not_allowed_fallback(async || error(StatusCode::METHOD_NOT_ALLOWED, "not served in this way", None))
         .with_state(connection)
 }
 

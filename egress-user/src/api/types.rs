@@ -54,6 +54,12 @@ pub struct PolicyStatus {
     pub hash: String,
     /// How many rules it has.
     pub rules: usize,
+    /// It came by `egress apply`, not from the files that the daemon was started with.
+    #[serde(default)]
+    pub applied: bool,
+    /// It waits for `egress confirm` so long; then the policy before comes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_seconds_left: Option<u64>,
 }
 
 /// A program's place.

@@ -91,9 +91,57 @@ pub struct RunArgs {
     /// Let this group (name or number) read from the daemon's socket; only root changes anything
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub socket_group: Option<u32>,
+    /// Where policies are kept that come by `egress apply`
+    #[arg(long, value_name = "DIR", env = "EGRESS_STATE", default_value = "/var/lib/egress")]
+    pub state: PathBuf,
     /// Stop enforcing when the daemon ends; for experiments
     #[arg(long)]
     pub detach_on_exit: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ApplyArgs {
+    /// Files, directories or embedded policies; merged, they take the place of the policy in force
+    #[arg(value_name = "P", required_unless_present = "allow")]
+    pub policies: Vec<PathBuf>,
+    /// Allow one destination more, as `egress run` takes it; may be repeated
+    #[arg(long, value_name = "DEST", value_parser = allow)]
+    pub allow: Vec<String>,
+    /// Fill a placeholder of the policies, like region=westeurope; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+    /// Put the old policy back after this time (like 60s or 10m), unless `egress confirm` comes before
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "dry_run")]
+    pub confirm: Option<u64>,
+    /// Only say what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print what changes as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ChangeArgs {
+    /// Print what changed as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DiffArgs {
+    /// A file, a directory or an embedded policy: compared with the second one, or the one in force with it
+    #[arg(value_name = "A")]
+    pub first: PathBuf,
+    /// What A is compared with
+    #[arg(value_name = "B")]
+    pub second: Option<PathBuf>,
+    /// Fill a placeholder of the policies, like region=westeurope; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+    /// Print the difference as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -236,6 +284,13 @@ fn sentence(error: ItemError) -> String {
     match error.hint {
         Some(hint) => format!("{}; {hint}", error.what),
         None => error.what,
+    }
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    match policy::parse_duration(text).map_err(sentence)?.as_secs() {
+        seconds @ 2..=86_400 => Ok(seconds),
+        _ => Err("write a time from 2s to 24h, like 60s or 10m".to_owned()),
     }
 }
 

@@ -39,7 +39,7 @@ pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
     let system = system::read(&system::Paths::default()).ok();
     let mut sources = args.policy.sources();
     args.overrides.apply(&mut sources);
-    sources.internal = super::run::search_domains(system.as_ref());
+    sources.internal = crate::daemon::search_domains(system.as_ref());
     if sources.policies.is_empty() && sources.allow.is_empty() {
         return Err(Failure::input(
             "nothing is allowed: no policy is given",
@@ -59,7 +59,7 @@ pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
         cgroup_id: scope.cgroup.id,
         teaching_netns: netns_cookie(),
     };
-    let enforcement = Enforcement::start(&loaded.compiled, settings, &scope).map_err(machine)?;
+    let enforcement = Enforcement::start(&loaded.compiled, settings, &scope, false).map_err(machine)?;
     // Before any thread is started: the janitor is a fork of this process and inherits its links.
     let janitor = exec_cgroup.start_janitor().context("start the process that cleans up")?;
     let (core, events) = Core::new(enforcement, loaded.compiled, Vec::new());

@@ -1,9 +1,12 @@
 //! The command line: one module for each command, the arguments of all in [`args`].
 
+pub mod apply;
 pub mod args;
 pub mod check;
 pub mod completions;
+pub mod confirm;
 pub mod detach;
+pub mod diff;
 mod disabled;
 pub mod events;
 pub mod exec;
@@ -11,6 +14,7 @@ pub mod explain_daemon;
 pub mod explain_offline;
 pub mod output;
 pub mod policies;
+pub mod rollback;
 pub mod run;
 pub mod schema;
 pub mod status;
@@ -60,6 +64,14 @@ pub enum Command {
     Status(args::StatusArgs),
     /// Show what was dropped and learned
     Events(args::EventsArgs),
+    /// Put another policy in force; with --confirm the old one comes back by itself unless confirmed
+    Apply(args::ApplyArgs),
+    /// Keep the policy that `apply --confirm` put in force
+    Confirm(args::ChangeArgs),
+    /// Go back to the policy before the last change
+    Rollback(args::ChangeArgs),
+    /// Compare two policies, or the one in force with a file, by meaning; exit 1 where they differ
+    Diff(args::DiffArgs),
     /// Break-glass: remove every program, pin and cgroup that egress made
     Detach(args::DetachArgs),
     /// List the embedded policies, or print one
@@ -109,6 +121,10 @@ fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain_daemon::run(&socket, &args.destination.to_string(), args.json),
         Command::Status(args) => status::run(&socket, args.json),
         Command::Events(args) => events::run(&socket, args),
+        Command::Apply(args) => apply::main(&args, &socket),
+        Command::Confirm(args) => confirm::main(&args, &socket),
+        Command::Rollback(args) => rollback::main(&args, &socket),
+        Command::Diff(args) => diff::main(&args, &socket),
         Command::Detach(args) => detach::main(args, &socket),
         Command::Policies(args) => policies::main(args),
         Command::Schema => schema::main(),

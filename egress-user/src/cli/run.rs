@@ -11,10 +11,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, args::RunArgs, disabled, output};
 use crate::{
-    api::{Server, SocketOptions},
-    daemon::{self, Believe, Core, Enforcement, Follower, Scope, Wanted, ring},
-    datapath::{Cgroup, Pins, Settings, netns_cookie},
-    policy::{self, Compiled, DomainName, Loaded, Resolvers},
+    api::{Server, SocketOptions, Texts},
+    daemon::{
+        self, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NotReady, Ready, Scope, Store, Stored,
+        Wanted, allow_private, asked, resolve_settings, ring,
+    },
+    datapath::{Cgroup, Pins},
+    policy::{self, DomainName},
     privilege,
     resolve::{
         self, Limits, Refresher, Resolver,
@@ -54,36 +57,41 @@ struct Started {
     server: Server,
     core: Arc<Core>,
     pins: Option<Pins>,
-    believe: Believe,
-    level: (u32, u64),
+    change: Changing,
     what: String,
+}
+
+/// What is needed to change the policy later.
+struct Changing {
+    base: Base,
+    store: Store,
+    stored: Stored,
+    texts: Texts,
+    trial: bool,
 }
 
 /// Puts the policy in force, and leaves this thread with the rights that it needs from then on.
 fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let names = system::read(&system::Paths::default()).ok();
-    let loaded = load(args, names.as_ref())?;
+    let scope = scope(args)?;
+    // Without an uplink by the user's own word; a node that has no default route yet will have one.
+    let believe = if args.interface == ["none"] { Believe::AtCgroup } else { Believe::AtUplinks };
+    let base = base(args, believe, (scope.cgroup.level, scope.cgroup.id))?;
+    let (files, loaded) = base.read(names.as_ref()).map_err(not_ready)?;
     policy::eprint_all(&loaded.warnings, &loaded.files);
     // The socket comes before anything in the kernel: it is also what finds a second daemon.
     let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
     let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
-    let scope = scope(args)?;
-    let level = (scope.cgroup.level, scope.cgroup.id);
-    // Without an uplink by the user's own word; a node that has no default route yet will have one.
-    let believe = if args.interface == ["none"] { Believe::AtCgroup } else { Believe::AtUplinks };
-    let settings = settings(&loaded.compiled, names.as_ref(), believe, level)?;
-    let enforcement = Enforcement::start(&loaded.compiled, settings, &scope).map_err(|error| {
-        let hint = if nix::unistd::geteuid().is_root() {
-            "`cargo xtask doctor`, in egress' source, lists what it needs"
-        } else {
-            "run it as root"
-        };
-        Failure::machine(error.to_string(), hint)
-    })?;
+    // Made now: later the daemon may write below it, and make no other.
+    let _ = std::fs::create_dir_all(&args.state);
+    let store = Store::new(&args.state);
+    let mut stored = store.read();
+    let ready = latest(&base, files, &mut stored, names.as_ref());
+    let (ready, enforcement, trial) = enforce(&base, ready, &mut stored, names.as_ref(), &scope)?;
     let pins = enforcement.pins.clone();
     let what = format!(
         "{} in {}{}",
-        if loaded.compiled.mode == policy::Mode::Enforce {
+        if ready.policy.mode == policy::Mode::Enforce {
             "enforcement is on"
         } else {
             "enforcement is on (audit: nothing is dropped)"
@@ -91,21 +99,73 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
         scope.cgroup.path.display(),
         scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>(),
     );
-    let (core, events) = Core::new(enforcement, loaded.compiled, files(args));
+    let (core, events) = Core::new(enforcement, ready.policy, ready.texts.names());
     ring::read(&core, events, |_| {}).context("start the thread that reads the kernel's events")?;
-    privilege::restrict(privilege::Role::Control, &writable(socket, pins.as_ref()))
+    privilege::restrict(privilege::Role::Control, &writable(socket, &args.state, pins.as_ref()))
         .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
-    Ok(Started { names, server, core, pins, believe, level, what })
+    let change = Changing { base, store, stored, texts: ready.texts, trial };
+    Ok(Started { names, server, core, pins, change, what })
 }
 
-/// Where the running daemon writes: its socket's directory and its pins.
-fn writable(socket: &Path, pins: Option<&Pins>) -> Vec<PathBuf> {
+/// The policy to start with: what was applied, as long as the files say what they said then; else the files.
+fn latest(base: &Base, files: Ready, stored: &mut Stored, names: Option<&SystemResolvers>) -> Ready {
+    let Some(applied) = stored.applied.take() else { return files };
+    if applied.over != files.texts {
+        tracing::warn!("the files changed after `egress apply`: they are the latest word");
+        return files;
+    }
+    match base.compile(&applied.texts, names) {
+        Ok(ready) => {
+            stored.applied = Some(applied);
+            ready
+        }
+        Err(error) => {
+            tracing::error!(%error, "what was applied cannot be read any more; the files count");
+            files
+        }
+    }
+}
+
+/// Puts the policy in force, or goes on with the one that an earlier daemon put on trial: then `true`.
+fn enforce(
+    base: &Base,
+    ready: Ready,
+    stored: &mut Stored,
+    names: Option<&SystemResolvers>,
+    scope: &Scope,
+) -> anyhow::Result<(Ready, Enforcement, bool)> {
+    let failed = |error: crate::datapath::Error| {
+        let hint = if nix::unistd::geteuid().is_root() {
+            "`cargo xtask doctor`, in egress' source, lists what it needs"
+        } else {
+            "run it as root"
+        };
+        Failure::machine(error.to_string(), hint)
+    };
+    if let Some(trial) = stored.trial.take().and_then(|texts| base.compile(&texts, names).ok()) {
+        match Enforcement::start(&trial.policy, trial.settings.clone(), scope, true) {
+            Ok(enforcement) => {
+                stored.before_applied = stored.applied.is_some();
+                stored.before = Some(ready.texts);
+                return Ok((trial, enforcement, true));
+            }
+            // Its time ran out, or it never was in force.
+            Err(crate::datapath::Error::NothingPending) => {}
+            Err(error) => return Err(failed(error).into()),
+        }
+    }
+    let enforcement = Enforcement::start(&ready.policy, ready.settings.clone(), scope, false).map_err(failed)?;
+    Ok((ready, enforcement, false))
+}
+
+/// Where the running daemon writes: its socket's directory, its state and its pins.
+fn writable(socket: &Path, state: &Path, pins: Option<&Pins>) -> Vec<PathBuf> {
     let socket = socket.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
-    socket.into_iter().map(Path::to_owned).chain(pins.map(|pins| pins.bpffs().to_owned())).collect()
+    socket.into_iter().chain([state]).map(Path::to_owned).chain(pins.map(|pins| pins.bpffs().to_owned())).collect()
 }
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
-    let Started { mut names, server, core, pins, believe, level, what } = started;
+    let Started { names, server, core, pins, change, what } = started;
     let mut watcher = system::watch(system::Paths::default()).ok();
     if let Some(watcher) = &mut watcher
         && Some(&*watcher.resolvers.borrow()) != names.as_ref()
@@ -116,6 +176,10 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let resolver = Resolver::new(&asked(&core.active().settings), Limits::default());
     let refresher = Arc::new(refresher(&core, &resolver));
     core.set_refresher(Arc::clone(&refresher));
+    let Changing { base, store, stored, texts, trial } = change;
+    let asking = (resolver, refresher);
+    let changer = Changer::new(&core, base, asking, store, (texts, names), (stored, trial));
+    core.set_changer(Box::new(Handle(Arc::clone(&changer))));
     // Subscribed before the first look: what changes between the two is seen.
     let wanted = Wanted::from_arguments(&args.interface);
     let follows = wanted != Wanted::None;
@@ -148,21 +212,23 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => {}
+            _ = hangup.recv() => {
+                if !tokio::task::block_in_place(|| changer.reload()) {
+                    tracing::error!("the policy was not changed: the old one stays in force");
+                }
+            }
             () = due(watchdog.as_mut()) => {
                 // From this loop, so that a loop that hangs is noticed.
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-                continue;
             }
             () = changed(follower.as_mut()) => {
                 follow_uplinks(&core, &wanted);
                 follow_workloads(&core).await;
-                continue;
             }
-            system = resolvers_changed(watcher.as_mut()) => names = Some(system),
+            system = resolvers_changed(watcher.as_mut()) => {
+                tokio::task::block_in_place(|| changer.set_system(system));
+            }
         }
-        // SIGHUP, or other resolvers: the policy is read again, and put in force only if all of it is right.
-        reload(args, &core, names.as_ref(), believe, level, &resolver, &refresher);
     }
     let _ = stop.send(());
     let _ = serving.await;
@@ -175,10 +241,10 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn load(args: &RunArgs, system: Option<&SystemResolvers>) -> anyhow::Result<Loaded> {
+/// What the command line says of every policy.
+fn base(args: &RunArgs, believe: Believe, cgroup: (u32, u64)) -> anyhow::Result<Base> {
     let mut sources = args.policy.sources();
     args.overrides.apply(&mut sources);
-    sources.internal = search_domains(system);
     if sources.policies.is_empty() && sources.allow.is_empty() {
         return Err(Failure::input(
             "no policy is given",
@@ -186,18 +252,15 @@ fn load(args: &RunArgs, system: Option<&SystemResolvers>) -> anyhow::Result<Load
         )
         .into());
     }
-    Ok(policy::load(&sources)?)
+    Ok(Base { sources, believe, cgroup })
 }
 
-/// The host's search domains, as names that may be asked.
-pub(super) fn search_domains(system: Option<&SystemResolvers>) -> Vec<DomainName> {
-    system.into_iter().flat_map(|system| &system.search).filter_map(|name| DomainName::parse(name).ok()).collect()
-}
-
-fn files(args: &RunArgs) -> Vec<String> {
-    let mut files: Vec<String> = args.policy.policy.iter().map(|path| path.display().to_string()).collect();
-    files.extend(args.policy.allow.iter().map(|allow| format!("--allow {allow}")));
-    files
+/// As the user sees it: a wrong policy with its positions.
+fn not_ready(error: NotReady) -> anyhow::Error {
+    match error {
+        NotReady::Policy(error) => error.into(),
+        NotReady::NoResolver(why) => Failure::input(why, "give one with `--resolver ADDR` or `dns.resolvers`").into(),
+    }
 }
 
 fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
@@ -215,28 +278,6 @@ fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
     Ok(Scope { cgroup, uplinks, pins: Some(Pins::new(&Pins::default_bpffs())) })
 }
 
-fn settings(
-    policy: &Compiled,
-    system: Option<&SystemResolvers>,
-    believe: Believe,
-    (cgroup_level, cgroup_id): (u32, u64),
-) -> Result<Settings, Failure> {
-    let resolvers = daemon::resolvers(policy, system, believe);
-    if resolvers.is_empty() {
-        let why = match policy.dns.resolvers {
-            Resolvers::System => "/etc/resolv.conf names no resolver",
-            Resolvers::Addresses(_) => "the policy names no resolver",
-        };
-        return Err(Failure::input(why, "give one with `--resolver ADDR` or `dns.resolvers`"));
-    }
-    Ok(Settings { resolvers, cgroup_level, cgroup_id, teaching_netns: netns_cookie() })
-}
-
-/// The resolvers to ask, which is all that are trusted.
-fn asked(settings: &Settings) -> Vec<std::net::SocketAddr> {
-    settings.resolvers.iter().map(|resolver| resolver.address).collect()
-}
-
 fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {
     let active = core.active();
     let refresher = Refresher::start(
@@ -247,53 +288,6 @@ fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {
     );
     refresher.set_names(active.policy.exact_names.iter().map(DomainName::as_str));
     refresher
-}
-
-fn resolve_settings(policy: &Compiled) -> resolve::Settings {
-    resolve::Settings {
-        min_ttl: policy.dns.min_ttl,
-        grace: policy.dns.grace,
-        max_stale: policy.dns.max_stale,
-        ..resolve::Settings::default()
-    }
-}
-
-fn allow_private(policy: &Compiled) -> resolve::AllowPrivate {
-    let patterns = policy.dns.allow_private.clone();
-    Arc::new(move |name| {
-        DomainName::parse(name).is_ok_and(|name| patterns.iter().any(|pattern| pattern.matches(&name)))
-    })
-}
-
-fn reload(
-    args: &RunArgs,
-    core: &Arc<Core>,
-    system: Option<&SystemResolvers>,
-    believe: Believe,
-    level: (u32, u64),
-    resolver: &Resolver,
-    refresher: &Refresher,
-) {
-    let result = load(args, system).and_then(|loaded| {
-        let settings = settings(&loaded.compiled, system, believe, level)?;
-        core.install(loaded.compiled, files(args), settings)?;
-        Ok(())
-    });
-    match result {
-        Ok(()) => {
-            let active = core.active();
-            resolver.set_resolvers(&asked(&active.settings));
-            refresher.reconfigure(resolve_settings(&active.policy), allow_private(&active.policy));
-            refresher.set_names(active.policy.exact_names.iter().map(DomainName::as_str));
-            refresher.retry_now();
-            tracing::info!(generation = active.installed.generation, "the policy was read again");
-        }
-        Err(error) => {
-            core.refused(&format!("{error:#}"));
-            super::report(&error);
-            tracing::error!("the policy was not changed: the old one stays in force");
-        }
-    }
 }
 
 fn follow_uplinks(core: &Core, wanted: &Wanted) {

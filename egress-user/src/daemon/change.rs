@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{ApplyRequest, Change, ChangeError, Changed, Texts},
     datapath::{Error, Settings, Settled, boot_ticks, deadline_after, netns_cookie},
-    policy::{self, Compiled, Diff, DomainName, Mode, PolicyError, Resolvers, Sources},
+    policy::{self, Compiled, Diff, DomainName, PolicyError, Resolvers, Sources},
     resolve::{self, Refresher, Resolver, system::SystemResolvers},
 };
 
@@ -160,7 +160,7 @@ impl Changer {
         let changer = Arc::new(Self { core: Arc::clone(core), base, resolver, refresher, store, state });
         core.set_applied(applied);
         if trial && let Ok(Settled::Pending(deadline)) = core.with_datapath(|datapath| datapath.settle()) {
-            core.set_deadline(Some(deadline));
+            core.set_deadline(deadline);
             changer.watch(deadline);
         }
         changer
@@ -179,8 +179,13 @@ impl Changer {
             return false;
         }
         match self.base.read(state.system.as_ref()) {
-            Ok((ready, _)) => self.put(&mut state, ready, false, None).is_ok(),
+            Ok((ready, _)) => {
+                let done = self.put(&mut state, ready, false, None).is_ok();
+                self.core.set_applied(state.applied);
+                done
+            }
             Err(error) => {
+                tracing::error!("{error}");
                 self.core.refused(&error.to_string());
                 false
             }
@@ -201,7 +206,7 @@ impl Changer {
     fn refresh(&self, state: &mut State) {
         match self.base.compile(&state.now, state.system.as_ref()) {
             Ok(Ready { policy, settings, .. }) => {
-                if self.core.install(policy, names(&state.now), settings).is_ok() {
+                if self.core.install(policy, state.now.names(), settings).is_ok() {
                     self.in_force();
                 }
             }
@@ -221,7 +226,7 @@ impl Changer {
         // Kept first where it goes on trial: a daemon that is killed right after the flip must find it.
         let mut stored = Stored { trial: Some(texts.clone()), ..self.stored(state) };
         let mut kept = if deadline.is_some() { self.store.write(&stored) } else { Ok(()) };
-        self.core.install_until(policy, names(&texts), settings, deadline.unwrap_or(0))?;
+        self.core.install_until(policy, texts.names(), settings, deadline.unwrap_or(0))?;
         let old = std::mem::replace(&mut state.now, texts);
         state.before = Some((old, std::mem::replace(&mut state.applied, applied)));
         state.trial = deadline.is_some();
@@ -268,7 +273,7 @@ impl Changer {
         state.trial = false;
         match self.base.compile(&state.now, state.system.as_ref()) {
             Ok(Ready { policy, settings, .. }) => {
-                if let Err(error) = self.core.take_back(policy, names(&state.now), settings, why) {
+                if let Err(error) = self.core.take_back(policy, state.now.names(), settings, why) {
                     tracing::error!(%error, "cannot follow the policy that the kernel went back to");
                 }
             }
@@ -298,22 +303,16 @@ impl Changer {
     /// What traffic ends with the rules that go.
     fn cuts(&self, diff: &Diff, policy: &Compiled) -> Vec<String> {
         let mut warnings = Vec::new();
-        if diff.settings.iter().any(|setting| setting.key == "mode" && setting.after == Mode::Audit.name()) {
+        if diff.settings.iter().any(|setting| setting.key == "mode" && setting.after == "audit") {
             warnings.push("audit lets everything pass: nothing will be dropped any more".to_owned());
         }
         let hits = self.core.hits_of_gone(policy);
         let lost = |rule: &String| diff.lost.iter().any(|opening| opening.rules.contains(rule));
-        warnings.extend(hits.into_iter().filter(|(rule, ..)| lost(rule)).map(|(rule, item, packets, recent)| {
-            let when = if recent { "within the last minutes" } else { "since it stands" };
-            format!("`{item}` of rule `{rule}` goes, by which {packets} packets passed {when}: its connections are cut")
+        warnings.extend(hits.into_iter().filter(|(rule, ..)| lost(rule)).map(|(rule, item, packets)| {
+            format!("`{item}` of rule `{rule}` goes, by which {packets} packets passed: its connections are cut")
         }));
         warnings
     }
-}
-
-fn names(texts: &Texts) -> Vec<String> {
-    let files = texts.files.iter().map(|(name, _)| name.clone());
-    files.chain(texts.allow.iter().map(|allow| format!("--allow {allow}"))).collect()
 }
 
 fn conflict(message: impl Into<String>, hint: &str) -> ChangeError {
@@ -327,7 +326,9 @@ fn failed(error: Error) -> ChangeError {
             "a policy is on trial",
             "`egress confirm` keeps it, `egress rollback` ends it; then apply the next one",
         ),
-        Error::NothingPending => conflict("no policy waits for a confirmation", "`egress status` shows what is in force"),
+        Error::NothingPending => {
+            conflict("no policy waits for a confirmation", "`egress status` shows what is in force")
+        }
         error => ChangeError::Wrong(error.to_string()),
     }
 }
@@ -364,7 +365,6 @@ impl Change for Handle {
         warnings.extend(changer.put(&mut state, ready, true, deadline).map_err(failed)?);
         changer.core.set_applied(true);
         if let Some(deadline) = deadline {
-            changer.core.set_deadline(Some(deadline));
             changer.watch(deadline);
         }
         let generation = changer.core.active().installed.generation;

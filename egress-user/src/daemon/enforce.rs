@@ -3,7 +3,7 @@
 use std::thread::{self, JoinHandle};
 
 use crate::{
-    datapath::{self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Settings, Sizes, Uplink},
+    datapath::{self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Settings, Settled, Sizes, Uplink},
     policy::Compiled,
 };
 
@@ -44,7 +44,11 @@ impl Enforcement {
     ///
     /// # Errors
     /// On an error nothing new stays attached that is not pinned; what an earlier daemon pinned goes on as it was.
-    pub fn start(policy: &Compiled, settings: Settings, scope: &Scope) -> Result<Self, Error> {
+    ///
+    /// A policy that an earlier daemon put on trial is ended, where it is not the one to start with and `on_trial` says so.
+    ///
+    /// [`Error::NothingPending`] where `on_trial` is said, and `policy` is not what waits for its confirmation.
+    pub fn start(policy: &Compiled, settings: Settings, scope: &Scope, on_trial: bool) -> Result<Self, Error> {
         let lock = match &scope.pins {
             Some(pins) => {
                 pins.prepare()?;
@@ -66,7 +70,13 @@ impl Enforcement {
         object.load_programs(&programs);
         let events = object.take_events()?;
         let mut datapath = Datapath::new(object)?;
+        let waits = matches!(datapath.settle()?, Settled::Pending(_));
+        if waits && !on_trial {
+            tracing::warn!("a policy on trial is ended: its text was not kept");
+            datapath.roll_back()?;
+        }
         let installed = match datapath.adopt(policy, &settings)? {
+            found if on_trial && (found.is_none() || !waits) => return Err(Error::NothingPending),
             // The same policy as before: what was learned meanwhile stays.
             Some(installed) => installed,
             None => datapath.install(policy, &settings, &[])?,
@@ -98,6 +108,12 @@ impl Enforcement {
         }
         if let Some(pins) = &scope.pins {
             retire_others(pins, scope)?;
+            for version in pins.retire_versions()? {
+                tracing::warn!(
+                    version,
+                    "another version's programs gave way to this one's, with the names, flows and counters that they had"
+                );
+            }
         }
         Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone(), lock, warnings })
     }

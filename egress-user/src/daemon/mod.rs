@@ -4,12 +4,15 @@
 //! [`ring`] → [`book`] (which name has which address) and the event hub.
 
 mod book;
+mod change;
+mod changes;
 mod enforce;
 mod explain;
 mod folds;
 mod reclaim;
 pub mod ring;
 mod state;
+mod store;
 mod sweep;
 mod trouble;
 mod trust;
@@ -17,9 +20,11 @@ mod uplinks;
 mod workloads;
 
 pub use book::Book;
+pub use change::{Base, Changer, Handle, NotReady, Ready, allow_private, asked, resolve_settings, search_domains};
 pub use enforce::{Enforcement, Scope};
 pub use reclaim::reclaim;
 pub use state::{Active, Core};
+pub use store::{Store, Stored};
 pub use trust::{Believe, resolvers};
 pub use uplinks::{Follower, Wanted};
 pub use workloads::{Link, links};

@@ -59,6 +59,7 @@ pub struct Core {
     sweeping: Mutex<Told>,
     /// Told when the first refusal comes that others may be folded into.
     refusals: tokio::sync::Notify,
+    pub(super) changes: super::changes::Changes,
 }
 
 impl Core {
@@ -87,6 +88,7 @@ impl Core {
             failing: Mutex::default(),
             sweeping: Mutex::default(),
             refusals: tokio::sync::Notify::new(),
+            changes: super::changes::Changes::default(),
         };
         (Arc::new(core), events)
     }
@@ -103,23 +105,24 @@ impl Core {
 
     /// Puts another policy in force, or the same with other settings. On an error the old one stays.
     pub fn install(&self, policy: Compiled, files: Vec<String>, settings: Settings) -> Result<(), Error> {
+        self.install_until(policy, files, settings, 0)
+    }
+
+    /// [`Core::install`], until a tick from which on the kernel takes the old policy again; 0 for good.
+    pub fn install_until(
+        &self,
+        policy: Compiled,
+        files: Vec<String>,
+        settings: Settings,
+        deadline: Ticks,
+    ) -> Result<(), Error> {
         let learned = lock(&self.book).living(boot_ticks());
-        let mut datapath = lock(&self.datapath);
-        let result = datapath.install(&policy, &settings, &learned);
-        drop(datapath);
-        let mode = mode_name(policy.mode).to_owned();
+        let result = lock(&self.datapath).install_until(&policy, &settings, &learned, deadline);
         match result {
             Ok(installed) => {
-                *lock(&self.trouble) = None;
-                let change = PolicyChange {
-                    generation: installed.generation,
-                    applied: true,
-                    mode,
-                    rules: policy.rules.len(),
-                    message: format!("policy {:016x} is in force", policy.hash),
-                };
-                self.active.store(Arc::new(Active { policy, files, installed, settings }));
-                self.hub.publish(Event::new(Timestamp::now(), Kind::Policy(change)));
+                self.changes.begin((deadline != 0).then(|| (deadline, self.active())));
+                let message = format!("policy {:016x} is in force", policy.hash);
+                self.took(Active { policy, files, installed, settings }, message);
                 Ok(())
             }
             Err(error) => {
@@ -127,6 +130,20 @@ impl Core {
                 Err(error)
             }
         }
+    }
+
+    /// Notes what is in force now.
+    pub(super) fn took(&self, active: Active, message: String) {
+        *lock(&self.trouble) = None;
+        let change = PolicyChange {
+            generation: active.installed.generation,
+            applied: true,
+            mode: mode_name(active.policy.mode).to_owned(),
+            rules: active.policy.rules.len(),
+            message,
+        };
+        self.active.store(Arc::new(active));
+        self.hub.publish(Event::new(Timestamp::now(), Kind::Policy(change)));
     }
 
     /// Notes that a change of the policy was refused; the old one stays.
@@ -169,7 +186,12 @@ impl Core {
             .collect();
         lock(&self.book).learn(name, &addresses, resolver, now);
         let learned = Learned { name: name.to_owned(), addresses };
-        let result = lock(&self.datapath).learn(&self.active().policy, &learned);
+        let mut datapath = lock(&self.datapath);
+        let mut result = datapath.learn(&self.active().policy, &learned).map(drop);
+        if let Some(previous) = self.changes.previous() {
+            result = result.and(datapath.learn_previous(&previous.policy, &learned));
+        }
+        drop(datapath);
         if let Err(error) = result {
             tracing::warn!(%error, name, "cannot write a name's addresses");
         }
@@ -313,6 +335,8 @@ impl Source for Core {
                 files: active.files.clone(),
                 hash: format!("{:016x}", active.policy.hash),
                 rules: active.policy.rules.len(),
+                applied: self.changes.applied(),
+                confirm_seconds_left: self.changes.seconds_left(now),
             },
             attach_points,
             rules: Self::rules(&active, &datapath),
@@ -347,6 +371,10 @@ impl Source for Core {
 
     fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    fn change(&self) -> Option<&dyn crate::api::Change> {
+        self.changes.changer()
     }
 }
 

@@ -146,6 +146,23 @@ impl Pins {
         Ok(())
     }
 
+    /// Detaches and removes what other versions of egress pinned: to be called when this one's programs are in force. Gives
+    /// the versions.
+    pub fn retire_versions(&self) -> Result<Vec<String>, Error> {
+        use std::os::fd::AsFd as _;
+        let mut retired = Vec::new();
+        let entries = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
+        for entry in entries.filter_map(Result::ok).filter(|entry| entry.path() != self.version()) {
+            for (_, link) in links_in(&entry.path().join("links"))? {
+                // A link whose cgroup or interface is gone is detached already.
+                let _ = sys::link_detach(link.as_fd());
+            }
+            remove_tree(&entry.path(), &mut Vec::new())?;
+            retired.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        Ok(retired)
+    }
+
     /// Detaches every pinned link, of any version, and removes every pin and directory. Gives what was removed.
     ///
     /// # Errors

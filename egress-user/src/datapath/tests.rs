@@ -1,1 +1,101 @@
+//! Generations in the kernel's own maps, with nothing attached. Needs root.
 
+use std::time::Duration;
+
+use egress_ebpf::abi::Live;
+
+use super::*;
+use crate::policy::{Compiled, Sources, load};
+
+fn policy(items: &[&str]) -> Compiled {
+    let allow = items.iter().map(|item| (*item).to_owned()).collect();
+    load(&Sources { allow, ..Sources::default() }).unwrap().compiled
+}
+
+fn datapath() -> Datapath {
+    let sizes = Sizes { addresses: 64, prefixes: 64, classes: 64, grants: 64, names: 64, inner: 64, flows: 64 };
+    Datapath::new(Object::load(&sizes, None).expect("the object loads: needs root")).unwrap()
+}
+
+fn addresses(datapath: &Datapath, generation: u32) -> usize {
+    datapath.addresses_4.keys().unwrap().iter().filter(|key| key.generation == generation).count()
+}
+
+const A: &[&str] = &["192.0.2.1:80", "192.0.2.2:80"];
+const B: &[&str] = &["192.0.2.1:80", "192.0.2.3:80", "192.0.2.4:80"];
+
+#[test]
+fn an_installation_leaves_one_generation_and_is_adopted() {
+    let mut datapath = datapath();
+    let settings = Settings::default();
+    let first = datapath.install(&policy(A), &settings, &[]).unwrap();
+    let second = datapath.install(&policy(B), &settings, &[]).unwrap();
+    assert!(second.generation > first.generation && second.generation & 1 != first.generation & 1);
+    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, second.generation)), (0, 3));
+    // The grant that stands keeps its index.
+    assert_eq!(first.grants[0], second.grants[0]);
+    assert_eq!(datapath.adopt(&policy(B), &settings).unwrap(), Some(second));
+    assert_eq!(datapath.adopt(&policy(A), &settings).unwrap(), None);
+}
+
+#[test]
+fn what_does_not_fit_changes_nothing() {
+    let mut datapath = datapath();
+    let settings = Settings::default();
+    let first = datapath.install(&policy(A), &settings, &[]).unwrap();
+    let many: Vec<String> = (0..40).map(|last| format!("198.51.100.{last}:80")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert!(matches!(datapath.install(&policy(&many), &settings, &[]), Err(Error::Full { .. })));
+    assert_eq!(datapath.generation().unwrap(), first.generation);
+    assert_eq!(datapath.adopt(&policy(A), &settings).unwrap(), Some(first));
+}
+
+#[test]
+fn a_trial_ends_by_rollback_as_if_it_had_not_been() {
+    let mut datapath = datapath();
+    let settings = Settings::default();
+    let first = datapath.install(&policy(A), &settings, &[]).unwrap();
+    let before: Vec<_> = (0..64).map(|index| datapath.grants.get(&index).unwrap()).collect();
+    let trial = datapath.install_until(&policy(B), &settings, &[], deadline_after(Duration::from_secs(60))).unwrap();
+    assert!(matches!(datapath.settle().unwrap(), Settled::Pending(_)));
+    assert!(matches!(datapath.install(&policy(A), &settings, &[]), Err(Error::Unconfirmed)));
+    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, trial.generation)), (2, 3));
+    assert_eq!(datapath.roll_back().unwrap(), first.generation);
+    let after: Vec<_> = (0..64).map(|index| datapath.grants.get(&index).unwrap()).collect();
+    assert_eq!(before, after);
+    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, trial.generation)), (2, 0));
+    assert_eq!(datapath.adopt(&policy(A), &settings).unwrap(), Some(first.clone()));
+    // A number with verdicts to its name is not used again, and the halves of the arrays take turns.
+    let next = datapath.install(&policy(B), &settings, &[]).unwrap();
+    assert!(next.generation > trial.generation && next.generation & 1 != first.generation & 1);
+}
+
+#[test]
+fn a_trial_ends_by_its_deadline_and_stays_when_confirmed() {
+    let mut datapath = datapath();
+    let settings = Settings::default();
+    let first = datapath.install(&policy(A), &settings, &[]).unwrap();
+    let trial = datapath.install_until(&policy(B), &settings, &[], deadline_after(Duration::from_secs(60))).unwrap();
+    // As if the time had passed: the daemon reads the word as the programs do.
+    let word = Live { generation: trial.generation, deadline: boot_ticks() }.pack();
+    datapath.live.set(&0, &word, sys::ANY).unwrap();
+    assert_eq!(datapath.generation().unwrap(), first.generation);
+    assert!(matches!(datapath.confirm(), Err(Error::NothingPending)));
+    assert_eq!(datapath.live().unwrap(), Live { generation: first.generation, deadline: 0 });
+
+    let trial = datapath.install_until(&policy(B), &settings, &[], deadline_after(Duration::from_secs(60))).unwrap();
+    assert_eq!(datapath.confirm().unwrap(), trial.generation);
+    assert_eq!(datapath.settle().unwrap(), Settled::Nothing);
+    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, trial.generation)), (0, 3));
+}
+
+#[test]
+fn a_deadline_is_at_most_one_tick_late_and_never_early() {
+    for wait in [1, 2, 59, 3600] {
+        let wait = Duration::from_secs(wait);
+        let now = Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap());
+        let end = Duration::from_nanos(u64::from(deadline_after(wait)) << egress_ebpf::abi::TICK_SHIFT);
+        let late = end.saturating_sub(now + wait);
+        assert!(end >= now + wait && late < Duration::from_millis(1100), "{late:?}");
+    }
+}

@@ -131,9 +131,8 @@ impl Regions {
     /// What differs, without what the region above says already.
     fn into_openings(self, more: &mut Vec<Opening>, less: &mut Vec<Opening>) {
         for (path, region) in &self.0 {
-            let changes = |region: &Region| {
-                (minus(&region.after.0, &region.before.0), minus(&region.before.0, &region.after.0))
-            };
+            let changes =
+                |region: &Region| (minus(&region.after.0, &region.before.0), minus(&region.before.0, &region.after.0));
             let (gained, lost) = changes(region);
             let above = (0..path.len()).rev().find_map(|length| self.0.get(&path[..length]));
             let said = above.map(&changes).unwrap_or_default();

@@ -25,6 +25,7 @@ mod yaml;
 pub use compiled::*;
 pub use diagnostic::{Diagnostic, PolicyError, Report, Severity, SourceFile, eprint_all, render_all};
 pub use diff::{Diff, Opening, Setting};
+pub use duration::parse as parse_duration;
 pub use load::{Loaded, Sources, check_allow, load};
 pub use lookup::*;
 pub use name::{DomainName, ItemError, NamePattern};

@@ -42,7 +42,12 @@ pub(crate) fn status() -> Status {
         enforcing: true,
         started: Timestamp(1_772_366_624_000_000),
         generation: 3,
-        policy: PolicyStatus { files: vec!["aks-required".into()], hash: "0123456789abcdef".into(), rules: 2 },
+        policy: PolicyStatus {
+            files: vec!["aks-required".into()],
+            hash: "0123456789abcdef".into(),
+            rules: 2,
+            ..PolicyStatus::default()
+        },
         attach_points: vec![
             AttachPoint {
                 hook: "cgroup_skb/egress".into(),

@@ -1,0 +1,114 @@
+//! What the running state knows of changes under way: the policy on trial, and who may change it.
+
+use std::sync::{
+    Arc, Mutex, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
+
+use egress_ebpf::abi::{TICK_SHIFT, Ticks};
+
+use super::{Active, Core, state::lock};
+use crate::{
+    api::Change,
+    datapath::{Datapath, Error, Settings},
+    policy::{Action, Compiled},
+};
+
+/// Part of [`Core`].
+#[derive(Default)]
+pub(super) struct Changes {
+    changer: OnceLock<Box<dyn Change>>,
+    applied: AtomicBool,
+    deadline: Mutex<Option<Ticks>>,
+    /// The policy to go back to, where this daemon installed the one on trial.
+    previous: Mutex<Option<Arc<Active>>>,
+}
+
+impl Changes {
+    pub fn changer(&self) -> Option<&dyn Change> {
+        self.changer.get().map(|changer| &**changer)
+    }
+
+    pub fn applied(&self) -> bool {
+        self.applied.load(Ordering::Relaxed)
+    }
+
+    pub fn previous(&self) -> Option<Arc<Active>> {
+        lock(&self.previous).clone()
+    }
+
+    /// Rounded up, so that it is not 0 while it waits.
+    pub fn seconds_left(&self, now: Ticks) -> Option<u64> {
+        let deadline = (*lock(&self.deadline))?;
+        Some((u64::from(deadline.saturating_sub(now)) << TICK_SHIFT).div_ceil(1_000_000_000))
+    }
+
+    /// A policy is in force: for good, or until a tick, with the one to go back to.
+    pub fn begin(&self, trial: Option<(Ticks, Arc<Active>)>) {
+        let (deadline, previous) = trial.unzip();
+        *lock(&self.deadline) = deadline;
+        *lock(&self.previous) = previous;
+    }
+}
+
+impl Core {
+    /// Lets the control socket change the policy.
+    pub fn set_changer(&self, changer: Box<dyn Change>) {
+        let _ = self.changes.changer.set(changer);
+    }
+
+    /// Whether the policy in force came by `egress apply`, for `status`.
+    pub fn set_applied(&self, applied: bool) {
+        self.changes.applied.store(applied, Ordering::Relaxed);
+    }
+
+    /// A policy that an earlier daemon put on trial is waited for.
+    pub fn set_deadline(&self, deadline: Ticks) {
+        *lock(&self.changes.deadline) = Some(deadline);
+    }
+
+    /// Asks the maps, or changes them.
+    pub fn with_datapath<T>(&self, with: impl FnOnce(&mut Datapath) -> T) -> T {
+        with(&mut lock(&self.datapath))
+    }
+
+    /// Keeps the policy on trial; gives its generation.
+    pub fn confirm(&self) -> Result<u32, Error> {
+        let generation = self.with_datapath(Datapath::confirm)?;
+        self.changes.begin(None);
+        let Active { policy, files, installed, settings } = &*self.active();
+        let (policy, installed, settings) = (policy.clone(), installed.clone(), settings.clone());
+        self.took(Active { policy, files: files.clone(), installed, settings }, "confirmed".to_owned());
+        Ok(generation)
+    }
+
+    /// Follows the kernel, which judges by this policy again.
+    pub fn take_back(&self, policy: Compiled, files: Vec<String>, settings: Settings, why: &str) -> Result<(), Error> {
+        self.changes.begin(None);
+        let adopted = self.with_datapath(|datapath| datapath.adopt(&policy, &settings))?;
+        let Some(installed) = adopted else {
+            // The resolvers changed meanwhile, or its text means something else to this version.
+            return self.install(policy, files, settings);
+        };
+        tracing::warn!(why, "the policy before is in force again");
+        let message = format!("policy {:016x} is in force again: {why}", policy.hash);
+        self.took(Active { policy, files, installed, settings }, message);
+        Ok(())
+    }
+
+    /// What passed by the grants that `next` has not: rule, item, packets.
+    pub fn hits_of_gone(&self, next: &Compiled) -> Vec<(String, String, u64)> {
+        let active = self.active();
+        let kept: std::collections::HashSet<&str> = next.grants.iter().map(|grant| grant.key.as_str()).collect();
+        let datapath = lock(&self.datapath);
+        let gone = active.policy.grants.iter().zip(&active.installed.grants).filter(|(grant, _)| {
+            active.policy.rules[grant.rule as usize].action == Action::Allow && !kept.contains(grant.key.as_str())
+        });
+        gone.filter_map(|(grant, index)| {
+            let packets = datapath.grant_hits(*index).ok()?.packets;
+            let rule = active.policy.rules[grant.rule as usize].name.clone();
+            (packets != 0).then(|| (rule, grant.item.clone(), packets))
+        })
+        .collect()
+    }
+}
