@@ -91,7 +91,7 @@ fn an_unconfirmed_policy_goes_without_the_daemon() {
     test.daemon.kill().unwrap();
     let mut goes = Held::connect(&test.inside, "203.0.113.12", 7000).unwrap();
     assert_eq!(goes.say("on trial").unwrap(), "echo");
-    assert_eq!(tcp(&test.inside, TWO).unwrap().echoed, false);
+    assert!(!tcp(&test.inside, TWO).unwrap().echoed);
     // It stays as long as was said, and a tick (1.07 s) longer at the most.
     sleep(Duration::from_millis(3500).saturating_sub(start.elapsed()));
     let mut three = start.elapsed();

@@ -142,7 +142,7 @@ async fn change(
     what: impl FnOnce(&dyn Change) -> Result<Changed, ChangeError> + Send + 'static,
 ) -> Response {
     let source = Arc::clone(&connection.source);
-    let answer = spawn_blocking(move || source.change().map(|change| what(change))).await;
+    let answer = spawn_blocking(move || source.change().map(what)).await;
     match answer {
         Ok(Some(Ok(changed))) => Json(changed).into_response(),
         Ok(Some(Err(ChangeError::Wrong(message)))) => error(StatusCode::UNPROCESSABLE_ENTITY, message, None),

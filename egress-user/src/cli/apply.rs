@@ -60,13 +60,13 @@ pub(super) fn texts(loaded: &Loaded, sources: &Sources) -> Texts {
 /// Asks the daemon; its refusals get the exit codes that a person's mistakes have.
 pub(super) fn ask(answer: impl Future<Output = Result<Changed, ClientError>>) -> anyhow::Result<Changed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(answer).map_err(|error| match error {
+    runtime.block_on(answer).map_err(|error| match error {
         ClientError::Refused { message, hint } => {
             anyhow::Error::from(Failure { code: exit::WRONG_INPUT, what: message, hint })
         }
         ClientError::Conflict { message, hint } => Failure { code: exit::NO, what: message, hint }.into(),
         error => error.into(),
-    })?)
+    })
 }
 
 /// What a change did, as text or JSON.
