@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use egress_tests::clients::{Library, Lookup, look_up};
-use egress_tests::{Governed, MountNs, Place, World};
+use egress_tests::world::{DNS_V4, DNS_V6};
+use egress_tests::{Cgroup, Daemon, Governed, MountNs, Place, World};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Well below the 5 s that every one of these libraries waits for one answer.
@@ -65,4 +66,77 @@ rules: [{name: web, to: [www.example.com], ports: [80/tcp]}]
             assert!(test.world.dns.count(&format!("{ALLOWED}.{domain}")) > 0, "{library:?} {domain}");
         }
     }
+}
+
+const STRICT: &str = "version: 1\nrules: [{name: web, to: [www.example.com], ports: [80/tcp]}]\n";
+
+/// A candidate that no rule allows is answered by the uplink's program, so that the library goes on to the next one; the
+/// question does not leave (P5).
+fn refused_candidates_are_answered(test: &Governed, place: &Place) {
+    for library in Library::ALL {
+        let lookup = best(library, place, ALLOWED);
+        println!("{library:?}: {:?} behind refused candidates", lookup.took);
+        assert_eq!((&lookup.addresses, &lookup.error), (&addresses(), &String::new()), "{library:?}");
+        let refused = best(library, place, "forbidden.example.com");
+        println!("{library:?}: {:?} for a refused name: {}", refused.took, refused.error);
+        assert!(refused.addresses.is_empty(), "{library:?}: {refused:?}");
+        assert!(lookup.took < STALL && refused.took < STALL, "{library:?}: {lookup:?} {refused:?}");
+    }
+    for word in [&b"corp"[..], b"cluster", b"forbidden"] {
+        let leaked = |frame: &egress_tests::Frame| frame.bytes.windows(word.len()).any(|bytes| bytes == word);
+        test.world.sniffer.assert_none("a refused question", leaked);
+    }
+}
+
+#[test]
+fn refused_candidates_are_answered_to_governed_sockets() {
+    let test = Governed::over(world(), STRICT).unwrap();
+    let place = with_resolv_conf(&test.world, &test.inside, POD);
+    refused_candidates_are_answered(&test, &place);
+    let about = |event: &serde_json::Value| event.to_string().contains("forbidden.example.com");
+    let event = test.event(|event| event["kind"] == "dropped" && about(event)).unwrap();
+    assert!(event.is_some_and(|event| event.to_string().contains("\"pid\"")), "{:#?}", test.daemon.events(true));
+}
+
+#[test]
+fn refused_candidates_are_answered_beside_the_cgroup() {
+    let test = Governed::over(world(), STRICT).unwrap();
+    let place = with_resolv_conf(&test.world, &test.beside, POD);
+    refused_candidates_are_answered(&test, &place);
+}
+
+#[test]
+fn refused_candidates_are_answered_to_a_pod_and_over_ipv6() {
+    let world = World::with_pod().unwrap();
+    world.dns.set_text(ALLOWED, 30, &["203.0.113.80", "2001:db8::80"]);
+    let cgroup = Cgroup::new("governed").unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.pod());
+    let daemon =
+        Daemon::builder(&world).policy_text(STRICT).cgroup(&cgroup).resolvers(&[DNS_V4, DNS_V6]).start().unwrap();
+    let test = Governed { daemon, inside, beside, cgroup, world };
+    let pod = with_resolv_conf(&test.world, &test.beside, &POD.replace(DNS_V4, DNS_V6));
+    refused_candidates_are_answered(&test, &pod);
+    std::fs::write(test.world.dir().join("container/resolv.conf"), POD).unwrap();
+    refused_candidates_are_answered(&test, &pod);
+}
+
+/// The cgroup's hook leaves refused queries to an uplink's program only while that uplink is governed (P2, P5).
+#[test]
+fn refused_queries_do_not_leave_by_an_uplink_that_was_let_go() {
+    let world = world();
+    let other = world.add_uplink(1).unwrap();
+    let mut test = Governed::over(world, STRICT).unwrap();
+    let dig = |place: &Place| {
+        let args = ["+time=1", "+tries=1", "forbidden.example.com"];
+        place.run("dig", &args, LIMIT).unwrap().stdout
+    };
+    assert!(dig(&test.inside).contains("NXDOMAIN"), "{}", dig(&test.inside));
+    test.daemon.stop().unwrap();
+    let builder = Daemon::builder(&test.world);
+    let file = builder.policy_file(0);
+    let next = builder.policy(file).cgroup(&test.cgroup).interfaces(&[&other]).start().unwrap();
+    std::mem::forget(std::mem::replace(&mut test.daemon, next));
+    assert!(!dig(&test.inside).contains("NXDOMAIN"), "{}", dig(&test.inside));
+    let leaked = |frame: &egress_tests::Frame| frame.bytes.windows(9).any(|bytes| bytes == b"forbidden");
+    test.world.sniffer.assert_none("a refused question", leaked);
 }

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{
-        Address, Config, Flow, HOOK_CGROUP_EGRESS, LEARN_AT_CGROUP, LEARN_BY_LOOPBACK, ORIGIN_IN, ORIGIN_NONE,
-        PROTO_TCP, PROTO_UDP, Process, ResolverKey, ZONE_SOCKET,
+        Address, Config, Flow, HOOK_CGROUP_EGRESS, LEARN_AT_CGROUP, LEARN_AT_UPLINK, LEARN_BY_LOOPBACK, ORIGIN_IN,
+        ORIGIN_NONE, PROTO_TCP, PROTO_UDP, Process, ResolverKey, ZONE_SOCKET,
     },
     decision::{self, Sender, SocketKind, Tables, Verdict},
     packet::{Fragment, Packet},
@@ -61,7 +61,29 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         report::count(&verdict, unsafe { (*skb).len });
         return PASS;
     }
-    refuse(skb, config, &packet, &refused)
+    let verdict = refuse(skb, config, &packet, &refused);
+    if matches!(refused.reason, Reason::NameNotAllowed)
+        && packet.proto == PROTO_UDP
+        && is_answered_below(skb, config, &packet.destination, packet.destination_port)
+    {
+        return PASS;
+    }
+    verdict
+}
+
+/// Whether what is refused here goes on to a governed uplink, which refuses it again, and answers: a resolver library
+/// takes the error of a system call for a resolver that is down, and an answer for an answer (decision 0018).
+#[inline(never)]
+fn is_answered_below(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16) -> bool {
+    let key = ResolverKey { generation: config.generation, address: *resolver, port, pad: 0 };
+    let believed_there = Kernel.resolver(&key).is_some_and(|trust| trust & LEARN_AT_UPLINK != 0);
+    // An interface's number counts in its own network namespace alone.
+    let in_the_host = config.teaching_netns != 0
+        && socket(skb).and_then(sockets::state).is_some_and(|state| state.netns == config.teaching_netns);
+    // SAFETY: the context is valid.
+    let ifindex = unsafe { (*skb).ifindex };
+    // SAFETY: the value is a plain word that nobody reads.
+    believed_there && in_the_host && unsafe { maps::UPLINKS.get(&ifindex) }.is_some()
 }
 
 /// Decides, and writes down what the decision asks to be remembered.

@@ -1,6 +1,7 @@
 //! DNS on its way out and in: what the hooks call.
 
 mod answer;
+pub mod denial;
 mod query;
 pub mod scratch;
 

@@ -59,6 +59,10 @@ pub static GRANT_HITS: PerCpuArray<Hits, 16384> = PerCpuArray::new();
 #[btf_map]
 pub static RESOLVERS: HashMap<ResolverKey, ResolverTrust, 256, NO_PREALLOC> = HashMap::new();
 
+/// The indices of the governed uplinks, in the network namespace of the daemon.
+#[btf_map]
+pub static UPLINKS: HashMap<u32, u32, 256, NO_PREALLOC> = HashMap::new();
+
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, Flow, 131072> = LruHashMap::new();
 

@@ -5,8 +5,8 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{
-        Config, Flow, HOOK_UPLINK_EGRESS, LEARN_AT_UPLINK, ORIGIN_IN, ORIGIN_NONE, PROTO_TCP, Process, ResolverKey,
-        ZONE_UPLINK,
+        Config, Flow, HOOK_UPLINK_EGRESS, LEARN_AT_UPLINK, ORIGIN_IN, ORIGIN_NONE, PROTO_TCP, PROTO_UDP, Process,
+        ResolverKey, ZONE_UPLINK,
     },
     decision::{self, Tables, Verdict},
     packet::{EtherType, Fragment, Packet, link},
@@ -80,7 +80,21 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
         report::count(&verdict, unsafe { (*skb).len });
         return NEXT;
     }
-    refuse(skb, config, &packet, &refused)
+    let unnamed = matches!(refused.reason, Reason::NameNotAllowed);
+    let verdict = if unnamed && matches!(verdict.reason, Reason::Judged) {
+        // The cgroup's hook has told of it, and left it to be answered here.
+        if config.has(Config::ENFORCE) { SHOT } else { NEXT }
+    } else {
+        refuse(skb, config, &packet, &refused)
+    };
+    if verdict == SHOT
+        && unnamed
+        && packet.proto == PROTO_UDP
+        && let Some(answered) = dns::denial::answer(skb, &packet, offset)
+    {
+        return answered;
+    }
+    verdict
 }
 
 #[inline(never)]

@@ -86,6 +86,8 @@ impl Enforcement {
         if has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
         }
+        // Before any of them is let go.
+        datapath.keep_uplinks(&scope.uplinks)?;
         let mut attached = datapath::attach_cgroup(datapath.object(), &scope.cgroup, scope.pins.as_ref())?;
         for uplink in &scope.uplinks {
             attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);

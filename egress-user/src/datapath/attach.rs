@@ -167,6 +167,8 @@ pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Resu
         };
         attached.push(Attached { hook, target: uplink.name.clone(), interface: uplink.index, link, pin: None });
     }
+    // Only now: from here on the cgroup's hook leaves refused queries to the uplink's program.
+    object.table::<u32, u32>("UPLINKS")?.set(&uplink.index, &1, sys::ANY)?;
     Ok(attached)
 }
 

@@ -17,6 +17,8 @@ pub const PORT: u16 = 40000;
 pub const PASS: u32 = u32::MAX;
 /// TC_ACT_SHOT.
 pub const DROP: u32 = 2;
+/// TC_ACT_REDIRECT: a query for a name that no rule allows, sent back as its own answer.
+pub const ANSWERED: u32 = 7;
 
 pub struct Kernel {
     object: Object,
@@ -98,7 +100,7 @@ impl Kernel {
     pub fn query(&mut self, message: &[u8]) -> bool {
         match self.run("uplink_egress", &crate::wire::udp(CLIENT, PORT, RESOLVER, 53, message)) {
             PASS => true,
-            DROP => false,
+            DROP | ANSWERED => false,
             other => panic!("returned {other}"),
         }
     }
