@@ -25,6 +25,7 @@ use super::{
     skb::socket,
     sockets,
     tables::{Kernel, live, now},
+    uplink::LEFT_TO_UPLINK,
 };
 
 /// The loopback interface's index, the same in every network namespace (the kernel's LOOPBACK_IFINDEX).
@@ -62,10 +63,13 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         return PASS;
     }
     let verdict = refuse(skb, config, &packet, &refused);
-    if matches!(refused.reason, Reason::NameNotAllowed)
+    if verdict == DROP
+        && matches!(refused.reason, Reason::NameNotAllowed)
         && packet.proto == PROTO_UDP
         && is_answered_below(skb, config, &packet.destination, packet.destination_port)
     {
+        // SAFETY: the context is valid.
+        unsafe { (*skb).mark = LEFT_TO_UPLINK };
         return PASS;
     }
     verdict
@@ -82,8 +86,7 @@ fn is_answered_below(skb: *mut __sk_buff, config: &Config, resolver: &Address, p
         && socket(skb).and_then(sockets::state).is_some_and(|state| state.netns == config.teaching_netns);
     // SAFETY: the context is valid.
     let ifindex = unsafe { (*skb).ifindex };
-    // SAFETY: the value is a plain word that nobody reads.
-    believed_there && in_the_host && unsafe { maps::UPLINKS.get(&ifindex) }.is_some()
+    believed_there && in_the_host && maps::UPLINKS.get_ifindex(ifindex).is_some()
 }
 
 /// Decides, and writes down what the decision asks to be remembered.

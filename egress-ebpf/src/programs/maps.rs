@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 use egress_ebpf::{
@@ -59,9 +59,11 @@ pub static GRANT_HITS: PerCpuArray<Hits, 16384> = PerCpuArray::new();
 #[btf_map]
 pub static RESOLVERS: HashMap<ResolverKey, ResolverTrust, 256, NO_PREALLOC> = HashMap::new();
 
-/// The indices of the governed uplinks, in the network namespace of the daemon.
+/// The governed uplinks by their index, in the network namespace of the daemon. Nothing is redirected to them: the kernel
+/// itself takes an interface out of a map of devices when it is deleted or moved to another namespace, so that no other
+/// interface is taken for it which gets its index later.
 #[btf_map]
-pub static UPLINKS: HashMap<u32, u32, 256, NO_PREALLOC> = HashMap::new();
+pub static UPLINKS: DevMapHash<256> = DevMapHash::new();
 
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, Flow, 131072> = LruHashMap::new();

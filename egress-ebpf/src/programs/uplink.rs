@@ -25,6 +25,10 @@ pub const NEXT: i32 = -1;
 /// TC_ACT_SHOT.
 pub const SHOT: i32 = 2;
 
+/// The mark of a query that the cgroup's hook refused and left to be answered here: it must not leave, whatever another
+/// generation of the policy says by now. Where a packet of somebody else has this mark, it is dropped in vain.
+pub const LEFT_TO_UPLINK: u32 = 0xe6e5_0053;
+
 pub const AF_INET: u32 = 2;
 pub const AF_INET6: u32 = 10;
 
@@ -74,6 +78,9 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
         if let Err(bad) = dns::query(skb, config, &packet, &asked) {
             refused = bad;
         }
+    } else if matches!(verdict.reason, Reason::Judged) && was_left(skb, &packet) {
+        // The resolver was believed here a moment ago.
+        refused = Refused::plain(Reason::NameNotAllowed);
     }
     if refused.reason.passes() {
         // SAFETY: the context is valid.
@@ -95,6 +102,12 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
         return answered;
     }
     verdict
+}
+
+#[inline(always)]
+fn was_left(skb: *mut __sk_buff, packet: &Packet) -> bool {
+    // SAFETY: the context is valid.
+    packet.proto == PROTO_UDP && unsafe { (*skb).mark } == LEFT_TO_UPLINK
 }
 
 #[inline(never)]

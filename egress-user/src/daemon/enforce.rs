@@ -87,7 +87,7 @@ impl Enforcement {
             datapath.remember_accepted(&datapath::accepted_connections())?;
         }
         // Before any of them is let go.
-        datapath.keep_uplinks(&scope.uplinks)?;
+        datapath::keep_uplinks(datapath.object(), &scope.uplinks, scope.pins.as_ref())?;
         let mut attached = datapath::attach_cgroup(datapath.object(), &scope.cgroup, scope.pins.as_ref())?;
         for uplink in &scope.uplinks {
             attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);

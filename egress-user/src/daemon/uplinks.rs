@@ -7,7 +7,7 @@ use procfs::net::RouteEntry;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 
 use super::{Core, state::lock};
-use crate::datapath::{Attached, Error, Uplink, attach_uplink};
+use crate::datapath::{Attached, Error, Uplink, attach_uplink, forget_uplink};
 
 /// Which interfaces are to be governed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +91,9 @@ impl Core {
         *lock(&self.missing) = missing;
         let mut attached = lock(&self.attached);
         attached.retain(|point| !is_uplink(point) || exists(point.interface));
+        for gone in attached.iter().filter(|point| is_uplink(point) && !point.present()) {
+            forget_uplink(lock(&self.datapath).object(), gone.interface)?;
+        }
         for point in attached.iter_mut().filter(|point| is_uplink(point)) {
             if let Some(name) = name_of(point.interface) {
                 point.target = name;

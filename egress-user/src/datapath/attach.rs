@@ -12,7 +12,7 @@ use std::{
 use aya::programs::tc::{self, TcAttachType};
 
 use super::{
-    Error, Object, Pins, cgroup_root,
+    Error, Object, Pins, Table, cgroup_root,
     sys::{self, AttachType},
 };
 
@@ -90,6 +90,10 @@ impl Uplink {
         Ok(Self { name: name.to_owned(), index, ethernet })
     }
 
+    fn pin(&self, hook: &str) -> String {
+        format!("if{}-{hook}", self.index)
+    }
+
     fn hooks(&self) -> [(&'static str, AttachType); 2] {
         if self.ethernet {
             [("uplink_ingress", AttachType::TcxIngress), ("uplink_egress", AttachType::TcxEgress)]
@@ -152,10 +156,46 @@ pub fn cgroup(object: &mut Object, cgroup: &Cgroup, pins: Option<&Pins>) -> Resu
 }
 
 /// Attaches the programs of an uplink: by tcx, or by clsact where the kernel (before 6.6) has no tcx.
+///
+/// Only when they are in force does the cgroup's hook leave refused queries to them (decision 0018).
 pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
+    let result = uplink_hooks(object, uplink, pins);
+    if result.is_ok() {
+        uplinks(object)?.set(&uplink.index, &[uplink.index, 0], sys::ANY)?;
+    } else {
+        forget_uplink(object, uplink.index)?;
+    }
+    result
+}
+
+/// From here on the cgroup's hook leaves no more refused queries to this interface's program.
+pub fn forget_uplink(object: &Object, index: u32) -> Result<(), Error> {
+    uplinks(object)?.remove(&index).map(drop)
+}
+
+/// The value is the kernel's `bpf_devmap_val`: the interface, and no XDP program.
+fn uplinks(object: &Object) -> Result<Table<u32, [u32; 2]>, Error> {
+    object.table("UPLINKS")
+}
+
+/// Forgets the uplinks of an earlier daemon that are not among these, or whose program is not known to be in force: to be
+/// called before anything is attached.
+pub fn keep_uplinks(object: &Object, wanted: &[Uplink], pins: Option<&Pins>) -> Result<(), Error> {
+    let in_force = |uplink: &Uplink, hook: &str| {
+        let link = pins.and_then(|pins| sys::open_pin(&pins.link(&uplink.pin(hook))).ok());
+        link.is_some_and(|link| sys::link_info(link.as_fd()).is_ok_and(|info| info.target == uplink.index))
+    };
+    let kept = |index: u32| {
+        let mut wanted = wanted.iter().filter(|uplink| uplink.index == index);
+        wanted.any(|uplink| uplink.hooks().iter().all(|(hook, _)| in_force(uplink, hook)))
+    };
+    uplinks(object)?.retain(|index| !kept(*index)).map(drop)
+}
+
+fn uplink_hooks(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
     let mut attached = Vec::new();
     for (hook, attach_type) in uplink.hooks() {
-        let pin = pins.map(|pins| pins.link(&format!("if{}-{hook}", uplink.index)));
+        let pin = pins.map(|pins| pins.link(&uplink.pin(hook)));
         let program = object.program(hook)?;
         let link = match link(program, uplink.index, attach_type, pin.as_deref()) {
             Ok(link) => Some(link),
@@ -167,8 +207,6 @@ pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Resu
         };
         attached.push(Attached { hook, target: uplink.name.clone(), interface: uplink.index, link, pin: None });
     }
-    // Only now: from here on the cgroup's hook leaves refused queries to the uplink's program.
-    object.table::<u32, u32>("UPLINKS")?.set(&uplink.index, &1, sys::ANY)?;
     Ok(attached)
 }
 

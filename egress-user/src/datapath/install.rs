@@ -102,13 +102,6 @@ impl Datapath {
         &mut self.object
     }
 
-    /// Forgets the uplinks of an earlier daemon that are not among these.
-    pub fn keep_uplinks(&self, uplinks: &[super::Uplink]) -> Result<(), Error> {
-        let table = self.object.table::<u32, u32>("UPLINKS")?;
-        table.retain(|index| uplinks.iter().any(|uplink| uplink.index == *index))?;
-        Ok(())
-    }
-
     /// Installs a policy and makes it the live one. On an error the old one stays, untouched.
     pub fn install(&mut self, policy: &Compiled, settings: &Settings, learned: &[Learned]) -> Result<Installed, Error> {
         self.install_until(policy, settings, learned, 0)

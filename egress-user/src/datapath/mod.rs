@@ -22,8 +22,8 @@ mod table;
 mod workload;
 
 pub use attach::{
-    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, lsm as attach_lsm, remove_clsact,
-    remove_clsact_of, uplink as attach_uplink,
+    Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, forget_uplink, keep_uplinks,
+    lsm as attach_lsm, remove_clsact, remove_clsact_of, uplink as attach_uplink,
 };
 pub use confirm::{Settled, deadline_after};
 pub use error::Error;

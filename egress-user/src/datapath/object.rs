@@ -136,7 +136,8 @@ impl Object {
             | Map::LpmTrie(data)
             | Map::PerCpuArray(data)
             | Map::RingBuf(data)
-            | Map::SkStorage(data) => data,
+            | Map::SkStorage(data)
+            | Map::DevMapHash(data) => data,
             _ => return Err(Error::Missing { kind: "map of a known type", name }),
         };
         data.fd().as_fd().try_clone_to_owned().map_err(|source| Error::map("open", name, source))

@@ -48,6 +48,7 @@ pub const MAPS: &[&str] = &[
     "ALIASES",
     "LEARN_COUNTERS",
     "WORKLOADS",
+    "UPLINKS",
 ];
 
 /// A directory of pins in bpffs.
