@@ -4,6 +4,7 @@ mod daemon;
 mod load;
 mod lookup;
 mod peer;
+mod plot;
 mod report;
 
 use std::collections::BTreeMap;
@@ -46,7 +47,7 @@ struct Measured {
     daemon: Vec<Daemon>,
 }
 
-/// Measures, prints, and writes `network.md` and `network.json`. Whether every bound held, which only the quick run asks.
+/// Measures, prints, and writes `network.md`, `network.json` and the plots. Whether every bound held, which only the quick run asks.
 pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     let start = Instant::now();
     let quick = Options { rounds: 3, destinations: vec![100] };
@@ -70,6 +71,14 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     println!("{text}");
     std::fs::write(bench.out.join("network.md"), text)?;
     std::fs::write(bench.out.join("network.json"), serde_json::to_vec_pretty(&measured)?)?;
+    for &destinations in &options.destinations {
+        let of_size: Vec<_> =
+            measured.figures.iter().filter(|f| f.destinations == destinations && !f.is_lookup()).collect();
+        let title = format!("Egress beside others, {destinations} allowed destinations");
+        plot::write(&bench.out, &format!("network-{destinations}"), &title, &of_size)?;
+    }
+    let of_lookups: Vec<_> = measured.figures.iter().filter(|figure| figure.is_lookup()).collect();
+    plot::write(&bench.out, "lookups", "DNS lookups through unbound", &of_lookups)?;
     let behind = report::behind(&measured.figures);
     if bench.quick && !behind.is_empty() {
         eprintln!("behind the bounds:\n  {}", behind.join("\n  "));
@@ -88,6 +97,12 @@ struct Figure {
     value: Spread,
     /// Over what was measured without enforcement in the same round.
     ratio: Spread,
+}
+
+impl Figure {
+    fn is_lookup(&self) -> bool {
+        matches!(self.metric, Metric::Lookup50 | Metric::Lookup99)
+    }
 }
 
 /// Measures every peer `rounds` times, in turn, with `destinations` allowed.

@@ -45,15 +45,15 @@ pub fn markdown(measured: &Measured) -> String {
         measured.kernel, measured.processors, measured.seconds
     );
     let mut sizes: Vec<u32> =
-        measured.figures.iter().filter(|f| !is_lookup(f)).map(|figure| figure.destinations).collect();
+        measured.figures.iter().filter(|f| !f.is_lookup()).map(|figure| figure.destinations).collect();
     sizes.dedup();
     for size in sizes {
         let _ = writeln!(text, "\n### {size} allowed destinations\n");
-        let of_size: Vec<_> = measured.figures.iter().filter(|f| f.destinations == size && !is_lookup(f)).collect();
+        let of_size: Vec<_> = measured.figures.iter().filter(|f| f.destinations == size && !f.is_lookup()).collect();
         table(&mut text, &of_size);
     }
     text.push_str("\n### DNS lookups\n\n");
-    table(&mut text, &measured.figures.iter().filter(|figure| is_lookup(figure)).collect::<Vec<_>>());
+    table(&mut text, &measured.figures.iter().filter(|figure| figure.is_lookup()).collect::<Vec<_>>());
     text.push_str("\n### The daemon\n\n| destinations | run, ms | exec, ms | reload, ms | resident, MiB | idle, % of a processor |\n|---|---|---|---|---|---|\n");
     for daemon in &measured.daemon {
         let ms = |spread: Spread| format!("{:.0} ± {:.0}", spread.median, spread.spread);
@@ -69,10 +69,6 @@ pub fn markdown(measured: &Measured) -> String {
         );
     }
     text
-}
-
-fn is_lookup(figure: &Figure) -> bool {
-    matches!(figure.metric, Metric::Lookup50 | Metric::Lookup99)
 }
 
 /// A row for each peer, a column for each metric.
