@@ -7,6 +7,8 @@ pub mod cli;
 pub mod daemon;
 pub mod datapath;
 pub mod events;
+pub mod learn;
 pub mod policy;
 pub mod privilege;
+pub mod report;
 pub mod resolve;

@@ -81,6 +81,9 @@ impl Config {
 
     /// A trusted resolver listens on a port other than 53.
     pub const RESOLVER_PORTS: u32 = 1 << 6;
+    /// Tell of every answer of a trusted resolver, also for names that no rule allows and with private addresses (audit).
+    /// What is told so opens nothing: it has no class.
+    pub const TELL_ANSWERS: u32 = 1 << 7;
 
     /// Whether every bit of `flag` is set.
     #[inline(always)]

@@ -214,6 +214,7 @@ impl Records<'_> {
         // SAFETY: checked right above.
         let found = unsafe { self.work.event.addresses.get_unchecked_mut(count as usize) };
         found.address = address;
+        found.expiry = 0;
         found.ttl = if ttl < self.work.answer.ttl { ttl } else { self.work.answer.ttl } as u32;
         self.work.answer.count = count + 1;
     }

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{Args, ValueEnum};
@@ -162,6 +163,64 @@ pub struct ExecArgs {
     /// The command and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Args, Debug)]
+pub struct LearnArgs {
+    /// How long to watch, like 10m; Ctrl-C ends it sooner and writes what was learned so far
+    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = time)]
+    pub time: Duration,
+    /// The policy to write; `-` for standard output
+    #[arg(long, short, value_name = "P")]
+    pub output: PathBuf,
+    /// Write over a file that is there
+    #[arg(long)]
+    pub force: bool,
+    /// Make `*.example.com` of three names or more right below example.com that use the same ports
+    #[arg(long)]
+    pub wildcards: bool,
+    /// The cgroup to watch [default: the root of cgroup v2]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// An uplink to watch; may be repeated; `none` watches the cgroup only [default: the default routes' interfaces]
+    #[arg(long, value_name = "IF")]
+    pub interface: Vec<String>,
+    /// The only resolver whose answers count, and which the policy will trust; may be repeated [default: the system's]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = resolver)]
+    pub resolver: Vec<SocketAddr>,
+    /// Write every event to this file too, a JSON object a line, for `egress report`
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// Run the command as this user (name or number)
+    #[arg(long, short, value_name = "USER", requires = "command")]
+    pub user: Option<String>,
+    /// Print what was learned as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Watch this command alone, until it ends
+    #[arg(last = true, value_name = "CMD", conflicts_with_all = ["cgroup", "interface", "time"])]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// Events as JSON lines (`egress events --json`, `learn --events`); `-` for standard input [default: the daemon's
+    /// recent events]
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// The page to write; `-` for standard output
+    #[arg(long, short, value_name = "FILE", default_value = "egress-report.html")]
+    pub output: PathBuf,
+    /// The page's title
+    #[arg(long, value_name = "TEXT", default_value = "Outbound traffic")]
+    pub title: String,
+}
+
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// The directory to write the pages to; made where it is missing
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -325,6 +384,13 @@ fn group(text: &str) -> Result<u32, String> {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
         Ok(None) => Err("there is no such group here; `getent group` lists them".to_owned()),
         Err(errno) => Err(format!("cannot look the group up: {errno}")),
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time >= Duration::from_secs(1) => Ok(time),
+        _ => Err("write a time of a second or more, like 60s, 10m or 1h".to_owned()),
     }
 }
 

@@ -8,6 +8,7 @@ mod cgroup;
 mod child;
 
 use std::{
+    ffi::OsString,
     process::ExitCode,
     sync::{
         Arc, Mutex,
@@ -26,9 +27,9 @@ use super::{Failure, args::ExecArgs, output};
 use crate::{
     daemon::{self, Believe, Core, Enforcement, Scope, ring},
     datapath::{Settings, netns_cookie},
-    events::{Style, Summary},
-    policy,
-    resolve::system,
+    events::{Event, Kind, Lost, LostWhere, Style, Summary, Timestamp},
+    policy::{self, Compiled},
+    resolve::system::{self, SystemResolvers},
 };
 
 /// How long to wait for the last events after the command has ended.
@@ -48,58 +49,74 @@ pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
         .into());
     }
     let loaded = policy::load(&sources)?;
-    let user = args.user.as_deref().map(child::User::find).transpose()?;
-    let machine = |error: crate::datapath::Error| Failure::machine(error.to_string(), "run it as root");
-    let exec_cgroup = ExecCgroup::make().map_err(machine)?;
-    let scope = Scope { cgroup: exec_cgroup.open().map_err(machine)?, uplinks: Vec::new(), pins: None };
-    let resolvers = daemon::resolvers(&loaded.compiled, system.as_ref(), Believe::AtCgroup);
-    let settings = Settings {
-        resolvers,
-        cgroup_level: scope.cgroup.level,
-        cgroup_id: scope.cgroup.id,
-        teaching_netns: netns_cookie(),
-    };
-    let enforcement = Enforcement::start(&loaded.compiled, settings, &scope, false).map_err(machine)?;
-    // Before any thread is started: the janitor is a fork of this process and inherits its links.
-    let janitor = exec_cgroup.start_janitor().context("start the process that cleans up")?;
-    let (core, events) = Core::new(enforcement, loaded.compiled, Vec::new());
-    let child = child::spawn(&args.command, &exec_cgroup, user.as_ref())?;
-    let code = supervise(&args, &core, events, child)?;
-    janitor.finish(&exec_cgroup);
-    Ok(code)
-}
-
-fn supervise(
-    args: &ExecArgs,
-    core: &Arc<Core>,
-    events: aya::maps::RingBuf<aya::maps::MapData>,
-    child: std::process::Child,
-) -> anyhow::Result<ExitCode> {
     let summary = Arc::new(Mutex::new(Summary::new()));
-    let ended = Arc::new(AtomicBool::new(false));
-    let reader = {
-        let (core, summary, ended) = (Arc::clone(core), Arc::clone(&summary), Arc::clone(&ended));
-        thread::Builder::new().name("events".to_owned()).spawn(move || {
-            let mut reader = ring::Reader::new(&core, events);
-            let add = |event: &crate::events::Event| {
-                summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(event);
-            };
-            while !ended.load(Ordering::Acquire) {
-                reader.wait(LAST_EVENTS);
-                reader.drain(&add);
-            }
-            reader.drain(&add);
-            core.sweep(true).iter().for_each(add);
-        })?
-    };
-    let code = child::wait(child)?;
-    ended.store(true, Ordering::Release);
-    let _ = reader.join();
+    let seen = Arc::clone(&summary);
+    let code = govern(loaded.compiled, system.as_ref(), args.user.as_deref(), &args.command, move |event| {
+        seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(event);
+    })?;
     let summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if args.json {
         output::eprint(&format!("{}\n", serde_json::to_string(&*summary)?));
     } else if !args.quiet && !summary.is_empty() {
         output::eprint(&summary.render(Style::detect(&std::io::stderr())));
     }
+    Ok(code)
+}
+
+/// Runs a command under a policy, and hands each event to `seen`. Gives the exit code of the command.
+pub(super) fn govern(
+    policy: Compiled,
+    system: Option<&SystemResolvers>,
+    user: Option<&str>,
+    command: &[OsString],
+    seen: impl Fn(&Event) + Send + 'static,
+) -> anyhow::Result<ExitCode> {
+    let user = user.map(child::User::find).transpose()?;
+    let machine = |error: crate::datapath::Error| Failure::machine(error.to_string(), "run it as root");
+    let exec_cgroup = ExecCgroup::make().map_err(machine)?;
+    let scope = Scope { cgroup: exec_cgroup.open().map_err(machine)?, uplinks: Vec::new(), pins: None };
+    let resolvers = daemon::resolvers(&policy, system, Believe::AtCgroup);
+    let settings = Settings {
+        resolvers,
+        cgroup_level: scope.cgroup.level,
+        cgroup_id: scope.cgroup.id,
+        teaching_netns: netns_cookie(),
+    };
+    let enforcement = Enforcement::start(&policy, settings, &scope, false).map_err(machine)?;
+    // Before any thread is started: the janitor is a fork of this process and inherits its links.
+    let janitor = exec_cgroup.start_janitor().context("start the process that cleans up")?;
+    let (core, events) = Core::new(enforcement, policy, Vec::new());
+    let child = child::spawn(command, &exec_cgroup, user.as_ref())?;
+    let code = supervise(&core, events, child, seen)?;
+    janitor.finish(&exec_cgroup);
+    Ok(code)
+}
+
+fn supervise(
+    core: &Arc<Core>,
+    events: aya::maps::RingBuf<aya::maps::MapData>,
+    child: std::process::Child,
+    seen: impl Fn(&Event) + Send + 'static,
+) -> anyhow::Result<ExitCode> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (core, ended) = (Arc::clone(core), Arc::clone(&ended));
+        thread::Builder::new().name("events".to_owned()).spawn(move || {
+            let mut reader = ring::Reader::new(&core, events);
+            while !ended.load(Ordering::Acquire) {
+                reader.wait(LAST_EVENTS);
+                reader.drain(&seen);
+            }
+            reader.drain(&seen);
+            core.sweep(true).iter().for_each(&seen);
+            let lost = core.events_lost();
+            if lost > 0 {
+                seen(&Event::new(Timestamp::now(), Kind::Lost(Lost { count: lost, place: LostWhere::Kernel })));
+            }
+        })?
+    };
+    let code = child::wait(child)?;
+    ended.store(true, Ordering::Release);
+    let _ = reader.join();
     Ok(code)
 }

@@ -12,8 +12,11 @@ pub mod events;
 pub mod exec;
 pub mod explain_daemon;
 pub mod explain_offline;
+pub mod learn;
+pub mod man;
 pub mod output;
 pub mod policies;
+pub mod report;
 pub mod rollback;
 pub mod run;
 pub mod schema;
@@ -72,6 +75,10 @@ pub enum Command {
     Rollback(args::ChangeArgs),
     /// Compare two policies, or the one in force with a file, by meaning; exit 1 where they differ
     Diff(args::DiffArgs),
+    /// Watch what leaves for a while, or one command, and write the policy that it needs; nothing is blocked
+    Learn(args::LearnArgs),
+    /// Write a page that shows a run: who talked to whom, what was blocked, and when
+    Report(args::ReportArgs),
     /// Break-glass: remove every program, pin and cgroup that egress made
     Detach(args::DetachArgs),
     /// List the embedded policies, or print one
@@ -80,6 +87,8 @@ pub enum Command {
     Schema,
     /// Print shell completions
     Completions(args::CompletionsArgs),
+    /// Write the manual pages
+    Man(args::ManArgs),
 }
 
 /// An error with an exit code and what to do next.
@@ -108,7 +117,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli) {
         Ok(code) => code,
-        Err(error) => ExitCode::from(report(&error)),
+        Err(error) => ExitCode::from(complain(&error)),
     }
 }
 
@@ -125,15 +134,18 @@ fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {
         Command::Confirm(args) => confirm::main(&args, &socket),
         Command::Rollback(args) => rollback::main(&args, &socket),
         Command::Diff(args) => diff::main(&args, &socket),
+        Command::Learn(args) => learn::main(args, &socket),
+        Command::Report(args) => report::main(args, &socket),
         Command::Detach(args) => detach::main(args, &socket),
         Command::Policies(args) => policies::main(args),
         Command::Schema => schema::main(),
         Command::Completions(args) => completions::main(args),
+        Command::Man(args) => man::main(args),
     }
 }
 
 /// Prints an error with its causes and what to do; gives the exit code.
-pub fn report(error: &anyhow::Error) -> u8 {
+pub fn complain(error: &anyhow::Error) -> u8 {
     if let Some(policy) = error.downcast_ref::<PolicyError>() {
         policy.eprint();
         return exit::WRONG_INPUT;

@@ -264,18 +264,23 @@ fn not_ready(error: NotReady) -> anyhow::Error {
 }
 
 fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
+    scope_of(args.cgroup.as_deref(), &args.interface, Some(Pins::new(&Pins::default_bpffs())))
+}
+
+/// What `--cgroup` and `--interface` name.
+pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Option<Pins>) -> anyhow::Result<Scope> {
     let machine = |error: crate::datapath::Error| {
         Failure::machine(error.to_string(), "`egress run --help` says what each option takes")
     };
-    let cgroup = Cgroup::open(args.cgroup.as_deref()).map_err(machine)?;
-    let (uplinks, missing) = Wanted::from_arguments(&args.interface).find();
+    let cgroup = Cgroup::open(cgroup).map_err(machine)?;
+    let (uplinks, missing) = Wanted::from_arguments(interfaces).find();
     if !missing.is_empty() {
         let missing = missing.join(", ");
         tracing::warn!(
             "there is no interface {missing}: governed as soon as it appears; `ip link` lists those there are"
         );
     }
-    Ok(Scope { cgroup, uplinks, pins: Some(Pins::new(&Pins::default_bpffs())) })
+    Ok(Scope { cgroup, uplinks, pins })
 }
 
 fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {

@@ -60,7 +60,7 @@ impl Base {
         let loaded = policy::load(&sources)?;
         let files = loaded.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
         let texts = Texts { files, allow: sources.allow, set: sources.set };
-        let settings = self.settings(&loaded.compiled, system)?;
+        let settings = settings(&loaded.compiled, system, self.believe, self.cgroup)?;
         Ok((Ready { texts, policy: loaded.compiled.clone(), settings }, loaded))
     }
 
@@ -75,21 +75,30 @@ impl Base {
             ..self.sources.clone()
         };
         let policy = policy::load(&sources)?.compiled;
-        let settings = self.settings(&policy, system)?;
+        let settings = settings(&policy, system, self.believe, self.cgroup)?;
         Ok(Ready { texts: texts.clone(), policy, settings })
     }
+}
 
-    fn settings(&self, policy: &Compiled, system: Option<&SystemResolvers>) -> Result<Settings, NotReady> {
-        let resolvers = resolvers(policy, system, self.believe);
-        if resolvers.is_empty() {
-            return Err(NotReady::NoResolver(match policy.dns.resolvers {
-                Resolvers::System => "/etc/resolv.conf names no resolver",
-                Resolvers::Addresses(_) => "the policy names no resolver",
-            }));
-        }
-        let (cgroup_level, cgroup_id) = self.cgroup;
-        Ok(Settings { resolvers, cgroup_level, cgroup_id, teaching_netns: netns_cookie() })
+/// What a generation needs besides its policy. `cgroup` is the level and the id of the governed one.
+///
+/// # Errors
+/// No resolver is named anywhere.
+pub fn settings(
+    policy: &Compiled,
+    system: Option<&SystemResolvers>,
+    believe: Believe,
+    cgroup: (u32, u64),
+) -> Result<Settings, NotReady> {
+    let resolvers = resolvers(policy, system, believe);
+    if resolvers.is_empty() {
+        return Err(NotReady::NoResolver(match policy.dns.resolvers {
+            Resolvers::System => "/etc/resolv.conf names no resolver",
+            Resolvers::Addresses(_) => "the policy names no resolver",
+        }));
     }
+    let (cgroup_level, cgroup_id) = cgroup;
+    Ok(Settings { resolvers, cgroup_level, cgroup_id, teaching_netns: netns_cookie() })
 }
 
 /// The host's search domains, as names that may be asked.

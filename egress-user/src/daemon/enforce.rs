@@ -60,7 +60,9 @@ impl Enforcement {
         let bpf_lsm = datapath::bpf_lsm();
         // 15 ms, for LSM alone: beside everything that comes before.
         let kernel = (bpf_lsm != Some(false)).then(|| thread::spawn(aya::Btf::from_sys_fs));
-        let mut object = load(policy, scope.pins.as_ref())?;
+        // A cgroup that was made for this policy, with nothing pinned, has no past.
+        let has_past = scope.pins.is_some() || scope.cgroup.is_populated();
+        let mut object = load(policy, scope.pins.as_ref(), has_past)?;
         let mut programs = vec!["socket_egress", "socket_ingress"];
         if !scope.uplinks.is_empty() {
             programs.extend(["uplink_ingress", "uplink_egress", datapath::WORKLOAD_HOOK]);
@@ -81,8 +83,6 @@ impl Enforcement {
             Some(installed) => installed,
             None => datapath.install(policy, &settings, &[])?,
         };
-        // A cgroup that was made for this policy, with nothing pinned, has no past.
-        let has_past = scope.pins.is_some();
         if has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
         }
@@ -150,9 +150,9 @@ fn lsm(
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and
 /// the pinned links are given programs that use these.
-fn load(policy: &Compiled, pins: Option<&Pins>) -> Result<Object, Error> {
-    let Some(pins) = pins else { return Object::load(&Sizes::for_command(policy), None) };
-    let sizes = Sizes::for_policy(policy);
+fn load(policy: &Compiled, pins: Option<&Pins>, has_past: bool) -> Result<Object, Error> {
+    let sizes = if has_past { Sizes::for_policy(policy) } else { Sizes::for_command(policy) };
+    let Some(pins) = pins else { return Object::load(&sizes, None) };
     if pins.has_maps() {
         match Object::load(&sizes, Some(pins)).and_then(|object| Ok((object.has_room(&sizes)?, object))) {
             Ok((true, object)) => return Ok(object),

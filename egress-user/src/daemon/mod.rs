@@ -20,7 +20,9 @@ mod uplinks;
 mod workloads;
 
 pub use book::Book;
-pub use change::{Base, Changer, Handle, NotReady, Ready, allow_private, asked, resolve_settings, search_domains};
+pub use change::{
+    Base, Changer, Handle, NotReady, Ready, allow_private, asked, resolve_settings, search_domains, settings,
+};
 pub use enforce::{Enforcement, Scope};
 pub use reclaim::reclaim;
 pub use state::{Active, Core};

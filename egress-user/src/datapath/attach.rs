@@ -64,6 +64,11 @@ impl Cgroup {
         }
         Ok(Self { path, id, level, dir })
     }
+
+    /// Whether processes are in it or below it; of the root, which always has some, and in doubt, yes.
+    pub fn is_populated(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.events")).map_or(true, |events| !events.contains("populated 0"))
+    }
 }
 
 /// An interface that packets leave the node by.

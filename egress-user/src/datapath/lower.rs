@@ -227,6 +227,7 @@ fn config(policy: &Compiled, settings: &Settings, generation: u32, elements: &El
     Config {
         generation,
         flags: flag(policy.mode == Mode::Enforce, Config::ENFORCE)
+            | flag(policy.mode == Mode::Audit, Config::TELL_ANSWERS)
             | flag(policy.dns.queries == Queries::Allowlisted, Config::QUERIES_ALLOWLISTED)
             | flag(!elements.denies_4.is_empty(), Config::DENIES_4)
             | flag(!elements.denies_6.is_empty(), Config::DENIES_6)

@@ -96,6 +96,32 @@ pub fn run(options: Options) -> Result<bool> {
     Ok(wrong == 0)
 }
 
+/// The demo's internet and its rows as a load, for tests that start what they test themselves.
+#[derive(Debug)]
+pub struct Load {
+    pub cgroup: Cgroup,
+    pub world: World,
+}
+
+impl Load {
+    /// The world, with nothing governed.
+    pub fn new() -> Result<Self> {
+        Ok(Self { cgroup: Cgroup::new("load")?, world: internet::build()? })
+    }
+
+    /// Drives every row that the AKS policies allow, or every one that they forbid; gives each row and whether its client
+    /// got through and the world saw it.
+    pub fn drive(&self, allowed: bool) -> Result<Vec<(String, bool)>> {
+        let rows = rows::rows(&self.world)?.into_iter().filter(|row| row.allowed == allowed);
+        rows.map(|row| {
+            let name = format!("{} {}", row.destination, row.tried);
+            let outcome = run_row(row, &self.world, &self.cgroup, None)?;
+            Ok((name, outcome.told.pass && outcome.world_saw()))
+        })
+        .collect()
+    }
+}
+
 fn run_row(row: Row, world: &World, cgroup: &Cgroup, daemon: Option<&Daemon>) -> Result<Outcome> {
     let place: Place = match row.from {
         From::Node => world.node().in_cgroup(cgroup),

@@ -122,21 +122,28 @@ impl Step for Each<'_> {
         }
         if self.config.has(Config::QUERIES_ALLOWLISTED) && !self.work.matching.may_ask() {
             self.work.refusal = NOT_ALLOWED;
-            return false;
+            if !self.config.has(Config::TELL_ANSWERS) {
+                return false;
+            }
         }
         if !self.trust_here || !plain {
-            return true;
+            return self.work.refusal == 0;
         }
         if self.work.matching.count == 0 {
             // The next policy may allow what this one only lets ask; the answer will find the flip done.
-            let Some(staged) = staged(self.config) else { return true };
-            self.find(staged, now);
+            if let Some(staged) = staged(self.config) {
+                self.find(staged, now);
+            }
             if self.work.matching.count == 0 {
-                return true;
+                if !self.config.has(Config::TELL_ANSWERS) {
+                    return true;
+                }
+                // It has no class and opens nothing, so a private address may be told of, too.
+                self.work.matching.flags |= NameValue::PRIVATE;
             }
         }
         remember(self.skb, self.packet, self.work, self.cookie, now);
-        true
+        self.work.refusal == 0
     }
 }
 

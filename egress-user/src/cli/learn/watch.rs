@@ -1,0 +1,160 @@
+//! The three ways to watch.
+
+use std::{
+    path::Path,
+    process::ExitCode,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, LearnArgs, Progress, Sink, lock, watching};
+use crate::{
+    api::{Client, ClientError, EventFilter, Status},
+    cli::{exec, run},
+    daemon::{Believe, Core, Enforcement, ring, settings},
+    datapath::cgroup_root,
+    events::Event,
+    resolve::system,
+};
+
+/// How long the last events take from the kernel to here.
+const LAST_EVENTS: Duration = Duration::from_millis(100);
+
+/// Watches to the end. Gives what was watched, in words, and the exit code of a command.
+pub fn watch(args: &LearnArgs, socket: &Path, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<(String, Option<ExitCode>)> {
+    if !args.command.is_empty() {
+        let code = command(args, sink)?;
+        let words: Vec<_> = args.command.iter().map(|word| crate::events::escape(word.as_encoded_bytes())).collect();
+        return Ok((format!("`{}`", words.join(" ")), Some(code)));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let own_scope = args.cgroup.is_some() || !args.interface.is_empty() || !args.resolver.is_empty();
+    match runtime.block_on(Client::new(socket).status()) {
+        Ok(status) if status.mode == "audit" => {
+            if own_scope {
+                let what = "a daemon runs in audit mode, and it watches what it was told to";
+                return Err(Failure::input(what, "leave out --cgroup, --interface and --resolver").into());
+            }
+            runtime.block_on(daemon(args, socket, &status, sink))?;
+            Ok(("the events of the daemon".to_owned(), None))
+        }
+        Ok(_) => Err(Failure::input(
+            "a daemon enforces a policy here: what it drops is not what would happen without it",
+            "learn with its policy in audit mode (`mode: audit`, then `egress learn` again), or stop it and `egress detach`",
+        )
+        .into()),
+        Err(ClientError::NoDaemon(_)) => {
+            let about = runtime.block_on(own(args, sink))?;
+            Ok((about, None))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn command(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<ExitCode> {
+    let system = system::read(&system::Paths::default()).ok();
+    let policy = watching(&args.resolver, system.as_ref())?;
+    let sink = Arc::clone(sink);
+    exec::govern(policy, system.as_ref(), args.user.as_deref(), &args.command, move |event| lock(&sink).add(event))
+}
+
+/// With programs of its own, which nothing pins.
+async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String> {
+    let system = system::read(&system::Paths::default()).ok();
+    let policy = watching(&args.resolver, system.as_ref())?;
+    let scope = run::scope_of(args.cgroup.as_deref(), &args.interface, None)?;
+    let believe = if args.interface == ["none"] { Believe::AtCgroup } else { Believe::AtUplinks };
+    let level = (scope.cgroup.level, scope.cgroup.id);
+    let settings = settings(&policy, system.as_ref(), believe, level)
+        .map_err(|error| Failure::input(error.to_string(), "then start again"))?;
+    let enforcement = Enforcement::start(&policy, settings, &scope, false)
+        .map_err(|error| Failure::machine(error.to_string(), "run it as root"))?;
+    let root = cgroup_root()?;
+    let below = scope.cgroup.path.strip_prefix(&root).unwrap_or(&scope.cgroup.path).display().to_string();
+    let about = format!(
+        "cgroup /{below}{}",
+        scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>()
+    );
+    let (core, events) = Core::new(enforcement, policy, Vec::new());
+    let ended = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (core, ended, sink) = (Arc::clone(&core), Arc::clone(&ended), Arc::clone(sink));
+        thread::Builder::new().name("events".to_owned()).spawn(move || {
+            let mut reader = ring::Reader::new(&core, events);
+            let add = |event: &Event| lock(&sink).add(event);
+            while !ended.load(Ordering::Acquire) {
+                reader.wait(LAST_EVENTS);
+                reader.drain(&add);
+            }
+            reader.drain(&add);
+            lock(&sink).learner.lose(core.events_lost());
+        })?
+    };
+    super::output::eprint(&format!("learning from {about}; nothing is blocked\n"));
+    wait(args.time, sink, std::future::pending()).await?;
+    tokio::time::sleep(LAST_EVENTS).await;
+    ended.store(true, Ordering::Release);
+    let _ = reader.join();
+    Ok(about)
+}
+
+/// From a daemon in audit mode.
+async fn daemon(args: &LearnArgs, socket: &Path, before: &Status, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<()> {
+    let client = Client::new(socket);
+    let mut stream = client.events(EventFilter { follow: true, recent: Some(0), ..EventFilter::default() }).await?;
+    super::output::eprint("learning from the events of the daemon; nothing is blocked\n");
+    if before.policy.rules > 0 {
+        super::output::eprint(&format!(
+            "note: the daemon's policy has {}: what it allows is not seen, and not in the policy to be written\n",
+            super::output::count(before.policy.rules, "rule")
+        ));
+    }
+    let reading = async {
+        while let Some(line) = stream.next_line().await? {
+            match serde_json::from_str::<Event>(&line) {
+                Ok(event) => lock(sink).add(&event),
+                Err(_) => lock(sink).learner.lose(1),
+            }
+        }
+        super::output::eprint("\nwarning: the daemon ended; this is what was learned until then\n");
+        anyhow::Ok(())
+    };
+    wait(args.time, sink, reading).await?;
+    if let Ok(after) = client.status().await {
+        lock(sink).learner.lose(after.events_lost.saturating_sub(before.events_lost));
+    }
+    Ok(())
+}
+
+/// Until the time is over, a signal comes, or `other` ends.
+async fn wait(
+    time: Duration,
+    sink: &Arc<Mutex<Sink>>,
+    other: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut progress = Progress::new();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let end = Instant::now() + time;
+    tokio::pin!(other);
+    let result = loop {
+        tokio::select! {
+            result = &mut other => break result,
+            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(()),
+            () = tokio::time::sleep_until(end.into()) => break Ok(()),
+            _ = tick.tick() => {
+                progress.tell(end.saturating_duration_since(Instant::now()).as_secs(), sink);
+            }
+        }
+    };
+    progress.end();
+    result
+}
