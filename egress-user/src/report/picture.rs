@@ -61,7 +61,7 @@ fn draw(bands: &[Band], left: &[String], right: &[String], width: f64, id: &str)
     let height = rows as f64 * ROW + 12.0;
     // Labels take the outer parts: the left one a quarter, the right one nearly half.
     let (x1, x2) = (width * 0.24, width * 0.54);
-    let letters = |room: f64| ((room - 12.0) / 7.4) as usize;
+    let letters = |room: f64| ((room - 12.0) / 8.4) as usize;
     let at = |index: usize, of: usize| 6.0 + (index as f64 + 0.5) * (rows as f64 * ROW / of.max(1) as f64);
     let mut svg = format!(
         "<svg class=\"{id}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-labelledby=\"{id}-t\">\
@@ -72,7 +72,7 @@ fn draw(bands: &[Band], left: &[String], right: &[String], width: f64, id: &str)
     let most = bands.iter().map(|band| band.count).max().unwrap_or(1) as f64;
     for band in bands {
         let (y1, y2) = (at(band.from, left.len()), at(band.to, right.len()));
-        let thick = 2.0 + 16.0 * ((1.0 + band.count as f64).ln() / (1.0 + most).ln());
+        let thick = 1.5 + 9.5 * ((1.0 + band.count as f64).ln() / (1.0 + most).ln());
         let middle = f64::midpoint(x1, x2);
         let class = if band.blocked { "b" } else { "p" };
         let _ = write!(
