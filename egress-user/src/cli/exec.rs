@@ -27,7 +27,7 @@ use super::{Failure, args::ExecArgs, output};
 use crate::{
     daemon::{self, Believe, Core, Enforcement, Scope, ring},
     datapath::{Settings, netns_cookie},
-    events::{Event, Kind, Lost, LostWhere, Style, Summary, Timestamp},
+    events::{Event, Style, Summary},
     policy::{self, Compiled},
     resolve::system::{self, SystemResolvers},
 };
@@ -109,10 +109,6 @@ fn supervise(
             }
             reader.drain(&seen);
             core.sweep(true).iter().for_each(&seen);
-            let lost = core.events_lost();
-            if lost > 0 {
-                seen(&Event::new(Timestamp::now(), Kind::Lost(Lost { count: lost, place: LostWhere::Kernel })));
-            }
         })?
     };
     let code = child::wait(child)?;

@@ -210,11 +210,6 @@ impl Core {
         lock(&self.datapath)
     }
 
-    /// Events of the kernel that no reader got, since the ring buffer was full.
-    pub fn events_lost(&self) -> u64 {
-        lock(&self.datapath).events_lost().map_or(0, |(drops, answers)| drops + answers)
-    }
-
     pub(super) fn book(&self) -> MutexGuard<'_, Book> {
         lock(&self.book)
     }

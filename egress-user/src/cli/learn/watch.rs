@@ -93,7 +93,7 @@ async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String
                 reader.drain(&add);
             }
             reader.drain(&add);
-            lock(&sink).learner.lose(core.events_lost());
+            core.sweep(true).iter().for_each(add);
         })?
     };
     super::output::eprint(&format!("learning from {about}; nothing is blocked\n"));
@@ -125,11 +125,7 @@ async fn daemon(args: &LearnArgs, socket: &Path, before: &Status, sink: &Arc<Mut
         super::output::eprint("\nwarning: the daemon ended; this is what was learned until then\n");
         anyhow::Ok(())
     };
-    wait(args.time, sink, reading).await?;
-    if let Ok(after) = client.status().await {
-        lock(sink).learner.lose(after.events_lost.saturating_sub(before.events_lost));
-    }
-    Ok(())
+    wait(args.time, sink, reading).await
 }
 
 /// Until the time is over, a signal comes, or `other` ends.
