@@ -7,6 +7,7 @@ pub mod cli;
 pub mod daemon;
 pub mod datapath;
 pub mod events;
+mod inotify;
 pub mod learn;
 pub mod policy;
 pub mod privilege;

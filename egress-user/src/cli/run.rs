@@ -13,8 +13,8 @@ use super::{Failure, args::RunArgs, disabled, output};
 use crate::{
     api::{Server, SocketOptions, Texts},
     daemon::{
-        self, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NotReady, Ready, Scope, Store, Stored,
-        Wanted, allow_private, asked, resolve_settings, ring,
+        self, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NotReady, PolicyFiles, Ready, Scope, Store,
+        Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
     datapath::{Cgroup, Pins},
     policy::{self, DomainName},
@@ -68,6 +68,7 @@ struct Changing {
     stored: Stored,
     texts: Texts,
     trial: bool,
+    files: PolicyFiles,
 }
 
 /// Puts the policy in force, and leaves this thread with the rights that it needs from then on.
@@ -79,6 +80,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let base = base(args, believe, (scope.cgroup.level, scope.cgroup.id))?;
     let (files, loaded) = base.read(names.as_ref()).map_err(not_ready)?;
     policy::eprint_all(&loaded.warnings, &loaded.files);
+    let followed = PolicyFiles::new(base.sources.policies.clone(), loaded.paths, files.texts.files.clone());
     // The socket comes before anything in the kernel: it is also what finds a second daemon.
     let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
     let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
@@ -103,7 +105,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     ring::read(&core, events, |_| {}).context("start the thread that reads the kernel's events")?;
     privilege::restrict(privilege::Role::Control, &writable(socket, &args.state, pins.as_ref()))
         .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
-    let change = Changing { base, store, stored, texts: ready.texts, trial };
+    let change = Changing { base, store, stored, texts: ready.texts, trial, files: followed };
     Ok(Started { names, server, core, pins, change, what })
 }
 
@@ -176,7 +178,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let resolver = Resolver::new(&asked(&core.active().settings), Limits::default());
     let refresher = Arc::new(refresher(&core, &resolver));
     core.set_refresher(Arc::clone(&refresher));
-    let Changing { base, store, stored, texts, trial } = change;
+    let Changing { base, store, stored, texts, trial, files } = change;
     let asking = (resolver, refresher);
     let changer = Changer::new(&core, base, asking, store, (texts, names), (stored, trial));
     core.set_changer(Box::new(Handle(Arc::clone(&changer))));
@@ -199,6 +201,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     output::print(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
+    tokio::spawn(files.follow(Arc::clone(&changer)));
     tokio::spawn(Arc::clone(&core).sweep_forever());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {

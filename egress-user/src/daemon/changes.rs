@@ -1,8 +1,11 @@
 //! What the running state knows of changes under way: the policy on trial, and who may change it.
 
-use std::sync::{
-    Arc, Mutex, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use egress_ebpf::abi::{TICK_SHIFT, Ticks};
@@ -22,6 +25,10 @@ pub(super) struct Changes {
     deadline: Mutex<Option<Ticks>>,
     /// The policy to go back to, where this daemon installed the one on trial.
     previous: Mutex<Option<Arc<Active>>>,
+    /// What does not work and stops nothing, by subject, for `status`.
+    notes: Mutex<BTreeMap<&'static str, String>>,
+    /// Changes that were refused, for metrics.
+    pub refused: AtomicU64,
 }
 
 impl Changes {
@@ -35,6 +42,11 @@ impl Changes {
 
     pub fn previous(&self) -> Option<Arc<Active>> {
         lock(&self.previous).clone()
+    }
+
+    /// For `status`, beside the machine's warnings.
+    pub fn notes(&self) -> Vec<String> {
+        lock(&self.notes).values().cloned().collect()
     }
 
     /// Rounded up, so that it is not 0 while it waits.
@@ -60,6 +72,25 @@ impl Core {
     /// Whether the policy in force came by `egress apply`, for `status`.
     pub fn set_applied(&self, applied: bool) {
         self.changes.applied.store(applied, Ordering::Relaxed);
+    }
+
+    /// Something does not work (any more), or works (again): told once in the log, and shown by `status` as long as it is so.
+    pub fn set_note(&self, subject: &'static str, note: Option<String>) {
+        let mut notes = lock(&self.changes.notes);
+        match note {
+            Some(note) => {
+                if notes.get(subject) != Some(&note) {
+                    tracing::warn!("{note}");
+                }
+                notes.insert(subject, note);
+            }
+            None => drop(notes.remove(subject)),
+        }
+    }
+
+    /// How many changes of the policy were refused since the daemon started.
+    pub fn refused_changes(&self) -> u64 {
+        self.changes.refused.load(Ordering::Relaxed)
     }
 
     /// A policy that an earlier daemon put on trial is waited for.
@@ -94,6 +125,26 @@ impl Core {
         let message = format!("policy {:016x} is in force again: {why}", policy.hash);
         self.took(Active { policy, files, installed, settings }, message);
         Ok(())
+    }
+
+    /// Whether this very policy is in force: then nothing is written, and only where its rules stand is noted anew.
+    pub(super) fn same(&self, policy: &Compiled, files: &[String], settings: &Settings) -> Result<bool, Error> {
+        let active = self.active();
+        if active.policy.hash != policy.hash || active.settings != *settings {
+            return Ok(false);
+        }
+        // The hash has no order, the kernel's tables do.
+        let adopted = self.with_datapath(|datapath| match datapath.live()?.deadline {
+            0 => datapath.adopt(policy, settings),
+            _ => Ok(None),
+        })?;
+        let Some(installed) = adopted else { return Ok(false) };
+        let message = format!("policy {:016x} is in force already", policy.hash);
+        self.took(
+            Active { policy: policy.clone(), files: files.to_vec(), installed, settings: settings.clone() },
+            message,
+        );
+        Ok(true)
     }
 
     /// What passed by the grants that `next` has not: rule, item, packets.

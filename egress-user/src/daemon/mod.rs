@@ -8,7 +8,10 @@ mod change;
 mod changes;
 mod enforce;
 mod explain;
+mod files;
 mod folds;
+mod handle;
+mod ready;
 mod reclaim;
 pub mod ring;
 mod state;
@@ -20,10 +23,11 @@ mod uplinks;
 mod workloads;
 
 pub use book::Book;
-pub use change::{
-    Base, Changer, Handle, NotReady, Ready, allow_private, asked, resolve_settings, search_domains, settings,
-};
+pub use change::Changer;
 pub use enforce::{Enforcement, Scope};
+pub use files::PolicyFiles;
+pub use handle::Handle;
+pub use ready::{Base, NotReady, Ready, allow_private, asked, resolve_settings, search_domains, settings};
 pub use reclaim::reclaim;
 pub use state::{Active, Core};
 pub use store::{Store, Stored};

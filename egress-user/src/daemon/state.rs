@@ -116,6 +116,9 @@ impl Core {
         settings: Settings,
         deadline: Ticks,
     ) -> Result<(), Error> {
+        if deadline == 0 && self.same(&policy, &files, &settings)? {
+            return Ok(());
+        }
         let learned = lock(&self.book).living(boot_ticks());
         let result = lock(&self.datapath).install_until(&policy, &settings, &learned, deadline);
         match result {
@@ -148,6 +151,7 @@ impl Core {
 
     /// Notes that a change of the policy was refused; the old one stays.
     pub fn refused(&self, why: &str) {
+        self.changes.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         *lock(&self.trouble) = Some(format!("the last change of the policy was refused: {why}"));
         let active = self.active();
         let change = PolicyChange {
@@ -356,7 +360,7 @@ impl Source for Core {
                 .map(|(what, count)| LearnCounter { what: what.name().to_owned(), loses: what.loses(), count })
                 .collect(),
             maps,
-            warnings: self.warnings.clone(),
+            warnings: self.warnings.iter().cloned().chain(self.changes.notes()).collect(),
             health,
         }
     }

@@ -22,7 +22,7 @@ pub struct Resolver {
 }
 
 /// What a generation needs besides its policy.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The trusted resolvers.
     pub resolvers: Vec<Resolver>,

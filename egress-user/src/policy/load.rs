@@ -135,6 +135,21 @@ fn exact_places(document: &Document) -> Vec<(DomainName, Option<Place>, bool)> {
     exact
 }
 
+/// What the files and directories say now, by name, without a look at what it means: to see whether something changed. With
+/// them, every path on disk that was read, the files of a directory too; none for embedded policies.
+pub fn read_texts(policies: &[PathBuf]) -> (Result<Vec<(String, String)>, PolicyError>, Vec<PathBuf>) {
+    let (mut paths, mut diagnostics) = (Vec::new(), Vec::new());
+    let files = read_all(policies, &mut paths, &mut diagnostics);
+    let directories: Vec<PathBuf> = paths.iter().filter(|path| path.is_dir()).cloned().collect();
+    for directory in directories {
+        paths.extend(list(&directory).unwrap_or_default());
+    }
+    if !diagnostics.is_empty() {
+        return (Err(PolicyError { diagnostics, files }), paths);
+    }
+    (Ok(files.iter().map(|file| (file.name.clone(), file.text.clone())).collect()), paths)
+}
+
 fn read_all(policies: &[PathBuf], paths: &mut Vec<PathBuf>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Arc<SourceFile>> {
     let mut files: Vec<Arc<SourceFile>> = Vec::new();
     let mut named: Vec<PathBuf> = Vec::new();
@@ -174,21 +189,26 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diag
     if !metadata.is_dir() {
         return read_file(policy).map(|file| vec![file]);
     }
-    let listing = fs::read_dir(policy).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let entries = listing
+    let found = list(policy)
         .map_err(|error| Diagnostic::error(format!("cannot list the directory `{shown}`: {}", cause(&error))))?;
+    if found.is_empty() {
+        return Err(Diagnostic::error(format!("the directory `{shown}` has no policy"))
+            .hint("policies in a directory end in `.yaml` or `.yml`"));
+    }
+    found.iter().map(|path| read_file(path)).collect()
+}
+
+/// The policies of a directory, sorted.
+fn list(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
     let mut found: Vec<PathBuf> = entries
         .into_iter()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml"))
         .filter(|path| !path.is_dir())
         .collect();
-    if found.is_empty() {
-        return Err(Diagnostic::error(format!("the directory `{shown}` has no policy"))
-            .hint("policies in a directory end in `.yaml` or `.yml`"));
-    }
     found.sort();
-    found.iter().map(|path| read_file(path)).collect()
+    Ok(found)
 }
 
 fn read_file(path: &Path) -> Result<SourceFile, Diagnostic> {

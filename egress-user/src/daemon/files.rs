@@ -1,0 +1,110 @@
+//! Follows the policy's files: a change of what they say is put in force as SIGHUP would, or refused whole.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{net::unix::pipe::Receiver, task::spawn_blocking, time::timeout};
+
+use super::Changer;
+use crate::{
+    inotify::{self, AddWatchFlags, drain},
+    policy::{read_texts, render_all},
+};
+
+/// Several files of one change come one after the other: what counts is that it has been quiet for so long,
+const QUIET: Duration = Duration::from_millis(300);
+/// or that it never was for so long.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A pause before inotify is asked again for what it refused.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// What was read, or why it could not be: to see that something changed.
+type Said = Result<Vec<(String, String)>, String>;
+
+/// The files, directories and embedded policies of the command line.
+pub struct PolicyFiles {
+    policies: Vec<PathBuf>,
+    /// Those that were on disk at the start: watched also while they are not there.
+    named: Vec<PathBuf>,
+    said: Said,
+}
+
+impl PolicyFiles {
+    /// `read` is what the policy in force was made of, of the files that were on disk: `named`.
+    pub fn new(policies: Vec<PathBuf>, named: Vec<PathBuf>, read: Vec<(String, String)>) -> Self {
+        Self { policies, named, said: Ok(read) }
+    }
+
+    /// Follows them until the daemon ends; returns at once where nothing is on disk.
+    pub async fn follow(mut self, changer: Arc<Changer>) {
+        if self.named.is_empty() {
+            return;
+        }
+        let mut heard: Option<Receiver> = None;
+        loop {
+            // Watched before it is read: a change in between is heard of.
+            heard = match self.watch() {
+                Ok(fresh) => {
+                    changer.core().set_note("policy-files", None);
+                    Some(fresh)
+                }
+                Err(error) => {
+                    let why = format!(
+                        "changes of the policy files are not seen (inotify: {error}): send SIGHUP; \
+                         fs.inotify.max_user_instances or max_user_watches may be used up"
+                    );
+                    changer.core().set_note("policy-files", Some(why));
+                    heard.inspect(drain)
+                }
+            };
+            let (changed, files) = match spawn_blocking(move || (self.look(), self)).await {
+                Ok(looked) => looked,
+                // The daemon is ending.
+                Err(_) => return,
+            };
+            self = files;
+            if changed {
+                tracing::info!("the policy files changed");
+                let changer = Arc::clone(&changer);
+                if spawn_blocking(move || changer.files_changed()).await.is_err() {
+                    return;
+                }
+            }
+            match &heard {
+                Some(inotify) => quiet(inotify).await,
+                None => tokio::time::sleep(AGAIN).await,
+            }
+        }
+    }
+
+    fn watch(&self) -> std::io::Result<Receiver> {
+        let mut paths = self.named.clone();
+        paths.extend(read_texts(&self.policies).1);
+        // Not each write: what somebody has open for writing is half of what it will be.
+        inotify::watch(paths, AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ATTRIB)
+    }
+
+    /// Whether the files say something else than they did.
+    fn look(&mut self) -> bool {
+        let said = read_texts(&self.policies).0.map_err(|error| render_all(&error.diagnostics, &error.files, false));
+        let changed = said != self.said;
+        self.said = said;
+        changed
+    }
+}
+
+/// Returns some time after the first thing was heard, when nothing more comes.
+async fn quiet(inotify: &Receiver) {
+    if inotify.readable().await.is_err() {
+        return tokio::time::sleep(AGAIN).await;
+    }
+    let first = Instant::now();
+    drain(inotify);
+    while first.elapsed() < PATIENCE && timeout(QUIET, inotify.readable()).await.is_ok() {
+        drain(inotify);
+        tokio::time::sleep(QUIET / 10).await;
+    }
+}

@@ -1,0 +1,105 @@
+//! What the control socket asks of a running policy: `apply`, `confirm`, `rollback`.
+
+use std::{sync::Arc, time::Duration};
+
+use super::Changer;
+use crate::{
+    api::{ApplyRequest, Change, ChangeError, Changed},
+    datapath::{Error, deadline_after},
+    policy::Diff,
+};
+
+/// The longest time that a policy may wait for its confirmation.
+const CONFIRM_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn conflict(message: impl Into<String>, hint: &str) -> ChangeError {
+    ChangeError::Conflict { message: message.into(), hint: hint.to_owned() }
+}
+
+/// A policy that a client sent is wrong, or does not fit; a policy on trial is in the way.
+fn failed(error: Error) -> ChangeError {
+    match error {
+        Error::Unconfirmed => conflict(
+            "a policy is on trial",
+            "`egress confirm` keeps it, `egress rollback` ends it; then apply the next one",
+        ),
+        Error::NothingPending => {
+            conflict("no policy waits for a confirmation", "`egress status` shows what is in force")
+        }
+        error => ChangeError::Wrong(error.to_string()),
+    }
+}
+
+/// One handle for the control socket: [`Change`] needs the `Arc` for the thread that watches a deadline.
+pub struct Handle(pub Arc<Changer>);
+
+impl Change for Handle {
+    fn apply(&self, request: &ApplyRequest) -> Result<Changed, ChangeError> {
+        let changer = &self.0;
+        let mut state = changer.state();
+        changer.finish_trial(&mut state);
+        let wait = request.confirm_seconds.map(Duration::from_secs);
+        if wait.is_some_and(|wait| wait < Duration::from_secs(2) || wait > CONFIRM_MAX) {
+            return Err(ChangeError::Wrong("a confirmation takes from 2s to 24h".to_owned()));
+        }
+        let ready = changer.base.compile(&request.texts, state.system.as_ref()).map_err(|error| {
+            if !request.dry_run {
+                changer.core.refused(&error.to_string());
+            }
+            ChangeError::Wrong(error.to_string())
+        })?;
+        let active = changer.core.active();
+        let diff = Diff::new(&active.policy, &ready.policy);
+        let mut warnings = changer.cuts(&diff, &ready.policy);
+        if request.dry_run {
+            let generation = active.installed.generation;
+            return Ok(Changed { generation, diff, warnings, ..Changed::default() });
+        }
+        if state.trial {
+            return Err(failed(Error::Unconfirmed));
+        }
+        let deadline = wait.map(deadline_after);
+        warnings.extend(changer.put(&mut state, ready, true, deadline).map_err(failed)?);
+        if let Some(deadline) = deadline {
+            changer.watch(deadline);
+        }
+        let generation = changer.core.active().installed.generation;
+        Ok(Changed { applied: true, generation, diff, warnings, confirm_seconds: request.confirm_seconds })
+    }
+
+    fn confirm(&self) -> Result<Changed, ChangeError> {
+        let changer = &self.0;
+        let mut state = changer.state();
+        changer.finish_trial(&mut state);
+        let generation = changer.core.confirm().map_err(failed)?;
+        state.trial = false;
+        state.missed = false;
+        let kept = changer.store.write(&changer.stored(&state)).err();
+        let warnings = kept.map(|error| format!("a restart will not know of this change: {error}"));
+        Ok(Changed { applied: true, generation, warnings: warnings.into_iter().collect(), ..Changed::default() })
+    }
+
+    fn roll_back(&self) -> Result<Changed, ChangeError> {
+        let changer = &self.0;
+        let mut state = changer.state();
+        changer.finish_trial(&mut state);
+        let before = changer.core.active();
+        let mut warnings = Vec::new();
+        if state.trial {
+            changer.core.with_datapath(|datapath| datapath.roll_back()).map_err(failed)?;
+            changer.went_back(&mut state, "rolled back");
+        } else {
+            let Some((texts, applied)) = state.before.clone() else {
+                return Err(conflict("there is no policy to go back to", "`egress apply P` puts another one in force"));
+            };
+            let ready = changer
+                .base
+                .compile(&texts, state.system.as_ref())
+                .map_err(|error| ChangeError::Wrong(error.to_string()))?;
+            warnings = changer.put(&mut state, ready, applied, None).map_err(failed)?;
+        }
+        let active = changer.core.active();
+        let diff = Diff::new(&before.policy, &active.policy);
+        Ok(Changed { applied: true, generation: active.installed.generation, diff, warnings, confirm_seconds: None })
+    }
+}

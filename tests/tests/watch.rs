@@ -1,0 +1,161 @@
+//! Policy files that change by themselves: in force without a word, or refused whole (P2, P7).
+
+use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, thread::sleep, time::Duration};
+
+use egress_tests::{Cgroup, Daemon, Governed, Held, Service, World, probe::tcp};
+use serde_json::Value;
+
+const OLD: &str = "version: 1
+rules:
+  - {name: one, to: [203.0.113.10], ports: [7000/tcp]}
+  - {name: two, to: [203.0.113.11], ports: [7000/tcp]}
+";
+/// Without `two`, with `three`.
+const NEW: &str = "version: 1
+rules:
+  - {name: one, to: [203.0.113.10], ports: [7000/tcp]}
+  - {name: three, to: [203.0.113.12], ports: [7000/tcp]}
+";
+const ADDRESSES: [&str; 3] = ["203.0.113.10:7000", "203.0.113.11:7000", "203.0.113.12:7000"];
+/// More than the daemon waits for silence.
+const A_WHILE: Duration = Duration::from_millis(900);
+
+fn world() -> World {
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    world
+}
+
+fn reached(test: &Governed) -> [bool; 3] {
+    let inside = ADDRESSES.map(|to| tcp(&test.inside, to).unwrap().echoed);
+    assert_eq!(inside, ADDRESSES.map(|to| tcp(&test.beside, to).unwrap().echoed));
+    inside
+}
+
+fn problems(status: &Value) -> String {
+    status["health"]["problems"].to_string()
+}
+
+/// Waits for the policy that `hash` is not.
+fn changed(test: &Governed, hash: &Value) -> Value {
+    test.status_until(|status| status["policy"]["hash"] != *hash).unwrap()["policy"]["hash"].clone()
+}
+
+/// P7: written in place, renamed over, half written, wrong, removed: in force when it is whole and right, and else the old one.
+#[test]
+fn a_file_is_followed_whatever_happens_to_it() {
+    let test = Governed::over(world(), OLD).unwrap();
+    let file = test.world.dir().join("policy-0.yaml");
+    let old = test.daemon.status().unwrap();
+    let mut held = Held::connect(&test.inside, "203.0.113.10", 7000).unwrap();
+
+    test.write_policy(NEW).unwrap();
+    let new = changed(&test, &old["policy"]["hash"]);
+    assert_eq!(reached(&test), [true, false, true]);
+    let beside = test.world.dir().join("next");
+    fs::write(&beside, OLD).unwrap();
+    fs::rename(&beside, &file).unwrap();
+    assert_eq!(changed(&test, &new), old["policy"]["hash"]);
+    assert_eq!(reached(&test), [true, true, false]);
+
+    // Half of it would be a policy too, without `three`.
+    let before = test.daemon.status().unwrap();
+    let mut writer = fs::File::create(&file).unwrap();
+    let (first, rest) = NEW.split_at(NEW.find("  - {name: three").unwrap());
+    writer.write_all(first.as_bytes()).unwrap();
+    sleep(A_WHILE);
+    let during = test.daemon.status().unwrap();
+    assert_eq!((&during["generation"], &during["health"]), (&before["generation"], &before["health"]));
+    writer.write_all(rest.as_bytes()).unwrap();
+    drop(writer);
+    assert_eq!(changed(&test, &old["policy"]["hash"]), new);
+
+    let unhealthy = |status: &Value| status["health"]["healthy"] == false;
+    test.write_policy(&NEW.replace("ports", "prots")).unwrap();
+    let status = test.status_until(unhealthy).unwrap();
+    assert!(problems(&status).contains("policy-0.yaml:3"), "{status}");
+    assert!(test.daemon.output().contains("refused"), "{}", test.daemon.output());
+    let told = test.event(|event| event.to_string().contains("policy-0.yaml:3")).unwrap();
+    assert!(told.is_some_and(|event| event["applied"] == false));
+    assert_eq!(reached(&test), [true, false, true]);
+
+    fs::remove_file(&file).unwrap();
+    let gone = |status: &Value| problems(status).contains("cannot read the policy");
+    test.status_until(gone).unwrap();
+    assert_eq!(reached(&test), [true, false, true]);
+    // What is in force already is not written again, and ends the trouble.
+    let generation = test.daemon.status().unwrap()["generation"].clone();
+    test.write_policy(&format!("# the same\n{NEW}")).unwrap();
+    let status = test.status_until(|status| !unhealthy(status)).unwrap();
+    assert_eq!((&status["generation"], &status["policy"]["hash"]), (&generation, &new));
+    assert_eq!(status["rules"][1]["source"].as_str().unwrap().rsplit(':').next(), Some("5"));
+    assert_eq!(held.say("still").unwrap(), "echo");
+}
+
+/// As the kubelet changes a volume: a new folder, and `..data` renamed over to it (pkg/volume/util/atomic_writer.go).
+fn publish(volume: &Path, number: u32, text: &str) {
+    let folder = format!("..{number}");
+    fs::create_dir(volume.join(&folder)).unwrap();
+    fs::write(volume.join(&folder).join("policy.yaml"), text).unwrap();
+    let _ = fs::remove_file(volume.join("..data_tmp"));
+    symlink(&folder, volume.join("..data_tmp")).unwrap();
+    fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+    if !volume.join("policy.yaml").is_symlink() {
+        symlink("..data/policy.yaml", volume.join("policy.yaml")).unwrap();
+    }
+    if number > 0 {
+        fs::remove_dir_all(volume.join(format!("..{}", number - 1))).unwrap();
+    }
+}
+
+/// P2, P7: a Kubernetes ConfigMap, as a directory and as a file in it.
+#[test]
+fn a_config_map_is_followed() {
+    for whole in [true, false] {
+        let world = world();
+        let volume = world.dir().join("volume");
+        fs::create_dir(&volume).unwrap();
+        publish(&volume, 0, OLD);
+        let cgroup = Cgroup::new("governed").unwrap();
+        let policy = if whole { volume.clone() } else { volume.join("policy.yaml") };
+        let daemon = Daemon::builder(&world).policy(policy).cgroup(&cgroup).start().unwrap();
+        let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+        let test = Governed { daemon, inside, beside, cgroup, world };
+        let mut held = Held::connect(&test.inside, "203.0.113.10", 7000).unwrap();
+        let mut hash = test.daemon.status().unwrap()["policy"]["hash"].clone();
+        for number in 1..5 {
+            let new = number % 2 == 1;
+            publish(&volume, number, if new { NEW } else { OLD });
+            hash = changed(&test, &hash);
+            assert_eq!(reached(&test), [true, !new, new], "swap {number}, as a directory: {whole}");
+            assert_eq!(held.say("still").unwrap(), "echo");
+        }
+        publish(&volume, 5, "version: 1\nrules: [");
+        test.status_until(|status| problems(status).contains("policy.yaml")).unwrap();
+        assert_eq!(reached(&test), [true, true, false]);
+    }
+}
+
+/// A file that changes while a policy is on trial is read if that goes, and is the older word if it is confirmed.
+#[test]
+fn a_file_waits_for_the_end_of_a_trial() {
+    let test = Governed::over(world(), OLD).unwrap();
+    let trial = test.world.dir().join("trial.yaml");
+    fs::write(&trial, OLD.replace("203.0.113.11", "203.0.113.13")).unwrap();
+    let trial = trial.to_string_lossy().into_owned();
+    let run = test.daemon.egress(&["apply", &trial, "--confirm", "60s"]).unwrap();
+    assert!(run.ok(), "{run:?}");
+    let hash = test.daemon.status().unwrap()["policy"]["hash"].clone();
+    test.write_policy(NEW).unwrap();
+    sleep(A_WHILE);
+    assert_eq!(test.daemon.status().unwrap()["policy"]["hash"], hash);
+    assert!(test.daemon.egress(&["rollback"]).unwrap().ok());
+    assert_eq!(reached(&test), [true, false, true]);
+
+    assert!(test.daemon.egress(&["apply", &trial, "--confirm", "60s"]).unwrap().ok());
+    test.write_policy(OLD).unwrap();
+    sleep(A_WHILE);
+    assert!(test.daemon.egress(&["confirm"]).unwrap().ok());
+    sleep(A_WHILE);
+    assert_eq!(test.daemon.status().unwrap()["policy"]["hash"], hash);
+}
