@@ -11,7 +11,7 @@ use tokio::{net::unix::pipe::Receiver, task::spawn_blocking, time::timeout};
 use super::Changer;
 use crate::{
     inotify::{self, AddWatchFlags, drain},
-    policy::{read_texts, render_all},
+    policy::{NamedTexts, read_texts, render_all},
 };
 
 /// Several files of one change come one after the other: what counts is that it has been quiet for so long,
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// What was read, or why it could not be: to see that something changed.
-type Said = Result<Vec<(String, String)>, String>;
+type Said = Result<NamedTexts, String>;
 
 /// The files, directories and embedded policies of the command line.
 pub struct PolicyFiles {
@@ -34,7 +34,7 @@ pub struct PolicyFiles {
 
 impl PolicyFiles {
     /// `read` is what the policy in force was made of, of the files that were on disk: `named`.
-    pub fn new(policies: Vec<PathBuf>, named: Vec<PathBuf>, read: Vec<(String, String)>) -> Self {
+    pub fn new(policies: Vec<PathBuf>, named: Vec<PathBuf>, read: NamedTexts) -> Self {
         Self { policies, named, said: Ok(read) }
     }
 

@@ -135,9 +135,12 @@ fn exact_places(document: &Document) -> Vec<(DomainName, Option<Place>, bool)> {
     exact
 }
 
+/// Name and text of each file.
+pub type NamedTexts = Vec<(String, String)>;
+
 /// What the files and directories say now, by name, without a look at what it means: to see whether something changed. With
 /// them, every path on disk that was read, the files of a directory too; none for embedded policies.
-pub fn read_texts(policies: &[PathBuf]) -> (Result<Vec<(String, String)>, PolicyError>, Vec<PathBuf>) {
+pub fn read_texts(policies: &[PathBuf]) -> (Result<NamedTexts, PolicyError>, Vec<PathBuf>) {
     let (mut paths, mut diagnostics) = (Vec::new(), Vec::new());
     let files = read_all(policies, &mut paths, &mut diagnostics);
     let directories: Vec<PathBuf> = paths.iter().filter(|path| path.is_dir()).cloned().collect();

@@ -26,7 +26,7 @@ pub use compiled::*;
 pub use diagnostic::{Diagnostic, PolicyError, Report, Severity, SourceFile, eprint_all, render_all};
 pub use diff::{Diff, Opening, Setting};
 pub use duration::parse as parse_duration;
-pub use load::{Loaded, Sources, check_allow, load, read_texts};
+pub use load::{Loaded, NamedTexts, Sources, check_allow, load, read_texts};
 pub use lookup::*;
 pub use name::{DomainName, ItemError, NamePattern};
 pub use parse::parse_resolver;
