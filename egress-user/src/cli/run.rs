@@ -13,8 +13,8 @@ use super::{Failure, args::RunArgs, disabled, output};
 use crate::{
     api::{Server, SocketOptions, Texts},
     daemon::{
-        self, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NotReady, PolicyFiles, Ready, Scope, Store,
-        Stored, Wanted, allow_private, asked, resolve_settings, ring,
+        self, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady, PolicyFiles, Ready,
+        Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
     datapath::{Cgroup, Pins},
     policy::{self, DomainName},
@@ -102,6 +102,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
         scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>(),
     );
     let (core, events) = Core::new(enforcement, ready.policy, ready.texts.names());
+    core.recall_names(&NamesFile::new(&args.state));
     ring::read(&core, events, |_| {}).context("start the thread that reads the kernel's events")?;
     privilege::restrict(privilege::Role::Control, &writable(socket, &args.state, pins.as_ref()))
         .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
@@ -202,6 +203,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     tokio::spawn(files.follow(Arc::clone(&changer)));
+    tokio::spawn(Arc::clone(&core).keep_names(NamesFile::new(&args.state)));
     tokio::spawn(Arc::clone(&core).sweep_forever());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {
@@ -235,6 +237,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     }
     let _ = stop.send(());
     let _ = serving.await;
+    tokio::task::block_in_place(|| core.write_names(&NamesFile::new(&args.state)));
     if args.detach_on_exit
         && let Some(pins) = pins
     {

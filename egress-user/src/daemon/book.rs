@@ -29,6 +29,7 @@ pub struct Book {
     names: BTreeMap<String, HashMap<IpAddr, Entry>>,
     /// The names of an address, for events; kept past the expiry, since a person asks about what just ended.
     addresses: HashMap<IpAddr, Vec<String>>,
+    version: u64,
 }
 
 impl Book {
@@ -49,6 +50,7 @@ impl Book {
             resolver.clone_into(&mut entry.resolver);
             let names = self.addresses.entry(address).or_default();
             if !names.iter().any(|known| known == name) {
+                self.version += 1;
                 names.push(name.to_owned());
             }
         }
@@ -65,6 +67,21 @@ impl Book {
             known.retain(|name| names.contains_key(name));
             !known.is_empty()
         });
+    }
+
+    /// Another number when a name has an address that it had not; a longer life is none.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The living addresses of every name, each with who said so.
+    pub fn resolvers_by_name(&self, now: Ticks) -> BTreeMap<String, BTreeMap<IpAddr, String>> {
+        let living = |entries: &HashMap<IpAddr, Entry>| -> BTreeMap<IpAddr, String> {
+            let living = entries.iter().filter(|(_, entry)| entry.expiry > now);
+            living.map(|(address, entry)| (*address, entry.resolver.clone())).collect()
+        };
+        let names = self.names.iter().map(|(name, entries)| (name.clone(), living(entries)));
+        names.filter(|(_, addresses)| !addresses.is_empty()).collect()
     }
 
     /// The names that an address has or had.

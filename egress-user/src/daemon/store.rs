@@ -65,16 +65,24 @@ impl Store {
 
     /// Replaces what was kept, whole or not at all.
     pub fn write(&self, stored: &Stored) -> io::Result<()> {
-        self.replace(stored).map_err(|error| io::Error::other(format!("{}: {error}", self.path.display())))
+        serde_json::to_vec(stored)
+            .map_err(io::Error::other)
+            .and_then(|bytes| replace(&self.path, &bytes, true))
+            .map_err(|error| io::Error::other(format!("{}: {error}", self.path.display())))
     }
+}
 
-    fn replace(&self, stored: &Stored) -> io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("/"));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let fresh = self.path.with_extension("new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&serde_json::to_vec(stored)?)?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.path)
+/// Replaces a file, whole or not at all, readable for its owner alone; `durable`: over a loss of power too. What could not be
+/// written leaves nothing behind.
+pub(super) fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let fresh = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    let written = file.write_all(bytes).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
+    let replaced = written.and_then(|()| fs::rename(&fresh, path));
+    if replaced.is_err() {
+        let _ = fs::remove_file(&fresh);
     }
+    replaced
 }

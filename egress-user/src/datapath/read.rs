@@ -1,11 +1,14 @@
 //! What the kernel counted, and how full its tables are.
 
+use std::net::IpAddr;
+
 use egress_ebpf::{
-    abi::{Hits, LearnCount},
+    abi::{AddressKey4, AddressKey6, Hits, LearnCount, Slot, Ticks},
     reason::{REASONS, Reason},
 };
 
-use super::{Datapath, Error};
+use super::{Datapath, Error, boot_ticks};
+use crate::policy::Compiled;
 
 impl Datapath {
     /// Packets and bytes by reason, those that never happened left out.
@@ -38,6 +41,21 @@ impl Datapath {
         let counts = LearnCount::ALL.iter().map(|what| Ok((*what, table.sum(*what as u32)?)));
         let counts: Result<Vec<_>, Error> = counts.collect();
         Ok(counts?.into_iter().filter(|(_, count)| *count != 0).collect())
+    }
+
+    /// Until when the live generation has `address` open by what `policy`, the live one, says of `name`.
+    pub fn open_until(&self, policy: &Compiled, name: &str, address: IpAddr) -> Result<Option<Ticks>, Error> {
+        let generation = self.generation()?;
+        let entry = match address.to_canonical() {
+            IpAddr::V4(address) => self.addresses_4.get(&AddressKey4 { address: address.octets(), generation })?,
+            v6 => self.addresses_6.get(&AddressKey6 { address: v6.into(), generation, pad: 0 })?,
+        };
+        let classes = policy.match_name(name).classes;
+        let index = |class: &u32| self.class_index.get(*class as usize).copied();
+        let classes: Vec<u32> = classes.iter().filter_map(index).collect();
+        let now = boot_ticks();
+        let slots = entry.unwrap_or_default().slots.into_iter().map(Slot::unpack);
+        Ok(slots.filter(|slot| slot.lives(now) && classes.contains(&slot.class)).map(|slot| slot.expiry).max())
     }
 
     /// How full the tables are: (name, elements, capacity).
