@@ -1,6 +1,7 @@
 //! `egress run`: the daemon, in the foreground.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -17,6 +18,7 @@ use crate::{
         Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
     datapath::{Cgroup, Pins},
+    metrics::{Metrics, Timed},
     policy::{self, DomainName},
     privilege,
     resolve::{
@@ -34,9 +36,6 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         )
         .with_writer(std::io::stderr)
         .init();
-    if args.metrics.is_some() {
-        return Err(Failure::input("`--metrics` is not served yet", "leave it out").into());
-    }
     if let Some(why) = disabled::by_whom() {
         output::eprint(&format!("ENFORCEMENT IS OFF: {why}\n"));
         let removed = Pins::new(&Pins::default_bpffs()).detach_all()?;
@@ -55,6 +54,7 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
 struct Started {
     names: Option<SystemResolvers>,
     server: Server,
+    metrics: Option<Metrics>,
     core: Arc<Core>,
     pins: Option<Pins>,
     change: Changing,
@@ -84,6 +84,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     // The socket comes before anything in the kernel: it is also what finds a second daemon.
     let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
     let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
+    let metrics = args.metrics.map(bind_metrics).transpose()?;
     // Made now: later the daemon may write below it, and make no other.
     let _ = std::fs::create_dir_all(&args.state);
     let store = Store::new(&args.state);
@@ -107,7 +108,16 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     privilege::restrict(privilege::Role::Control, &writable(socket, &args.state, pins.as_ref()))
         .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
     let change = Changing { base, store, stored, texts: ready.texts, trial, files: followed };
-    Ok(Started { names, server, core, pins, change, what })
+    Ok(Started { names, server, metrics, core, pins, change, what })
+}
+
+fn bind_metrics(address: SocketAddr) -> Result<Metrics, Failure> {
+    Metrics::bind(address).map_err(|error| {
+        Failure::machine(
+            format!("cannot serve metrics at {address}: {error}"),
+            "give an address of this node and a free port, like `--metrics 127.0.0.1:9464`",
+        )
+    })
 }
 
 /// The policy to start with: what was applied, as long as the files say what they said then; else the files.
@@ -168,7 +178,7 @@ fn writable(socket: &Path, state: &Path, pins: Option<&Pins>) -> Vec<PathBuf> {
 }
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
-    let Started { names, server, core, pins, change, what } = started;
+    let Started { names, server, metrics, core, pins, change, what } = started;
     let mut watcher = system::watch(system::Paths::default()).ok();
     if let Some(watcher) = &mut watcher
         && Some(&*watcher.resolvers.borrow()) != names.as_ref()
@@ -205,6 +215,10 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     tokio::spawn(files.follow(Arc::clone(&changer)));
     tokio::spawn(Arc::clone(&core).keep_names(NamesFile::new(&args.state)));
     tokio::spawn(Arc::clone(&core).sweep_forever());
+    if let Some(metrics) = metrics {
+        let source = Arc::clone(&core) as Arc<dyn crate::api::Source>;
+        tokio::spawn(metrics.serve(source, core.measures().clone()));
+    }
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {
         let _ = stopped.await;
@@ -292,7 +306,7 @@ pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Optio
 fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {
     let active = core.active();
     let refresher = Refresher::start(
-        Arc::new(resolver.clone()),
+        Arc::new(Timed::new(resolver.clone(), core.measures().clone())),
         resolve_settings(&active.policy),
         allow_private(&active.policy),
         Arc::clone(core) as Arc<dyn resolve::AnswerSink>,

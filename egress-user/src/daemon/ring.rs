@@ -15,7 +15,7 @@ use super::Core;
 use crate::{
     api::Source as _,
     datapath::cgroup_root,
-    events::{Enricher, Event, RawEvent, Roots, decode},
+    events::{Clock, Enricher, Event, RawEvent, Roots, decode},
     privilege::{self, Role},
 };
 
@@ -79,6 +79,8 @@ impl Reader {
             };
             drop(item);
             if let RawEvent::Learned(learned) = &raw {
+                let delay = Clock::now().monotonic.saturating_sub(learned.time);
+                self.core.measures().noticed(Duration::from_nanos(delay));
                 self.core.note(learned);
             }
             let event = Arc::new(self.enricher.enrich(&raw, &*self.core));

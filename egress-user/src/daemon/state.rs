@@ -16,6 +16,7 @@ use crate::{
     },
     datapath::{Attached, Datapath, Error, Installed, Learned, Settings, boot_ticks},
     events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
+    metrics::Measures,
     policy::{Action, Compiled, Mode, Proto},
     resolve::{Answer, AnswerSink, Failure, Refresher},
 };
@@ -57,6 +58,7 @@ pub struct Core {
     /// Resolvers and names that fail, so that each is told once.
     failing: Mutex<Troubles>,
     sweeping: Mutex<Told>,
+    measures: Measures,
     /// Told when the first refusal comes that others may be folded into.
     refusals: tokio::sync::Notify,
     pub(super) changes: super::changes::Changes,
@@ -87,6 +89,7 @@ impl Core {
             trouble: Mutex::default(),
             failing: Mutex::default(),
             sweeping: Mutex::default(),
+            measures: Measures::default(),
             refusals: tokio::sync::Notify::new(),
             changes: super::changes::Changes::default(),
         };
@@ -138,6 +141,7 @@ impl Core {
     /// Notes what is in force now.
     pub(super) fn took(&self, active: Active, message: String) {
         *lock(&self.trouble) = None;
+        self.measures.policy_applied();
         let change = PolicyChange {
             generation: active.installed.generation,
             applied: true,
@@ -200,6 +204,11 @@ impl Core {
             tracing::warn!(%error, name, "cannot write a name's addresses");
         }
         self.learned_anew.notify_one();
+    }
+
+    /// What is measured on the way, for the metrics.
+    pub fn measures(&self) -> &Measures {
+        &self.measures
     }
 
     pub(super) fn sweeping(&self) -> MutexGuard<'_, Told> {

@@ -31,6 +31,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("musl-tools", "builds the client that uses musl's resolver"),
     ("nftables", "nft: service addresses, translated to a resolver's; what the bench compares with"),
     ("procps", "ps and sysctl in the tests"),
+    ("prometheus", "a Prometheus that scrapes the metrics, and promtool"),
     ("python3", "a client with a resolver library of its own kind"),
     ("tmux", "a terminal for the tests of interactive commands"),
     ("unbound", "a resolver under test"),
@@ -72,6 +73,10 @@ pub fn ensure(place: &Place) -> Result<Outcome> {
     if missing.contains(&"unbound") {
         // The tests start their own; the package would start one at every boot.
         let _ = run::output(Command::new("systemctl").args(["disable", "unbound.service"]));
+    }
+    if missing.contains(&"prometheus") {
+        let units = ["prometheus.service", "prometheus-node-exporter.service"];
+        let _ = run::output(Command::new("systemctl").arg("disable").args(units));
     }
     Ok(Outcome::Done(missing.join(" ")))
 }
