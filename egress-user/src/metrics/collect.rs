@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
@@ -117,11 +117,8 @@ fn counters(
     help: &str,
     rows: impl IntoIterator<Item = (Labels, u64)>,
 ) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in rows {
-        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
+    let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    write(family, rows.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))))
 }
 
 fn gauges(
@@ -130,9 +127,17 @@ fn gauges(
     help: &str,
     rows: impl IntoIterator<Item = (Labels, u64)>,
 ) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, value) in rows {
-        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    write(family, rows.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value))))
+}
+
+fn write<M: EncodeMetric>(mut family: MetricEncoder<'_>, rows: impl IntoIterator<Item = (Labels, M)>) -> fmt::Result {
+    for (labels, metric) in rows {
+        if labels.is_empty() {
+            // As a family it would be written `name{}`.
+            return metric.encode(family);
+        }
+        metric.encode(family.encode_family(&labels)?)?;
     }
     Ok(())
 }
