@@ -38,7 +38,8 @@ fn build() -> Result<(), Box<dyn Error>> {
     if !status.success() {
         return Err(format!("cargo ended with {status}; what it said stands above").into());
     }
-    fs::copy(ebpf::object(&target), out.join("egress.bpf.o"))?;
+    let object = fs::read(ebpf::object(&target))?;
+    fs::write(out.join("egress.bpf.o"), without_dwarf(&object)?)?;
     Ok(())
 }
 
@@ -50,4 +51,22 @@ fn target_directory(out: &Path) -> Option<PathBuf> {
         return above_profile.parent().map(Path::to_path_buf);
     }
     Some(above_profile.to_path_buf())
+}
+
+/// The object without its debug information, which is most of it and which the loader would read at every start. BTF,
+/// with the line numbers for the verifier's log, stays.
+fn without_dwarf(object: &[u8]) -> Result<Vec<u8>, object::build::Error> {
+    let mut builder = object::build::elf::Builder::read(object)?;
+    for section in &mut builder.sections {
+        section.delete = [&b".debug_"[..], b".rel.debug_"].iter().any(|prefix| section.name.starts_with(prefix));
+    }
+    builder.delete_orphans();
+    // The linker keeps the names of sections and of symbols in one table; the writer wants two.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = object::build::elf::SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }

@@ -3,6 +3,7 @@
 //! Nothing here changes anything. What a verdict asks to be remembered, the program that asked for it writes down.
 
 mod builtin;
+mod established;
 mod policy;
 mod socket;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod uplink;
 mod workload;
 
 pub use builtin::{builtin, ethertype};
+pub use established::{established_at_socket, established_at_uplink, established_key};
 pub use policy::{Destination, opens, policy};
 pub use socket::{Sender, SocketKind, accepted_key, arrives_at_socket, leaves_socket};
 pub use uplink::{arrives_at_uplink, leaves_uplink};

@@ -78,6 +78,30 @@ pub fn set_word<const N: usize>(bytes: &mut [u8; N], at: u64, value: u64) {
     }
 }
 
+/// Copies whole words, wherever they start: a `memcpy` would go by single bytes here, or fill the stack.
+///
+/// # Safety
+/// Both are valid for `words` words, and do not overlap.
+#[inline(always)]
+pub unsafe fn copy_words(from: *const u8, to: *mut u8, words: usize) {
+    let mut at = 0;
+    while at < words * 8 {
+        // SAFETY: the caller's memory.
+        unsafe {
+            let (from, to) = (from.add(at), to.add(at));
+            #[cfg(target_arch = "bpf")]
+            {
+                let value: u64;
+                core::arch::asm!("{0} = *(u64 *)({1} + 0)", out(reg) value, in(reg) from, options(readonly, nostack, preserves_flags));
+                core::arch::asm!("*(u64 *)({0} + 0) = {1}", in(reg) to, in(reg) value, options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            core::ptr::copy_nonoverlapping(from, to, 8);
+        }
+        at += 8;
+    }
+}
+
 /// The big-endian number of 16 bits at `at`.
 #[inline(always)]
 pub fn be16<const N: usize>(bytes: &[u8; N], at: u64) -> u64 {

@@ -7,12 +7,14 @@ mod icmp;
 mod ipv4;
 mod ipv6;
 mod link;
+mod plain;
 #[cfg(test)]
 mod tests;
 mod transport;
 
 pub use icmp::quoted;
 pub use link::{EtherType, link};
+pub use plain::{Plain, plain};
 
 use crate::{
     abi::{Address, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
@@ -23,6 +25,16 @@ use crate::{
 pub trait Headers: Copy {
     /// `N` bytes at `offset`; `None` where the packet is shorter.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// 8 bytes at `offset`, little-endian.
+    #[inline(always)]
+    fn read_64(&self, offset: usize) -> Option<u64> {
+        self.read(offset).map(u64::from_le_bytes)
+    }
+    /// 4 bytes at `offset`, little-endian.
+    #[inline(always)]
+    fn read_32(&self, offset: usize) -> Option<u32> {
+        self.read(offset).map(u32::from_le_bytes)
+    }
 }
 
 impl Headers for &[u8] {

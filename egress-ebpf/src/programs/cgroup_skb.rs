@@ -15,14 +15,14 @@ use egress_ebpf::{
         ORIGIN_NONE, PROTO_TCP, PROTO_UDP, Process, ResolverKey, ZONE_SOCKET,
     },
     decision::{self, Sender, SocketKind, Tables, Verdict},
-    packet::{Fragment, Packet},
+    packet::{Fragment, Packet, plain},
     reason::Reason,
 };
 
 use super::{
     dns, global, maps,
     report::{self, Refused},
-    skb::socket,
+    skb::{Direct, socket},
     sockets,
     tables::{Kernel, live, now},
     uplink::LEFT_TO_UPLINK,
@@ -42,9 +42,14 @@ const SOCK_DGRAM: u32 = 2;
 pub fn socket_egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(config) = live() else { return DROP };
+    if let Some(verdict) = established(skb, config) {
+        // SAFETY: the context is valid.
+        report::count(&verdict, unsafe { (*skb).len });
+        return PASS;
+    }
     let packet = match global::parse(skb, 0) {
         Ok(packet) => packet,
-        Err(reason) => return refuse(skb, config, &Packet::UNKNOWN, &Refused::plain(reason)),
+        Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
     };
     let verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet));
     let mut refused = Refused::plain(verdict.reason);
@@ -87,6 +92,18 @@ fn is_answered_below(skb: *mut __sk_buff, config: &Config, resolver: &Address, p
     // SAFETY: the context is valid.
     let ifindex = unsafe { (*skb).ifindex };
     believed_there && in_the_host && maps::UPLINKS.get_ifindex(ifindex).is_some()
+}
+
+/// The short way, for a packet of the flow that its socket carries.
+#[inline(always)]
+fn established(skb: *mut __sk_buff, config: &Config) -> Option<Verdict> {
+    // SAFETY: the context is valid.
+    if unsafe { (*skb).ifindex } == LOOPBACK_IFINDEX {
+        return None;
+    }
+    let state = sockets::state_of(skb)?;
+    let packet = plain(Direct(skb), 0)?;
+    decision::established_at_socket(config, &packet, state, now)
 }
 
 /// Decides, and writes down what the decision asks to be remembered.

@@ -1,17 +1,18 @@
 //! Counters and events.
 
-use core::ptr;
+use core::{mem::offset_of, ptr};
 
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns};
 use egress_ebpf::{
     abi::{Config, DropEvent, DropFold, DropKey, EVENT_DROP, Hits, NAME_KEY, Process, TICK_SHIFT, Ticks},
     atomic,
     decision::Verdict,
+    dns::bytes::copy_words,
     packet::Packet,
     reason::Reason,
 };
 
-use super::maps;
+use super::{maps, maps_names};
 
 /// How often a refusal tries to be counted with others like it before it is told by itself.
 const FOLD_TRIES: u32 = 4;
@@ -36,14 +37,14 @@ pub struct Sender {
 pub struct Refused {
     /// Why.
     pub reason: Reason,
-    /// Of a DNS query the name that was asked, where there is one.
-    pub name: Option<&'static Name>,
+    /// Of a DNS query the place in [`maps_names::REFUSED_NAMES`] of the name that was asked, plus 1; 0 for none.
+    pub name: u32,
 }
 
 impl Refused {
     /// A refusal without a name.
     pub const fn plain(reason: Reason) -> Self {
-        Self { reason, name: None }
+        Self { reason, name: 0 }
     }
 }
 
@@ -80,13 +81,13 @@ pub fn current_process() -> Process {
 /// How many refusals the next event stands for, this one included; `None` where one like it was told in this tick.
 // Not inlined, for the stack's sake.
 #[inline(never)]
-fn fold(packet: &Packet, reason: Reason, sender: &Sender, name: u32) -> Option<u32> {
+fn fold(packet: &Packet, reason: u8, sender: &Sender, name: u32) -> Option<u32> {
     let key = DropKey {
         cgroup: sender.cgroup,
         destination: packet.destination,
         destination_port: packet.destination_port,
         proto: packet.proto,
-        reason: reason as u8,
+        reason,
         name,
         pid: sender.process.pid,
         pad: 0,
@@ -118,16 +119,39 @@ fn fold(packet: &Packet, reason: Reason, sender: &Sender, name: u32) -> Option<u
 }
 
 /// Tells the daemon of a refusal: the first one like it at once, then one per tick with how many there were.
-#[inline(never)]
+#[inline(always)]
 pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sender) {
-    let Refused { reason, name } = *refused;
-    let Some(count) = fold(packet, reason, sender, name.map_or(0, |name| name.hash)) else { return };
+    egress_refused(config, packet, refused.reason as u32 | refused.name << 8, sender);
+}
+
+/// A packet of which nothing is known, on the stack: a global function takes no constant, which it might write to.
+#[inline(always)]
+pub fn unknown() -> Packet {
+    let mut packet = Packet::UNKNOWN;
+    // SAFETY: a valid reference; volatile, or the compiler hands out the constant after all.
+    unsafe { (&raw mut packet.version).write_volatile(0) };
+    packet
+}
+
+/// [`refused`], verified once: the reason, and above it the name's place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_refused(config: *const Config, packet: *const Packet, what: u32, sender: *const Sender) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    let (Some(config), Some(packet), Some(sender)) =
+        (unsafe { config.as_ref() }, unsafe { packet.as_ref() }, unsafe { sender.as_ref() })
+    else {
+        return 0;
+    };
+    let reason = what as u8;
+    let name = maps_names::REFUSED_NAMES.get((what >> 8).wrapping_sub(1));
+    let Some(count) = fold(packet, reason, sender, name.map_or(0, |name| name.hash)) else { return 0 };
     let Some(mut entry) = maps::EVENTS.reserve_untyped::<DropEvent>(0) else {
         if let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(0) {
             // SAFETY: a per-CPU entry, as in `add`.
             unsafe { *lost += 1 };
         }
-        return;
+        return 0;
     };
     // SAFETY: the reservation is as large as the event, and every byte of it is written: the ring buffer hands out what
     // it held before, which must not leak to its readers.
@@ -135,7 +159,7 @@ pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sen
         let event = entry.as_mut_ptr();
         ptr::write_bytes(event, 0, 1);
         (*event).kind = EVENT_DROP;
-        (*event).reason = reason as u8;
+        (*event).reason = reason;
         (*event).hook = sender.hook;
         (*event).enforced = u8::from(config.has(Config::ENFORCE));
         (*event).proto = packet.proto;
@@ -156,14 +180,18 @@ pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sen
         (*event).process = sender.process;
         (*event).count = count;
         if let Some(name) = name {
-            (*event).name = name.bytes;
-            (*event).name_len = name.len;
+            // With its length, which follows it in both.
+            const { assert!(offset_of!(DropEvent, name_len) == offset_of!(DropEvent, name) + NAME_KEY) };
+            const { assert!(offset_of!(Name, len) == offset_of!(Name, bytes) + NAME_KEY) };
+            copy_words(ptr::from_ref(&name.bytes).cast(), (&raw mut (*event).name).cast(), (NAME_KEY + 2) / 8);
         }
     }
     entry.submit(0);
+    0
 }
 
 /// A refused DNS question.
+#[repr(C)]
 pub struct Name {
     /// The name, reversed.
     pub bytes: [u8; NAME_KEY],

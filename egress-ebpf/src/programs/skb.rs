@@ -29,6 +29,39 @@ impl Headers for Direct {
             Some(ptr::read_unaligned(at as *const [u8; N]))
         }
     }
+
+    #[inline(always)]
+    fn read_64(&self, offset: usize) -> Option<u64> {
+        let at = self.at::<8>(offset)?;
+        let value: u64;
+        // SAFETY: `at` has 8 bytes. By one instruction: of an unaligned read the compiler makes eight.
+        unsafe {
+            core::arch::asm!("{0} = *(u64 *)({1} + 0)", out(reg) value, in(reg) at, options(readonly, nostack, preserves_flags));
+        }
+        Some(value)
+    }
+
+    #[inline(always)]
+    fn read_32(&self, offset: usize) -> Option<u32> {
+        let at = self.at::<4>(offset)?;
+        let value: u64;
+        // SAFETY: `at` has 4 bytes.
+        unsafe {
+            core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) value, in(reg) at, options(readonly, nostack, preserves_flags));
+        }
+        Some(value as u32)
+    }
+}
+
+impl Direct {
+    /// Where `N` bytes at `offset` start, if they are there.
+    #[inline(always)]
+    fn at<const N: usize>(self, offset: usize) -> Option<usize> {
+        // SAFETY: the context is valid for the program's life.
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let at = barrier(data + (barrier(offset) & OFFSET_MASK));
+        (at + N <= end).then_some(at)
+    }
 }
 
 /// Reads headers by copy, wherever in the buffer they are: for the rare packet whose headers are not in the linear part.

@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::bpf_sk_storage_get,
 };
 use egress_ebpf::{
@@ -24,6 +24,19 @@ pub fn state(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
 #[inline(always)]
 pub fn state_or_new(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
     get(sk, u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+}
+
+/// What is remembered of a packet's socket, or `None`.
+#[inline(always)]
+pub fn state_of(skb: *mut __sk_buff) -> Option<&'static SocketState> {
+    // SAFETY: the context is valid. The helper takes any socket, and gives null for one that is not a full one.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return None;
+        }
+        get(sk, 0).map(|state| &*state)
+    }
 }
 
 #[inline(always)]

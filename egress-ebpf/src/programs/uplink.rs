@@ -9,7 +9,7 @@ use egress_ebpf::{
         ResolverKey, ZONE_UPLINK,
     },
     decision::{self, Tables, Verdict},
-    packet::{EtherType, Fragment, Packet, link},
+    packet::{EtherType, Fragment, Packet, link, plain},
     reason::Reason,
 };
 
@@ -64,10 +64,15 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let EtherType::Ip(offset) = ethertype else {
         return not_ip(skb, config, ethertype);
     };
+    if let Some(verdict) = established(skb, config, offset) {
+        // SAFETY: the context is valid.
+        report::count(&verdict, unsafe { (*skb).len });
+        return NEXT;
+    }
     let offset = offset as u32;
     let packet = match global::parse(skb, offset) {
         Ok(packet) => packet,
-        Err(reason) => return refuse(skb, config, &Packet::UNKNOWN, &Refused::plain(reason)),
+        Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
     };
     let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
     let mut refused = Refused::plain(verdict.reason);
@@ -110,6 +115,21 @@ fn was_left(skb: *mut __sk_buff, packet: &Packet) -> bool {
     packet.proto == PROTO_UDP && unsafe { (*skb).mark } == LEFT_TO_UPLINK
 }
 
+/// The short way, for a packet that the cgroup's hook has judged, or of a flow that is known. What may be DNS goes the
+/// long way.
+#[inline(always)]
+fn established(skb: *mut __sk_buff, config: &Config, offset: usize) -> Option<Verdict> {
+    let packet = plain(Direct(skb), offset)?;
+    if packet.destination_port == 53 || config.has(Config::RESOLVER_PORTS) {
+        return None;
+    }
+    if judged_by_cgroup(skb, config, packet.proto, packet.source_port, packet.destination_port) {
+        return Some(Verdict::plain(Reason::Judged));
+    }
+    let flow = Kernel.flow(&decision::established_key(&packet))?;
+    decision::established_at_uplink(config, &packet, flow, now)
+}
+
 #[inline(never)]
 fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
     let verdict = Verdict::plain(decision::ethertype(config, ethertype));
@@ -130,12 +150,14 @@ fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
 #[inline(always)]
 pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32) -> Verdict {
     let now = now();
-    let verdict = if judged_by_cgroup(skb, config, packet) {
-        Verdict::plain(Reason::Judged)
-    } else {
-        let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
-        decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
-    };
+    let has_headers = packet.has_ports() && !matches!(packet.fragment, Fragment::Later);
+    let verdict =
+        if has_headers && judged_by_cgroup(skb, config, packet.proto, packet.source_port, packet.destination_port) {
+            Verdict::plain(Reason::Judged)
+        } else {
+            let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
+            decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
+        };
     if verdict.reason.passes() {
         if let Fragment::First = packet.fragment {
             maps::remember_fragment(packet, ZONE_UPLINK, now);
@@ -150,7 +172,9 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32)
 #[inline(never)]
 fn remember(packet: &Packet, verdict: &Verdict, generation: u32, now: u32) {
     let key = decision::outward_key(packet, ZONE_UPLINK);
-    let flow = Flow { seen: now, generation, grant: verdict.grant, origin: verdict.remember };
+    // A connection does not age, and a time that never changes spares its packets the write, and the clock.
+    let seen = if packet.proto == PROTO_TCP { 0 } else { now };
+    let flow = Flow { seen, generation, grant: verdict.grant, origin: verdict.remember };
     if let Some(known) = maps::FLOWS.get_ptr_mut(&key) {
         // SAFETY: an entry of a map; concurrent packets of one flow write the same verdict.
         unsafe {
@@ -168,8 +192,8 @@ fn remember(packet: &Packet, verdict: &Verdict, generation: u32, now: u32) {
 /// A tunnel's outer packet still carries the inner one's socket, so the headers must be the socket's own. Raw and packet
 /// sockets write what they like and are judged here again.
 #[inline(never)]
-fn judged_by_cgroup(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> bool {
-    if config.cgroup_id == 0 || !packet.has_ports() || matches!(packet.fragment, Fragment::Later) {
+fn judged_by_cgroup(skb: *mut __sk_buff, config: &Config, proto: u8, near: u16, remote: u16) -> bool {
+    if config.cgroup_id == 0 {
         return false;
     }
     let Some(sk) = socket(skb) else { return false };
@@ -178,9 +202,9 @@ fn judged_by_cgroup(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> bo
         let family = (*sk).family;
         let far = u16::from_be((*sk).dst_port);
         (family == AF_INET || family == AF_INET6)
-            && (*sk).protocol == u32::from(packet.proto)
-            && (*sk).src_port == u32::from(packet.source_port)
-            && (far == 0 || far == packet.destination_port)
+            && (*sk).protocol == u32::from(proto)
+            && (*sk).src_port == u32::from(near)
+            && (far == 0 || far == remote)
             && bpf_skb_ancestor_cgroup_id(skb, config.cgroup_level as i32) == config.cgroup_id
     }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use egress_ebpf::abi::Config;
 use egress_user::datapath::sys;
 
 use self::place::Place;
@@ -44,6 +45,8 @@ struct Row {
     program: &'static str,
     frame: Vec<u8>,
     passes: bool,
+    /// What else the policy has: `Config` flags.
+    flags: u32,
 }
 
 /// One figure.
@@ -105,6 +108,7 @@ fn measure(options: &Options, addresses: u32, ifindex: u32, figures: &mut Figure
     let mut taken = vec![[Vec::new(), Vec::new()]; rows.len()];
     for _ in 0..options.rounds {
         for (row, [own, base]) in rows.iter().zip(&mut taken) {
+            place.configure(row.flags)?;
             let empty = &empty[usize::from(!row.program.starts_with("socket"))];
             let input = || sys::TestInput { packet: &row.frame, ifindex, output: None, repeat: options.repeat };
             base.push(sys::test_run(std::os::fd::AsFd::as_fd(empty), input())?.nanoseconds);
@@ -124,6 +128,7 @@ fn measure(options: &Options, addresses: u32, ifindex: u32, figures: &mut Figure
             spread: quantile(own, 0.75) - quantile(own, 0.25),
         });
     }
+    place.configure(0)?;
     figures.verdicts.extend(cold::answers(&mut place, addresses)?);
     figures.cold.push(cold::first_packets(&mut place, addresses)?);
     figures.memory.push(place.memory()?);
@@ -135,6 +140,9 @@ pub fn quantile(values: &mut [u32], part: f64) -> f64 {
     values.sort_unstable();
     values.get(((values.len() - 1) as f64 * part).round() as usize).map_or(f64::NAN, |value| f64::from(*value))
 }
+
+const PREFIXES: u32 = Config::PREFIXES_4 | Config::PREFIXES_6;
+const DENIES: u32 = Config::DENIES_4 | Config::DENIES_6;
 
 fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -148,32 +156,33 @@ fn rows() -> Vec<Row> {
             (place::prefix(false, 7), "2001:db8:dead::9".parse().unwrap(), "2001:db8:ffff::1".parse().unwrap())
         };
         let near: IpAddr = near.parse().unwrap();
-        let mut add = |what, proto, to: IpAddr, flags, passes| {
+        let mut add = |what, proto, to: IpAddr, flags, passes, policy| {
             for program in ["socket_egress", "uplink_egress"] {
                 let far = SocketAddr::new(to, 443);
                 let frame = wire::frame(proto, SocketAddr::new(near, 40_000 + u16::from(proto)), far, flags, &[0; 32]);
-                rows.push(Row { what, program, frame, passes });
+                rows.push(Row { what, program, frame, passes, flags: policy });
             }
         };
         // The first run of a row opens its flow; every later one is an established packet's. A SYN is judged each time.
-        add(leak("established tcp"), TCP, learned, ACK, true);
-        add(leak("established udp"), UDP, learned, 0, true);
-        add(leak("first packet by name"), TCP, learned, SYN, true);
-        add(leak("first packet by prefix"), TCP, prefix, SYN, true);
-        add(leak("denied"), TCP, denied, SYN, false);
-        add(leak("no rule"), TCP, none, SYN, false);
+        add(leak("established tcp"), TCP, learned, ACK, true, 0);
+        add(leak("established udp"), UDP, learned, 0, true, 0);
+        add(leak("first packet by name"), TCP, learned, SYN, true, 0);
+        add(leak("first packet by name, with deny rules"), TCP, learned, SYN, true, DENIES);
+        add(leak("first packet by prefix"), TCP, prefix, SYN, true, PREFIXES);
+        add(leak("denied"), TCP, denied, SYN, false, DENIES);
+        add(leak("no rule"), TCP, none, SYN, false, 0);
         let far = SocketAddr::new(learned, 443);
         for program in ["socket_ingress", "uplink_ingress"] {
             let reply =
                 |proto| wire::frame(proto, far, SocketAddr::new(near, 40_000 + u16::from(proto)), ACK, &[0; 32]);
-            rows.push(Row { what: leak("reply in tcp"), program, frame: reply(TCP), passes: true });
-            rows.push(Row { what: leak("reply in udp"), program, frame: reply(UDP), passes: true });
+            rows.push(Row { what: leak("reply in tcp"), program, frame: reply(TCP), passes: true, flags: 0 });
+            rows.push(Row { what: leak("reply in udp"), program, frame: reply(UDP), passes: true, flags: 0 });
         }
     }
     for (what, name, passes) in [("query", place::NAME, true), ("query refused", "tunnel.example.org", false)] {
         for program in ["socket_egress", "uplink_egress"] {
             let frame = wire::frame(UDP, place::CLIENT, place::RESOLVER, 0, &wire::query(1, name));
-            rows.push(Row { what, program, frame, passes });
+            rows.push(Row { what, program, frame, passes, flags: 0 });
         }
     }
     rows

@@ -35,8 +35,29 @@ use crate::programs::{
 /// caller has checked that the sender is a resolver which is believed here, and the way that the packet came.
 ///
 /// Over TCP one message is learned that fills the packet; one that is spread over several is not.
+#[inline(always)]
+pub fn answer(skb: *mut __sk_buff, config: &Config, packet: &Packet, network_offset: u32, cookie: u64) {
+    egress_answer(skb, config, packet, network_offset, cookie);
+}
+
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn answer(skb: *mut __sk_buff, config: &'static Config, packet: &Packet, network_offset: u32, cookie: u64) {
+extern "C" fn egress_answer(
+    skb: *mut __sk_buff,
+    config: *const Config,
+    packet: *const Packet,
+    network_offset: u32,
+    cookie: u64,
+) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    if let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) {
+        read(skb, config, packet, network_offset, cookie);
+    }
+    0
+}
+
+#[inline(always)]
+fn read(skb: *mut __sk_buff, config: &Config, packet: &Packet, network_offset: u32, cookie: u64) {
     let mut at = u64::from(network_offset) + u64::from(packet.payload);
     let end = u64::from(network_offset) + u64::from(packet.end);
     if packet.proto == PROTO_TCP {
@@ -66,7 +87,7 @@ pub fn answer(skb: *mut __sk_buff, config: &'static Config, packet: &Packet, net
 }
 
 #[inline(always)]
-fn learn(config: &'static Config, packet: &Packet, work: &mut Work, cookie: u64) {
+fn learn(config: &Config, packet: &Packet, work: &mut Work, cookie: u64) {
     let Some(id) = dns::answer_id(&work.message) else {
         count(LearnCount::Malformed);
         return;
@@ -170,7 +191,7 @@ fn copy(from: &KeyBuffer, to: &mut KeyBuffer) {
 
 /// Learns into the live generation, then into the one that is being staged.
 struct Each<'a> {
-    live: &'static Config,
+    live: &'a Config,
     work: &'a mut Work,
     generation: u32,
     now: Ticks,

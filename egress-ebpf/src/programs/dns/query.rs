@@ -4,11 +4,13 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
 };
-use core::ptr;
 use egress_ebpf::{
     abi::{Config, LearnCount, NameValue, PENDING_LIFE, PROTO_TCP, PendingKey, RING_SLOTS, RINGS, Ticks},
     atomic,
-    dns::{self, QUERY_MAX, Work, bytes::opaque},
+    dns::{
+        self, QUERY_MAX, Work,
+        bytes::{copy_words, opaque},
+    },
     packet::{Fragment, Packet},
     reason::Reason,
     repeat::{Step, repeat},
@@ -18,7 +20,7 @@ use super::{Names, be16, load, scratch, staged};
 use crate::programs::{
     learn::count,
     maps_names::{PENDING, PENDING_RINGS, REFUSED, REFUSED_NAMES, REFUSED_NEXT, RING_HEADS},
-    report::{Name, Refused},
+    report::Refused,
     tables::now,
 };
 
@@ -40,7 +42,7 @@ pub struct Asked {
     pub trust_here: bool,
 }
 
-const BAD_QUERY: Refused = Refused { reason: Reason::BadQuery, name: None };
+const BAD_QUERY: Refused = Refused::plain(Reason::BadQuery);
 
 /// Judges what leaves for a resolver, UDP or TCP.
 ///
@@ -50,46 +52,70 @@ const BAD_QUERY: Refused = Refused { reason: Reason::BadQuery, name: None };
 ///
 /// # Errors
 /// [`Refused`]; with [`Config::QUERIES_ALLOWLISTED`] off, only what is malformed.
-#[inline(never)]
+#[inline(always)]
 pub fn query(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Asked) -> Result<(), Refused> {
+    let found = egress_query(skb, config, packet, asked);
+    match found & 0xff {
+        GOOD => Ok(()),
+        NOT_ALLOWED => Err(Refused { reason: Reason::NameNotAllowed, name: (found >> 8) as u32 + 1 }),
+        _ => Err(BAD_QUERY),
+    }
+}
+
+/// [`query`] as [`GOOD`], [`BAD`], or [`NOT_ALLOWED`] with the place of the name in [`REFUSED_NAMES`] above it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_query(
+    skb: *mut __sk_buff,
+    config: *const Config,
+    packet: *const Packet,
+    asked: *const Asked,
+) -> u64 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    let (Some(config), Some(packet), Some(asked)) =
+        (unsafe { config.as_ref() }, unsafe { packet.as_ref() }, unsafe { asked.as_ref() })
+    else {
+        return BAD;
+    };
     let Asked { network_offset, cookie, trust_here } = *asked;
     let at = u64::from(network_offset) + u64::from(packet.payload);
     let end = u64::from(network_offset) + u64::from(packet.end);
     let tcp = packet.proto == PROTO_TCP;
     if !matches!(packet.fragment, Fragment::Whole) || at > end {
-        return Err(BAD_QUERY);
+        return BAD;
     }
     if tcp {
         if at == end {
-            return Ok(());
+            return GOOD;
         }
     } else {
         // SAFETY: the context is valid.
         let (gso, linear) = unsafe { ((*skb).gso_size, u64::from((*skb).data_end) - u64::from((*skb).data)) };
         let udp = u64::from(network_offset) + u64::from(packet.transport);
         if gso != 0 || linear < end || be16(skb, udp + 4) != Some(end - udp) {
-            return Err(BAD_QUERY);
+            return BAD;
         }
     }
     let Some(work) = scratch::claim() else {
         count(LearnCount::Busy);
-        return Err(BAD_QUERY);
+        return BAD;
     };
     work.cursor = at;
     work.end = end;
     work.refusal = 0;
     let turns = if tcp { MESSAGES } else { 1 };
     repeat(turns, &mut Each { skb, config, packet, work: &mut *work, cookie, tcp, trust_here });
-    let mut result = Ok(());
+    let mut result = GOOD;
     if work.refusal == NOT_ALLOWED {
-        result = Err(Refused { reason: Reason::NameNotAllowed, name: refused_name(work) });
+        result = NOT_ALLOWED | refused_name(work) << 8;
     } else if work.refusal != 0 || work.cursor != end {
-        result = Err(BAD_QUERY);
+        result = BAD;
     }
     scratch::release(work);
     result
 }
 
+const GOOD: u64 = 0;
 const BAD: u64 = 1;
 const NOT_ALLOWED: u64 = 2;
 
@@ -247,19 +273,21 @@ fn asker(skb: *mut __sk_buff, packet: &Packet) -> u64 {
     }
 }
 
-/// Copies the name that was refused to where it outlives the scratch buffer.
+/// Copies the name that was refused to where it outlives the scratch buffer; its place there.
 #[inline(always)]
-fn refused_name(work: &Work) -> Option<&'static Name> {
+fn refused_name(work: &Work) -> u64 {
     let key = &work.pending.key;
     // SAFETY: entries of per-CPU arrays live as long as the program. Should eight other refusals come between this and
     // the event that tells of it, the event tells another name.
     unsafe {
-        let next = REFUSED_NEXT.get_ptr_mut(0)?;
-        *next = (*next).wrapping_add(1);
-        let name = REFUSED_NAMES.get_ptr_mut(*next % REFUSED)?;
-        ptr::copy_nonoverlapping(key.name.as_ptr().cast::<[u8; 254]>(), &raw mut (*name).bytes, 1);
+        let Some(next) = REFUSED_NEXT.get_ptr_mut(0) else { return 0 };
+        let place = (*next).wrapping_add(1) % REFUSED;
+        *next = place;
+        let Some(name) = REFUSED_NAMES.get_ptr_mut(place) else { return 0 };
+        // Two bytes more than the name, where its length comes next.
+        copy_words(key.name.as_ptr(), (&raw mut (*name).bytes).cast(), 32);
         (*name).len = key.len as u16;
         (*name).hash = key.hash as u32;
-        Some(&*name)
+        u64::from(place)
     }
 }

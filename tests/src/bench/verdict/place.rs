@@ -139,17 +139,17 @@ impl Place {
             })
             .collect();
         self.set("NAMES", &names)?;
-        let flags = Config::ENFORCE
-            | Config::QUERIES_ALLOWLISTED
-            | Config::DENIES_4
-            | Config::DENIES_6
-            | Config::PREFIXES_4
-            | Config::PREFIXES_6;
-        let builtins = u32::MAX;
-        let config = Config { generation, flags, builtins, min_ttl: 56, grace: 838, ..Config::default() };
-        self.table::<u32, Config>("CONFIG")?.set(&(generation & 1), &config, sys::ANY)?;
+        self.configure(0)?;
         self.table::<u32, u32>("LIVE")?.set(&0, &generation, sys::ANY)?;
         Ok(())
+    }
+
+    /// Gives the live policy these flags, beside those that every policy here has.
+    pub fn configure(&self, flags: u32) -> Result<()> {
+        let (generation, builtins) = (GENERATION, u32::MAX);
+        let flags = flags | Config::ENFORCE | Config::QUERIES_ALLOWLISTED;
+        let config = Config { generation, flags, builtins, min_ttl: 56, grace: 838, ..Config::default() };
+        Ok(self.table::<u32, Config>("CONFIG")?.set(&(generation & 1), &config, sys::ANY)?)
     }
 
     /// What the maps take (`memlock` of their descriptors' `fdinfo`).

@@ -1,0 +1,75 @@
+//! The short way: packets of a flow that needs nothing but its verdict. What these functions say, the whole decision says
+//! too; where they say nothing it is to be asked.
+
+use super::Verdict;
+use crate::{
+    abi::{Address, Config, Flow, FlowKey, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, SocketState, Ticks, ZONE_UPLINK},
+    packet::{Plain, TCP_ACK, TCP_SYN},
+    reason::Reason,
+};
+
+/// The verdict for a packet of the flow that a socket carries, not by a loopback interface, where there is nothing new to
+/// write down: see [`super::leaves_socket`].
+#[inline(always)]
+pub fn established_at_socket(
+    config: &Config,
+    packet: &Plain,
+    state: &SocketState,
+    now: impl FnOnce() -> Ticks,
+) -> Option<Verdict> {
+    let Address { high, low } = state.remote;
+    if state.proto != packet.proto
+        || state.remote_port != packet.destination_port
+        || low != packet.destination.low
+        || high != packet.destination.high
+    {
+        return None;
+    }
+    verdict(config, packet, &state.flow, now)
+}
+
+/// The verdict for a packet of a flow of map `FLOWS` by an uplink, where there is nothing new to write down: see
+/// [`super::leaves_uplink`].
+#[inline(always)]
+pub fn established_at_uplink(
+    config: &Config,
+    packet: &Plain,
+    flow: &Flow,
+    now: impl FnOnce() -> Ticks,
+) -> Option<Verdict> {
+    verdict(config, packet, flow, now)
+}
+
+/// The key of a plain packet's flow by an uplink: [`super::outward_key`].
+#[inline(always)]
+pub fn established_key(packet: &Plain) -> FlowKey {
+    FlowKey {
+        local: packet.source,
+        remote: packet.destination,
+        local_port: packet.source_port,
+        remote_port: packet.destination_port,
+        proto: packet.proto,
+        zone: ZONE_UPLINK,
+        pad: 0,
+    }
+}
+
+#[inline(always)]
+fn verdict(config: &Config, packet: &Plain, flow: &Flow, now: impl FnOnce() -> Ticks) -> Option<Verdict> {
+    if flow.generation != config.generation {
+        return None;
+    }
+    if packet.proto == PROTO_TCP {
+        if packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+            return None;
+        }
+    } else if flow.seen != now() {
+        // Once in a tick a datagram goes the long way, which looks at the flow's age and makes it young again.
+        return None;
+    }
+    match flow.origin {
+        ORIGIN_IN => Some(Verdict { reason: Reason::Reply, grant: 0, remember: ORIGIN_IN }),
+        ORIGIN_OUT => Some(Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT }),
+        _ => None,
+    }
+}

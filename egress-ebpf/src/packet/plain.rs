@@ -1,0 +1,68 @@
+//! The packets that nearly all are: TCP or UDP right behind a bare IP header, whole. They are read by a few words.
+
+use super::Headers;
+use crate::abi::{Address, PROTO_TCP, PROTO_UDP};
+
+/// What an established flow is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plain {
+    /// The source, IPv4 as IPv4-mapped.
+    pub source: Address,
+    /// The destination, IPv4 as IPv4-mapped.
+    pub destination: Address,
+    /// The source port.
+    pub source_port: u16,
+    /// The destination port.
+    pub destination_port: u16,
+    /// TCP's or UDP's IP protocol number.
+    pub proto: u8,
+    /// TCP's flags, else 0.
+    pub tcp_flags: u8,
+}
+
+/// Reads a plain packet whose network header is at `offset`; `None` for every other, and whatever [`super::parse`] refuses.
+#[inline(always)]
+pub fn plain<H: Headers>(headers: H, offset: usize) -> Option<Plain> {
+    let first = headers.read_64(offset)?;
+    let second = headers.read_64(offset + 8)?;
+    let (source, destination, proto, at) = match first as u8 {
+        0x45 => {
+            // More fragments, or a fragment's offset.
+            if first & 0xff3f << 48 != 0 {
+                return None;
+            }
+            (mapped((second >> 32) as u32), mapped(headers.read_32(offset + 16)?), (second >> 8) as u8, offset + 20)
+        }
+        version if version >> 4 == 6 => {
+            let source = Address { high: second.to_le(), low: headers.read_64(offset + 16)?.to_le() };
+            let (high, low) = (headers.read_64(offset + 24)?, headers.read_64(offset + 32)?);
+            (source, Address { high: high.to_le(), low: low.to_le() }, (first >> 48) as u8, offset + 40)
+        }
+        _ => return None,
+    };
+    let ports = headers.read_32(at)?;
+    let tcp_flags = match proto {
+        PROTO_TCP => {
+            // To the header's end, as far as it is fixed.
+            headers.read_32(at + 16)?;
+            let lengths = headers.read_32(at + 12)? as u16;
+            if lengths & 0xf0 < 5 << 4 {
+                return None;
+            }
+            (lengths >> 8) as u8
+        }
+        PROTO_UDP => {
+            headers.read_32(at + 4)?;
+            0
+        }
+        _ => return None,
+    };
+    let (source_port, destination_port) = ((ports as u16).swap_bytes(), ((ports >> 16) as u16).swap_bytes());
+    Some(Plain { source, destination, source_port, destination_port, proto, tcp_flags })
+}
+
+/// An IPv4 address, its bytes as a little-endian number, as IPv4-mapped.
+#[inline(always)]
+const fn mapped(address: u32) -> Address {
+    Address { high: 0, low: ((address as u64) << 32 | 0xffff_0000).to_le() }
+}
