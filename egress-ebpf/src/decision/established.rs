@@ -4,7 +4,7 @@
 use super::Verdict;
 use crate::{
     abi::{Address, Config, Flow, FlowKey, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, SocketState, Ticks, ZONE_UPLINK},
-    packet::{Plain, TCP_ACK, TCP_SYN},
+    packet::Plain,
     reason::Reason,
 };
 
@@ -60,7 +60,7 @@ fn verdict(config: &Config, packet: &Plain, flow: &Flow, now: impl FnOnce() -> T
         return None;
     }
     if packet.proto == PROTO_TCP {
-        if packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+        if packet.opens_tcp() {
             return None;
         }
     } else if flow.seen != now() {

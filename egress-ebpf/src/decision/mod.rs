@@ -60,6 +60,12 @@ pub trait Tables {
         opens(self, class, key)
     }
 
+    /// See [`builtin`].
+    #[inline(always)]
+    fn builtin(&self, config: &Config, packet: &Packet) -> bool {
+        builtin(config, packet)
+    }
+
     /// See [`policy`].
     #[inline(always)]
     fn policy(&self, config: &Config, destination: &Destination, now: Ticks) -> Verdict

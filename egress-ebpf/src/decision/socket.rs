@@ -1,6 +1,6 @@
 //! The governed cgroup: packets that have a socket.
 
-use super::{Destination, Tables, Verdict, builtin, fresh, from_resolver, inward_key, later_fragment, outward_key};
+use super::{Destination, Tables, Verdict, fresh, from_resolver, inward_key, later_fragment, outward_key};
 use crate::{
     abi::{
         Address, BUILTIN_LOOPBACK, Config, Flow, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey,
@@ -62,7 +62,7 @@ pub fn leaves_socket<T: Tables>(
             return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
         }
     }
-    if builtin(config, packet) {
+    if tables.builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
     }
     let verdict = tables.policy(config, &Destination::of(packet), now);

@@ -429,3 +429,46 @@ fn what_arrives_on_an_uplink_is_remembered_unless_it_is_an_answer() {
         Packet { source: STRANGER, destination: HERE, source_port: 40_000, destination_port: 8 << 8, ..request };
     assert_eq!(inward_key(&request, ZONE_UPLINK), outward_key(&reply, ZONE_UPLINK));
 }
+
+/// Whatever the short way says of a flow, the whole decision says too, and it asks for nothing else to be written down.
+#[test]
+fn the_short_way_agrees_with_the_whole_decision() {
+    let mut short = 0;
+    for proto in [PROTO_TCP, PROTO_UDP] {
+        for flags in [TCP_ACK, TCP_SYN, TCP_SYN | TCP_ACK] {
+            for origin in [ORIGIN_NONE, ORIGIN_IN, ORIGIN_OUT] {
+                for (generation, seen, port) in
+                    [(5, NOW, 443), (5, NOW - 1, 443), (4, NOW, 443), (5, NOW, 80), (5, 0, 443)]
+                {
+                    let tcp_flags = if proto == PROTO_TCP { flags } else { 0 };
+                    let packet = Packet { proto, tcp_flags, ..tcp(STRANGER, 443, flags) };
+                    let plain = crate::packet::Plain {
+                        source: packet.source,
+                        destination: packet.destination,
+                        source_port: packet.source_port,
+                        destination_port: packet.destination_port,
+                        proto,
+                        tcp_flags,
+                    };
+                    let flow = Flow { seen, generation, grant: GRANT, origin };
+                    let state = SocketState { remote: STRANGER, remote_port: port, proto, flow, ..Default::default() };
+                    let mut fake = Fake::new();
+                    let sender = Sender { kind: SocketKind::Stream, cookie: COOKIE, loopback: false };
+                    let whole = leaves_socket(&fake, &CONFIG, |_| false, &packet, &sender, Some(&state), NOW);
+                    if let Some(verdict) = established_at_socket(&CONFIG, &plain, &state, || NOW) {
+                        short += 1;
+                        assert_eq!(verdict, whole, "{state:?} {packet:?}");
+                        assert!(proto == PROTO_TCP || flow.seen == NOW);
+                    }
+                    assert_eq!(established_key(&plain), outward_key(&packet, ZONE_UPLINK));
+                    fake.flows.insert(outward_key(&packet, ZONE_UPLINK), flow);
+                    if let Some(verdict) = established_at_uplink(&CONFIG, &plain, &flow, || NOW) {
+                        assert_eq!(verdict, leaves_uplink(&fake, &CONFIG, |_| false, &packet, NOW));
+                    }
+                }
+            }
+        }
+    }
+    // TCP by two flags at three times, UDP (thrice the same packet) at one; both origins.
+    assert_eq!(short, 2 * (2 * 3 + 3));
+}

@@ -1,6 +1,6 @@
 //! The uplinks: packets without a governed socket. Forwarded ones, AF_PACKET's, tunnels', the kernel's own.
 
-use super::{Destination, Tables, Verdict, builtin, fresh, from_resolver, inward_key, later_fragment, outward_key};
+use super::{Destination, Tables, Verdict, fresh, from_resolver, inward_key, later_fragment, outward_key};
 use crate::{
     abi::{Config, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
     packet::{Fragment, Packet},
@@ -33,7 +33,7 @@ pub fn leaves_uplink<T: Tables>(
             return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
         }
     }
-    if builtin(config, packet) {
+    if tables.builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
     }
     let verdict = tables.policy(config, &Destination::of(packet), now);

@@ -1,6 +1,6 @@
 //! The packets that nearly all are: TCP or UDP right behind a bare IP header, whole. They are read by a few words.
 
-use super::Headers;
+use super::{Headers, TCP_ACK, TCP_SYN};
 use crate::abi::{Address, PROTO_TCP, PROTO_UDP};
 
 /// What an established flow is known by.
@@ -18,6 +18,14 @@ pub struct Plain {
     pub proto: u8,
     /// TCP's flags, else 0.
     pub tcp_flags: u8,
+}
+
+impl Plain {
+    /// Whether it opens a TCP connection: [`super::Packet::opens_tcp`].
+    #[inline(always)]
+    pub const fn opens_tcp(&self) -> bool {
+        self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
 }
 
 /// Reads a plain packet whose network header is at `offset`; `None` for every other, and whatever [`super::parse`] refuses.

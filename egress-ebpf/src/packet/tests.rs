@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{EtherType, Fragment, Packet, TCP_ACK, TCP_FIN, TCP_SYN, link, parse, quoted};
+use super::{EtherType, Fragment, Packet, TCP_ACK, TCP_FIN, TCP_SYN, link, parse, plain, quoted};
 use crate::{abi::Address, reason::Reason};
 
 const SOURCE: [u8; 4] = [192, 0, 2, 1];
@@ -336,6 +336,63 @@ proptest! {
                 prop_assert_eq!((packet.source_port, packet.destination_port, packet.tcp_flags), (0, 0, 0));
             }
             let _ = quoted(&bytes[..], 0, &packet);
+        }
+    }
+}
+
+/// What the short way reads of a packet, the whole parser reads too; and it does read whole TCP and UDP behind bare headers.
+#[test]
+fn plain_packets_are_read_as_the_parser_reads_them() {
+    let mut taken = 0;
+    for body in [tcp(TCP_ACK), tcp(TCP_SYN), tcp(TCP_ACK)[..19].to_vec(), UDP_HEADER.to_vec(), UDP_HEADER[..7].to_vec()]
+    {
+        for proto in [TCP, UDP, 1, 44] {
+            for packet in [
+                v4(proto, 0, &[], &body),
+                v4(proto, 0x4000, &[], &body),
+                v4(proto, 0x2000, &[], &body),
+                v4(proto, 1, &[], &body),
+                v4(proto, 0, &[1; 4], &body),
+                v6(&[], proto, &body),
+                v6(&[(60, padding())], proto, &body),
+                v6(&[fragment(0, true)], proto, &body),
+            ] {
+                let Some(plain) = plain(&packet[..], 0) else { continue };
+                taken += 1;
+                let parsed = parse(&packet[..], 0).expect("the parser takes it");
+                assert_eq!(parsed.fragment, Fragment::Whole);
+                let seen = (plain.source, plain.destination, plain.source_port, plain.destination_port);
+                assert_eq!(seen, (parsed.source, parsed.destination, parsed.source_port, parsed.destination_port));
+                assert_eq!((plain.proto, plain.tcp_flags), (parsed.proto, parsed.tcp_flags));
+                assert_eq!(plain.opens_tcp(), parsed.opens_tcp());
+            }
+        }
+    }
+    // Both TCP bodies and UDP's own, and TCP's bytes read as UDP: 3 bare headers each (two of IPv4, one of IPv6).
+    assert_eq!(taken, 3 * (3 + 4));
+}
+
+proptest! {
+    /// Of random headers too.
+    #[test]
+    fn plain_never_takes_what_the_parser_refuses(
+        six in any::<bool>(),
+        bytes in proptest::collection::vec(any::<u8>(), 0..80),
+        proto in proptest::sample::select(vec![TCP, UDP]),
+    ) {
+        let mut packet = bytes;
+        if let Some(first) = packet.first_mut() { *first = if six { 0x60 | *first & 15 } else { 0x45 }; }
+        let at = if six { 6 } else { 9 };
+        if let Some(next) = packet.get_mut(at) { *next = proto; }
+        if !six && packet.len() > 7 && packet[7] & 1 == 0 { packet[6] = 0x40; packet[7] = 0; }
+        if let Some(plain) = plain(&packet[..], 0) {
+            let parsed = parse(&packet[..], 0).expect("the parser takes it");
+            prop_assert_eq!((plain.source, plain.destination), (parsed.source, parsed.destination));
+            prop_assert_eq!(
+                (plain.source_port, plain.destination_port, plain.tcp_flags),
+                (parsed.source_port, parsed.destination_port, parsed.tcp_flags)
+            );
+            prop_assert_eq!(parsed.fragment, Fragment::Whole);
         }
     }
 }

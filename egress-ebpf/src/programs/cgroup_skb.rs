@@ -101,8 +101,8 @@ fn established(skb: *mut __sk_buff, config: &Config) -> Option<Verdict> {
     if unsafe { (*skb).ifindex } == LOOPBACK_IFINDEX {
         return None;
     }
+    let packet = plain(Direct(skb), 0).filter(|packet| !packet.opens_tcp())?;
     let state = sockets::state_of(skb)?;
-    let packet = plain(Direct(skb), 0)?;
     decision::established_at_socket(config, &packet, state, now)
 }
 

@@ -69,6 +69,15 @@ pub extern "C" fn egress_opens(class: u32, key: u32) -> u32 {
     decision::opens(&Kernel, class, key)
 }
 
+/// [`decision::builtin`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn egress_builtin(config: *const Config, packet: *const Packet) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) else { return 0 };
+    u32::from(decision::builtin(config, packet))
+}
+
 /// [`decision::policy`], packed.
 #[unsafe(no_mangle)]
 #[inline(never)]

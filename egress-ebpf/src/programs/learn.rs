@@ -15,7 +15,7 @@ use egress_ebpf::{
         Config, ControlHeader, ControlRecord, LearnCount, Live, Slot, Ticks,
     },
     dns::{self, bytes::opaque},
-    learn::{self, Addresses, Inserted, Outcome},
+    learn::{self, Addresses, Inserted, Learning, Outcome},
     repeat::{Step, repeat},
 };
 
@@ -78,6 +78,40 @@ pub fn count(what: LearnCount) {
     }
 }
 
+/// [`learn::learn`] into the kernel's maps, verified once.
+#[inline(always)]
+fn learn_one(address: &Address, generation: u32, slot: Slot, now: Ticks, state: &mut Learning) -> Outcome {
+    match egress_learn(address, generation, slot.pack(), now, state) {
+        0 => Outcome::Unchanged,
+        1 => Outcome::Extended,
+        2 => Outcome::Added,
+        3 => Outcome::SlotsFull,
+        4 => Outcome::MapFull,
+        _ => Outcome::Again,
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_learn(
+    address: *const Address,
+    generation: u32,
+    slot: u64,
+    now: Ticks,
+    state: *mut Learning,
+) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure; the callers' are two of one buffer.
+    let (Some(address), Some(state)) = (unsafe { address.as_ref() }, unsafe { state.as_mut() }) else { return 4 };
+    match learn::learn(&Kernel, address, generation, Slot::unpack(slot), now, state) {
+        Outcome::Unchanged => 0,
+        Outcome::Extended => 1,
+        Outcome::Added => 2,
+        Outcome::SlotsFull => 3,
+        Outcome::MapFull => 4,
+        Outcome::Again => 5,
+    }
+}
+
 #[inline(always)]
 fn tell(outcome: Outcome) {
     count(match outcome {
@@ -128,7 +162,7 @@ impl Step for Each<'_> {
         }
         found.expiry = learn::expiry(self.now, found.ttl, self.min_ttl, self.grace);
         let slot = Slot { class, expiry: found.expiry };
-        let outcome = learn::learn(&Kernel, &found.address, self.generation, slot, self.now, &mut self.work.learning);
+        let outcome = learn_one(&found.address, self.generation, slot, self.now, &mut self.work.learning);
         if let Outcome::Again = outcome {
             return true;
         }
@@ -217,7 +251,7 @@ impl Step for Records<'_> {
             reclaim(&record.address, self.generation, self.now)
         } else {
             let slot = Slot { class: record.class, expiry: record.expiry };
-            match learn::learn(&Kernel, &record.address, self.generation, slot, self.now, &mut work.learning) {
+            match learn_one(&record.address, self.generation, slot, self.now, &mut work.learning) {
                 Outcome::Unchanged => 0,
                 Outcome::Extended => 1,
                 Outcome::Added => 2,

@@ -7,6 +7,7 @@ use egress_ebpf::{
         Live, PeerKey, ResolverKey, ResolverTrust, TICK_SHIFT, Ticks,
     },
     decision::{Destination, Tables, Verdict},
+    packet::Packet,
 };
 
 use super::{global, maps};
@@ -120,6 +121,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn opens(&self, class: u32, key: u32) -> u32 {
         global::egress_opens(class, key)
+    }
+
+    #[inline(always)]
+    fn builtin(&self, config: &Config, packet: &Packet) -> bool {
+        global::egress_builtin(config, packet) != 0
     }
 
     #[inline(always)]

@@ -64,7 +64,9 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let EtherType::Ip(offset) = ethertype else {
         return not_ip(skb, config, ethertype);
     };
-    if let Some(verdict) = established(skb, config, offset) {
+    let known = established(skb, config, offset);
+    if known != 0 {
+        let verdict = Verdict::unpack(known);
         // SAFETY: the context is valid.
         report::count(&verdict, unsafe { (*skb).len });
         return NEXT;
@@ -116,18 +118,22 @@ fn was_left(skb: *mut __sk_buff, packet: &Packet) -> bool {
 }
 
 /// The short way, for a packet that the cgroup's hook has judged, or of a flow that is known. What may be DNS goes the
-/// long way.
-#[inline(always)]
-fn established(skb: *mut __sk_buff, config: &Config, offset: usize) -> Option<Verdict> {
-    let packet = plain(Direct(skb), offset)?;
+/// long way. The verdict is packed; 0 for none.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn established(skb: *mut __sk_buff, config: &Config, offset: usize) -> u64 {
+    let Some(packet) = plain(Direct(skb), offset) else { return 0 };
     if packet.destination_port == 53 || config.has(Config::RESOLVER_PORTS) {
-        return None;
+        return 0;
     }
     if judged_by_cgroup(skb, config, packet.proto, packet.source_port, packet.destination_port) {
-        return Some(Verdict::plain(Reason::Judged));
+        return Verdict::plain(Reason::Judged).pack();
     }
-    let flow = Kernel.flow(&decision::established_key(&packet))?;
-    decision::established_at_uplink(config, &packet, flow, now)
+    if packet.opens_tcp() {
+        return 0;
+    }
+    let Some(flow) = Kernel.flow(&decision::established_key(&packet)) else { return 0 };
+    decision::established_at_uplink(config, &packet, flow, now).map_or(0, Verdict::pack)
 }
 
 #[inline(never)]

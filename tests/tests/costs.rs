@@ -1,0 +1,37 @@
+//! What each program costs an older kernel's verifier: bounds, a little above what they are, so that growth is seen.
+
+use egress_tests::bench::programs::shape;
+use egress_user::datapath::{Object, Sizes};
+
+/// The program, the instructions that the verifier may walk, and bytes of stack, added up over
+/// every chain of calls that stands in the code.
+const BOUNDS: [(&str, u32, u32); 12] = [
+    ("socket_egress", 24_000, 576),
+    ("socket_ingress", 18_000, 512),
+    ("uplink_egress", 22_000, 576),
+    ("uplink_egress_l3", 21_000, 576),
+    ("uplink_ingress", 18_000, 512),
+    ("uplink_ingress_l3", 18_000, 512),
+    ("connect4", 2_400, 512),
+    ("connect6", 3_400, 512),
+    ("sendmsg4", 2_400, 512),
+    ("sendmsg6", 3_400, 512),
+    ("socket_create", 200, 96),
+    ("control", 1_600, 256),
+];
+
+#[test]
+fn programs_stay_within_what_older_kernels_take() {
+    let sizes = Sizes { addresses: 16, prefixes: 16, classes: 16, grants: 16, names: 16, inner: 16, flows: 65536 };
+    let mut object = Object::load(&sizes, None).expect("the object loads: needs root");
+    let mut grown = Vec::new();
+    for (program, verified, stack) in BOUNDS {
+        let shape = shape(object.program(program).expect("it loads")).expect("the kernel tells");
+        println!("{program}: {shape:?}");
+        assert!(shape.verified > 0 && shape.stack > 0, "{program}: {shape:?}");
+        if shape.verified > verified || shape.stack > stack {
+            grown.push(format!("{program}: {shape:?}, bounds {verified} and {stack}"));
+        }
+    }
+    assert!(grown.is_empty(), "{}", grown.join("\n"));
+}
