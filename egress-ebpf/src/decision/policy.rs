@@ -108,6 +108,7 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
 #[inline(always)]
 fn is_still<T: Tables>(tables: &T, address: &Address, generation: u32, entry: &AddressEntry) -> bool {
     tables.address(address, generation).is_some_and(|now| core::ptr::eq(now, entry))
+}
 
 /// The grant by which the first chunk of an address's first slot opens a port key, or 0.
 #[inline(always)]
