@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::lsm,
     programs::LsmContext,
 };
-use egress_ebpf::{abi::Config, abi::HOOK_LSM, packet::Packet, reason::Reason};
+use egress_ebpf::{abi::Config, abi::HOOK_LSM, reason::Reason};
 
 use super::{report, tables::live};
 

@@ -169,7 +169,7 @@ extern "C" fn egress_refused(config: *const Config, packet: *const Packet, what:
         (*event).source = packet.source;
         (*event).destination = packet.destination;
         (*event).source_port = packet.source_port;
-        if let Reason::EtherType = reason {
+        if reason == Reason::EtherType as u8 {
             (*event).ethertype = packet.destination_port;
         } else {
             (*event).destination_port = packet.destination_port;
