@@ -12,12 +12,12 @@ const BOUNDS: [(&str, u32, u32); 12] = [
     ("uplink_egress_l3", 21_500, 512),
     ("uplink_ingress", 18_000, 512),
     ("uplink_ingress_l3", 18_000, 512),
-    ("connect4", 2_400, 512),
-    ("connect6", 3_400, 512),
-    ("sendmsg4", 2_400, 512),
-    ("sendmsg6", 3_400, 512),
+    ("connect4", 3_400, 512),
+    ("connect6", 5_400, 544),
+    ("sendmsg4", 3_500, 512),
+    ("sendmsg6", 5_500, 544),
     ("socket_create", 250, 96),
-    ("control", 1_700, 256),
+    ("control", 2_000, 288),
 ];
 
 #[test]
