@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{Address, BUILTIN_LOOPBACK, Config, HOOK_CONNECT, HOOK_SENDMSG, ORIGIN_NONE, PROTO_TCP, PROTO_UDP, PeerKey},
-    decision::{Destination, Tables, Verdict, policy},
+    decision::{Destination, Tables, Verdict},
     packet::Packet,
     reason::Reason,
 };
@@ -85,7 +85,7 @@ fn enter(ctx: *mut bpf_sock_addr, hook: u8, family: u8) -> i32 {
     if stays_here(&address) && config.builtins & BUILTIN_LOOPBACK != 0 {
         return ALLOW;
     }
-    let verdict = policy(&Kernel, config, &destination, now());
+    let verdict = Kernel.policy(config, &destination, now());
     if verdict.reason.passes() || may_pass(ctx, hook, &destination) {
         return ALLOW;
     }

@@ -123,7 +123,10 @@ fn was_left(skb: *mut __sk_buff, packet: &Packet) -> bool {
 #[inline(never)]
 fn established(skb: *mut __sk_buff, config: &Config, offset: usize) -> u64 {
     let Some(packet) = plain(Direct(skb), offset) else { return 0 };
-    if packet.destination_port == 53 || config.has(Config::RESOLVER_PORTS) {
+    // A refused query has its mark, whatever the policy of this moment says of its port.
+    // SAFETY: the context is valid.
+    let is_left = unsafe { (*skb).mark } == LEFT_TO_UPLINK;
+    if packet.destination_port == 53 || config.has(Config::RESOLVER_PORTS) || is_left {
         return 0;
     }
     if judged_by_cgroup(skb, config, packet.proto, packet.source_port, packet.destination_port) {
