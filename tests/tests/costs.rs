@@ -5,13 +5,14 @@ use egress_user::datapath::{Object, Sizes};
 
 /// The program, the instructions that the verifier may walk, and bytes of stack, added up over
 /// every chain of calls that stands in the code.
-const BOUNDS: [(&str, u32, u32); 12] = [
+const BOUNDS: [(&str, u32, u32); 13] = [
     ("socket_egress", 25_000, 512),
     ("socket_ingress", 18_000, 512),
     ("uplink_egress", 24_500, 512),
     ("uplink_egress_l3", 21_500, 512),
     ("uplink_ingress", 18_000, 512),
     ("uplink_ingress_l3", 18_000, 512),
+    ("workload_ingress", 21_500, 512),
     ("connect4", 5_600, 384),
     ("connect6", 5_600, 384),
     ("sendmsg4", 5_700, 384),

@@ -11,7 +11,10 @@ use aya_ebpf::{
 };
 use egress_ebpf::{abi::Config, abi::HOOK_LSM, reason::Reason};
 
-use super::{report, tables::live};
+use super::{
+    report,
+    tables::{exact, live_by},
+};
 
 /// AF_XDP, `include/linux/socket.h`.
 const AF_XDP: i32 = 44;
@@ -60,7 +63,7 @@ fn defer(earlier: i32) -> i32 {
 /// The live policy, if it governs the process that is running.
 #[inline(always)]
 fn governing() -> Option<&'static Config> {
-    let config = live()?;
+    let config = live_by(exact)?;
     // SAFETY: helper 123 takes a depth, and gives 0 where the process's cgroup is not as deep as that.
     let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(config.cgroup_level as i32) };
     (config.cgroup_id != 0 && ancestor == config.cgroup_id).then_some(config)

@@ -4,7 +4,7 @@ use core::{mem::offset_of, ptr};
 
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns};
 use egress_ebpf::{
-    abi::{Config, DropEvent, DropFold, DropKey, EVENT_DROP, Hits, NAME_KEY, Process, TICK_SHIFT, Ticks},
+    abi::{Config, DropEvent, DropFold, DropKey, EVENT_DROP, Hits, NAME_KEY, Process, Ticks},
     atomic,
     decision::Verdict,
     dns::bytes::copy_words,
@@ -12,7 +12,7 @@ use egress_ebpf::{
     reason::Reason,
 };
 
-use super::{maps, maps_names};
+use super::{maps, maps_names, tables::exact};
 
 /// How often a refusal tries to be counted with others like it before it is told by itself.
 const FOLD_TRIES: u32 = 4;
@@ -93,8 +93,7 @@ fn fold(packet: &Packet, reason: u8, sender: &Sender, name: u32) -> Option<u32> 
         pad: 0,
     };
     // The exact clock: LSM programs share this, and the kernel gives them no coarse one. Refusals are rare.
-    // SAFETY: helper 5 takes nothing and reads a clock.
-    let tick = (unsafe { bpf_ktime_get_ns() } >> TICK_SHIFT) as Ticks;
+    let tick = exact();
     let Some(fold) = maps::DROP_FOLDS.get_ptr_mut(&key) else {
         let _ = maps::DROP_FOLDS.insert(&key, &DropFold { told: tick, untold: 0 }, 0);
         return Some(1);

@@ -19,6 +19,12 @@ pub struct Kernel;
 /// gives way to the one before it, which is the other entry.
 #[inline(always)]
 pub fn live() -> Option<&'static Config> {
+    live_by(now)
+}
+
+/// [`live`], by a clock that the program may read: [`now`] or [`exact`].
+#[inline(always)]
+pub fn live_by(now: impl FnOnce() -> Ticks) -> Option<&'static Config> {
     // SAFETY: an aligned word of an array's entry. Volatile, so that both halves are of one read.
     let live = Live::unpack(unsafe { core::ptr::from_ref(maps::LIVE.get(0)?).read_volatile() });
     if live.generation == 0 {
@@ -35,6 +41,13 @@ pub fn live() -> Option<&'static Config> {
 pub fn now() -> Ticks {
     // SAFETY: helper 160 takes nothing and reads a clock.
     (unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as Ticks
+}
+
+/// The time, by the exact clock: the kernel gives LSM programs no coarse one.
+#[inline(always)]
+pub fn exact() -> Ticks {
+    // SAFETY: helper 5 takes nothing and reads a clock.
+    (unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_ns() } >> TICK_SHIFT) as Ticks
 }
 
 #[inline(always)]

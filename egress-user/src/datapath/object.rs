@@ -90,6 +90,11 @@ pub struct Object {
 }
 
 impl Object {
+    /// The ELF object that is loaded.
+    pub fn elf() -> &'static [u8] {
+        OBJECT
+    }
+
     /// Makes the maps and loads no program yet. With `pins` the maps are pinned there, and those that are pinned there
     /// already are taken up as they are.
     pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Self, Error> {
