@@ -78,7 +78,9 @@ fn governed(interfaces: &[&str]) -> Governed {
         world.add_uplink(n).unwrap();
     }
     let cgroup = Cgroup::new("governed").unwrap();
-    let daemon = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).interfaces(interfaces).start().unwrap();
+    // The resolver is the policy's: here the node's own.
+    let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).resolvers(&[]);
+    let daemon = builder.interfaces(interfaces).start().unwrap();
     let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
     let test = Governed { daemon, inside, beside, cgroup, world };
     route(&test.world.node_ns, 1);

@@ -166,6 +166,23 @@ pub struct Pending {
     pub key: KeyBuffer,
 }
 
+/// Value of map `STREAMS`: where a resolver's messages begin in what it sends by a TCP connection. The key is a
+/// [`PendingKey`] whose `id` is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Stream {
+    /// The ticket of the slot of map `PARTS` that holds what has come of the message; 0 where none does.
+    pub ticket: u64,
+    /// The sequence number of the message's first byte, that of its length.
+    pub base: u32,
+    /// How much of the message has come, its two bytes of length included; 0 or from 2 on.
+    pub have: u32,
+    /// How long it is, its two bytes of length included; nothing while `have` is 0.
+    pub want: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
 /// How long a query waits for its answer: 10 s, longer than stub resolvers do (glibc 5 s).
 pub const PENDING_LIFE: Ticks = 10;
 
@@ -250,7 +267,7 @@ learn_counts! {
     OtherQuestion = 9, "other-question";
     /// Answers that cannot be parsed, and of which nothing was learned.
     Malformed = 10, "malformed";
-    /// Answers longer than the programs read, or cut into several packets.
+    /// Answers longer than the programs read, in fragments, or over TCP where a part was not seen.
     TooLong = 11, "too-long";
     /// Addresses refused since they are private.
     Private = 12, "private";

@@ -4,6 +4,7 @@ mod answer;
 pub mod denial;
 mod query;
 pub mod scratch;
+mod stream;
 
 use aya_ebpf::{
     bindings::__sk_buff,

@@ -6,8 +6,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use egress_ebpf::{
-    abi::{Alias, AliasKey, InnerWildcard, LEARN_COUNTS, NameValue, Pending, PendingKey, RING_SLOTS, RINGS, RingSlot},
-    dns::Work,
+    abi::{
+        Alias, AliasKey, InnerWildcard, LEARN_COUNTS, NameValue, Pending, PendingKey, RING_SLOTS, RINGS, RingSlot,
+        Stream,
+    },
+    dns::{MESSAGE_MAX, Work},
 };
 
 use super::report::Name;
@@ -37,6 +40,31 @@ pub static PENDING_RINGS: Array<RingSlot, { RINGS * RING_SLOTS }> = Array::new()
 /// How many queries each ring has had.
 #[btf_map]
 pub static RING_HEADS: Array<u64, RINGS> = Array::new();
+
+/// TCP connections to resolvers, from their handshake on. Without its entry nothing is learned of a connection.
+#[btf_map]
+pub static STREAMS: LruHashMap<PendingKey, Stream, 4096> = LruHashMap::new();
+
+/// Messages that came in part.
+pub const PARTS_MAX: u32 = 128;
+
+/// Taken in turn; the message that waits for longest gives its place up.
+#[btf_map]
+pub static PARTS: Array<Part, { PARTS_MAX as usize }> = Array::new();
+
+/// How often an element of [`PARTS`] was taken.
+#[btf_map]
+pub static PARTS_TAKEN: Array<u64, 1> = Array::new();
+
+/// A message that came in part.
+#[repr(C)]
+pub struct Part {
+    /// Who has it: see [`Stream::ticket`].
+    pub ticket: u64,
+    /// Two unused bytes, the length, and the message, at 4 as in [`egress_ebpf::dns::Message`]. Twice as long as it need be, which
+    /// spares the verifier a proof about sums.
+    pub bytes: [u8; 2 * (MESSAGE_MAX + 8)],
+}
 
 /// Scratch buffers of one processor: a program that was preempted keeps its own, and softirqs come on top.
 pub const WORKS: u32 = 8;

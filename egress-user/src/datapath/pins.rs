@@ -49,6 +49,9 @@ pub const MAPS: &[&str] = &[
     "LEARN_COUNTERS",
     "WORKLOADS",
     "UPLINKS",
+    "STREAMS",
+    "PARTS",
+    "PARTS_TAKEN",
 ];
 
 /// A directory of pins in bpffs.

@@ -5,4 +5,5 @@ mod attacks;
 mod corpus;
 mod kernel;
 mod learning;
+mod streams;
 mod wire;

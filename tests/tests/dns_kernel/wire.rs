@@ -22,10 +22,17 @@ pub fn udp(source: [u8; 4], source_port: u16, destination: [u8; 4], destination_
 }
 
 pub fn tcp(source: [u8; 4], source_port: u16, destination: [u8; 4], destination_port: u16, payload: &[u8]) -> Vec<u8> {
+    segment((source, source_port), (destination, destination_port), 1, 0x18, payload)
+}
+
+/// A TCP segment with this sequence number and these flags.
+pub fn segment(from: ([u8; 4], u16), to: ([u8; 4], u16), sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let ((source, source_port), (destination, destination_port)) = (from, to);
     let mut packet = ipv4(6, source, destination, 20 + payload.len());
     packet.extend_from_slice(&source_port.to_be_bytes());
     packet.extend_from_slice(&destination_port.to_be_bytes());
-    packet.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1, 5 << 4, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
+    packet.extend_from_slice(&sequence.to_be_bytes());
+    packet.extend_from_slice(&[0, 0, 0, 1, 5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     packet.extend_from_slice(payload);
     packet
 }

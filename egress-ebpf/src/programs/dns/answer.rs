@@ -19,11 +19,11 @@ use egress_ebpf::{
         bytes::{self, opaque},
     },
     learn::{self, Outcome},
-    packet::{Fragment, Packet},
+    packet::{Fragment, Packet, TCP_SYN},
     repeat::{Step, repeat},
 };
 
-use super::{Names, be16, load, scratch, staged};
+use super::{Names, be16, load, scratch, staged, stream};
 use crate::programs::{
     learn::{Kernel, addresses, count},
     maps,
@@ -31,10 +31,15 @@ use crate::programs::{
     tables::now,
 };
 
+/// Messages that are learned from of one TCP segment, or of what was put together of several.
+const MESSAGES: u64 = 2;
+/// Further ones that are passed over, so that the stream can be followed.
+const PASSED_OVER: u32 = 64;
+
 /// Learns from what a trusted resolver sends, UDP or TCP: `cookie` is the receiving socket's, or 0 at an uplink. The
 /// caller has checked that the sender is a resolver which is believed here, and the way that the packet came.
 ///
-/// Over TCP one message is learned that fills the packet; one that is spread over several is not.
+/// Over TCP messages are learned whose first byte is known to be one: see [`stream`].
 #[inline(always)]
 pub fn answer(skb: *mut __sk_buff, config: &Config, packet: &Packet, network_offset: u32, cookie: u64) {
     egress_answer(skb, config, packet, network_offset, cookie);
@@ -58,21 +63,15 @@ extern "C" fn egress_answer(
 
 #[inline(always)]
 fn read(skb: *mut __sk_buff, config: &Config, packet: &Packet, network_offset: u32, cookie: u64) {
-    let mut at = u64::from(network_offset) + u64::from(packet.payload);
+    let at = u64::from(network_offset) + u64::from(packet.payload);
     let end = u64::from(network_offset) + u64::from(packet.end);
-    if packet.proto == PROTO_TCP {
-        if at >= end {
-            return;
-        }
-        if be16(skb, at) != Some(end - at - 2) {
-            count(LearnCount::TooLong);
-            return;
-        }
-        at += 2;
+    let tcp = packet.proto == PROTO_TCP;
+    if tcp && at >= end && packet.tcp_flags & TCP_SYN == 0 {
+        return;
     }
     // SAFETY: the context is valid. Of UDP, `gso_size` is set where several datagrams were put together.
-    let merged = packet.proto != PROTO_TCP && unsafe { (*skb).gso_size } != 0;
-    if merged || !matches!(packet.fragment, Fragment::Whole) || at >= end || end - at > MESSAGE_MAX as u64 {
+    let merged = !tcp && unsafe { (*skb).gso_size } != 0;
+    if merged || !matches!(packet.fragment, Fragment::Whole) || (!tcp && (at >= end || end - at > MESSAGE_MAX as u64)) {
         count(LearnCount::TooLong);
         return;
     }
@@ -80,28 +79,70 @@ fn read(skb: *mut __sk_buff, config: &Config, packet: &Packet, network_offset: u
         count(LearnCount::Busy);
         return;
     };
-    if load(skb, at, end - at, &mut work.message) {
-        learn(config, packet, work, cookie);
+    work.key.cookie = cookie;
+    work.key.local = packet.destination;
+    work.key.resolver = packet.source;
+    work.key.local_port = packet.destination_port;
+    work.key.resolver_port = packet.source_port;
+    work.key.id = 0;
+    work.key.proto = packet.proto;
+    work.key.pad = 0;
+    work.cursor = at;
+    work.end = end;
+    if tcp && packet.tcp_flags & TCP_SYN != 0 {
+        stream::open(skb, packet, network_offset, work);
+    } else if !tcp || stream::locate(skb, packet, network_offset, work) {
+        // Not a `repeat`: there is no stack left for its callback.
+        let mut turn = 0;
+        while message(skb, config, work) && opaque(turn) < MESSAGES - 1 {
+            turn = opaque(turn) + 1;
+        }
+        if work.cursor < work.end {
+            repeat(PASSED_OVER, &mut PassOver { skb, work: &mut *work });
+        }
     }
     scratch::release(work);
 }
 
+struct PassOver<'a> {
+    skb: *mut __sk_buff,
+    work: &'a mut Work,
+}
+
+impl Step for PassOver<'_> {
+    #[inline(always)]
+    fn step(&mut self, _index: u32) -> bool {
+        let found = stream::next(self.skb, self.work);
+        if found == stream::MESSAGE {
+            count(LearnCount::TooLong);
+        }
+        found != stream::END
+    }
+}
+
+/// Learns from the next message of the packet, if there is one.
 #[inline(always)]
-fn learn(config: &Config, packet: &Packet, work: &mut Work, cookie: u64) {
+fn message(skb: *mut __sk_buff, config: &Config, work: &mut Work) -> bool {
+    let found = if work.key.proto == PROTO_TCP {
+        stream::next(skb, work)
+    } else {
+        let (at, end) = (work.cursor, work.end);
+        work.cursor = end;
+        u32::from(at < end && load(skb, at, end - at, &mut work.message))
+    };
+    if found == stream::MESSAGE {
+        learn(config, work);
+    }
+    found != stream::END
+}
+
+#[inline(always)]
+fn learn(config: &Config, work: &mut Work) {
     let Some(id) = dns::answer_id(&work.message) else {
         count(LearnCount::Malformed);
         return;
     };
-    work.key = PendingKey {
-        cookie,
-        local: packet.destination,
-        resolver: packet.source,
-        local_port: packet.destination_port,
-        resolver_port: packet.source_port,
-        id,
-        proto: packet.proto,
-        pad: 0,
-    };
+    work.key.id = id;
     let now = now();
     let Some(pending) = PENDING.get_ptr(&work.key) else {
         count(LearnCount::Unasked);
@@ -132,8 +173,8 @@ fn learn(config: &Config, packet: &Packet, work: &mut Work, cookie: u64) {
     event.generation = config.generation;
     // SAFETY: helper 5 reads a clock.
     event.time = unsafe { bpf_ktime_get_ns() };
-    event.resolver = packet.source;
-    event.resolver_port = packet.source_port;
+    event.resolver = work.key.resolver;
+    event.resolver_port = work.key.resolver_port;
     event.rcode = rcode;
     event.count = work.answer.count as u8;
     event.refused = (work.answer.refused + work.answer.private) as u8;
