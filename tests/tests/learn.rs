@@ -158,6 +158,19 @@ rules:
     assert!(run.ok() && run.stderr.is_empty(), "{run:?}\n{text}");
 }
 
+/// Nothing follows interfaces while it learns: one that is not there is an error, not a watch of the cgroup alone.
+#[test]
+fn an_interface_that_is_not_there_is_refused() {
+    let world = World::new().unwrap();
+    let (_cgroup, place) = world.governed("learn").unwrap();
+    let policy = world.dir().join("learned.yaml");
+    let out = policy.to_str().unwrap();
+    let options = ["learn", "-o", out, "--resolver", DNS_V4, "--interface", "mistyped0", "--for", "1s"];
+    let run = egress(&place, &options, LIMIT).unwrap();
+    assert!(run.code() == Some(2) && run.stderr.contains("no interface mistyped0"), "{run:?}");
+    assert!(!policy.exists(), "{run:?}");
+}
+
 /// A daemon in audit mode is asked for its events; one that enforces is no place to learn.
 #[test]
 fn a_daemon_in_audit_mode_is_learned_from() {

@@ -17,7 +17,7 @@ use super::{Failure, LearnArgs, Progress, Sink, lock, watching};
 use crate::{
     api::{Client, ClientError, EventFilter, Status},
     cli::{exec, run},
-    daemon::{Believe, Core, Enforcement, ring, settings},
+    daemon::{Believe, Core, Enforcement, Wanted, ring, settings},
     datapath::cgroup_root,
     events::Event,
     resolve::system,
@@ -68,6 +68,14 @@ fn command(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<ExitCode
 async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String> {
     let system = system::read(&system::Paths::default()).ok();
     let policy = watching(&args.resolver, system.as_ref())?;
+    // `run` waits for an interface; here nothing follows, and the policy would lack what leaves by it.
+    let (_, missing) = Wanted::from_arguments(&args.interface).find();
+    if !missing.is_empty() {
+        let what = format!("there is no interface {}", missing.join(", "));
+        return Err(
+            Failure::input(what, "`ip link` lists those there are; `none` alone watches the cgroup only").into()
+        );
+    }
     let scope = run::scope_of(args.cgroup.as_deref(), &args.interface, None)?;
     let believe = if args.interface == ["none"] { Believe::AtCgroup } else { Believe::AtUplinks };
     let level = (scope.cgroup.level, scope.cgroup.id);
