@@ -280,6 +280,12 @@ pub struct EventsArgs {
     pub json: bool,
 }
 
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
 /// Which events: those for which everything that is said holds.
 #[derive(Args, Clone, Debug, Default)]
 pub struct FilterArgs {

@@ -21,6 +21,7 @@ pub mod rollback;
 pub mod run;
 pub mod schema;
 pub mod status;
+pub mod top;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -67,6 +68,8 @@ pub enum Command {
     Status(args::StatusArgs),
     /// Show what was dropped and learned
     Events(args::EventsArgs),
+    /// Show what is dropped, and what each rule matches, live
+    Top(args::TopArgs),
     /// Put another policy in force; with --confirm the old one comes back by itself unless confirmed
     Apply(args::ApplyArgs),
     /// Keep the policy that `apply --confirm` put in force
@@ -130,6 +133,7 @@ fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain_daemon::run(&socket, &args.destination.to_string(), args.json),
         Command::Status(args) => status::run(&socket, args.json),
         Command::Events(args) => events::run(&socket, args),
+        Command::Top(args) => top::run(&socket, args),
         Command::Apply(args) => apply::main(&args, &socket),
         Command::Confirm(args) => confirm::main(&args, &socket),
         Command::Rollback(args) => rollback::main(&args, &socket),
