@@ -94,6 +94,12 @@ fn head(status: &Status, style: Style, now: Timestamp, text: &mut String) {
     let hash: String = status.policy.hash.chars().take(12).collect();
     let policy = format!("generation {}, {} rules, hash {hash}", status.generation, status.policy.rules);
     let _ = writeln!(text, "policy   {policy}");
+    if let Some(left) = status.policy.confirm_seconds_left {
+        let left = format!("on trial: the policy before comes back in {}, unless `egress confirm`", duration(left));
+        wrapped("         ", "", 0, &style.paint(&left, "33"), text);
+    } else if status.policy.applied {
+        let _ = writeln!(text, "         by `egress apply`, until the files of `egress run` change");
+    }
     for file in status.policy.files.iter().take(SHOWN) {
         let _ = writeln!(text, "         {}", cut_front(file, WIDTH - 9));
     }

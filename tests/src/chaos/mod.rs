@@ -28,6 +28,9 @@ pub struct Options {
     /// How often the policy is swapped.
     #[arg(long, default_value_t = 300)]
     pub swaps: u32,
+    /// How often the policy is swapped through the control socket, as fast as it goes.
+    #[arg(long, default_value_t = 1000)]
+    pub floods: u32,
     /// Picks the random moments; the same seed gives the same ones.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -37,7 +40,7 @@ impl Options {
     /// A share of it that fits into the test suite.
     #[must_use]
     pub fn share() -> Self {
-        Self { kills: 5, swaps: 25, seed: 1 }
+        Self { kills: 5, swaps: 25, floods: 100, seed: 1 }
     }
 }
 
@@ -90,6 +93,13 @@ pub fn run(options: Options) -> Result<Vec<Row>> {
         })?;
     }
     act(&mut scene, "the policy swapped", options.swaps, true, &mut |scene| acts::swaps(scene, options.swaps))?;
+    act(&mut scene, "the same through the socket, at once", options.floods, true, &mut |scene| {
+        acts::floods(scene, options.floods).map(|rate| println!("{rate:.0} policies a minute"))
+    })?;
+    let trials = options.kills.div_ceil(4);
+    act(&mut scene, "kill -9 while a policy is on trial", trials, true, &mut |scene| {
+        acts::trials(scene, trials, &mut random)
+    })?;
     act(&mut scene, "the resolver fails, in five ways", 10, false, &mut acts::resolver_flaps)?;
     act(&mut scene, "the uplink goes down and up", 10, false, &mut |scene| acts::link_flaps(scene, 10))?;
     let times = options.kills / 2;

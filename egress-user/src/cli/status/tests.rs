@@ -36,6 +36,17 @@ fn colours_only_where_wanted_and_a_healthy_daemon_says_so() {
 }
 
 #[test]
+fn where_the_policy_came_from_is_said() {
+    let mut status = status();
+    assert!(!render(&status, Style::default(), NOW).contains("apply"));
+    status.policy.applied = true;
+    assert!(render(&status, Style::default(), NOW).contains("         by `egress apply`, until the files"));
+    status.policy.confirm_seconds_left = Some(42);
+    let text = render(&status, Style::default(), NOW);
+    assert!(text.contains("on trial: the policy before comes back in 42s, unless `egress confirm`"), "{text}");
+}
+
+#[test]
 fn units() {
     for (seconds, text) in [(0, "0s"), (119, "119s"), (120, "2m"), (3600, "1h 0m"), (90_000, "1d 1h")] {
         assert_eq!(duration(seconds), text);
