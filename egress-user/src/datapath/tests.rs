@@ -99,3 +99,67 @@ fn a_deadline_is_at_most_one_tick_late_and_never_early() {
         assert!(end >= now + wait && late < Duration::from_millis(1100), "{late:?}");
     }
 }
+
+/// The expiry of an address' slots in a generation.
+fn expiries(datapath: &Datapath, address: [u8; 4], generation: u32) -> Vec<u32> {
+    let key = egress_ebpf::abi::AddressKey4 { address, generation };
+    let entry = datapath.addresses_4.get(&key).unwrap().unwrap_or_default();
+    entry.slots.into_iter().filter(|slot| *slot != 0).map(|slot| egress_ebpf::abi::Slot::unpack(slot).expiry).collect()
+}
+
+#[test]
+fn a_learned_address_is_carried_over_where_its_name_opens_the_same() {
+    let mut datapath = datapath();
+    let settings = Settings::default();
+    let old = policy(&["a.example.com:80", "b.example.com:80"]);
+    datapath.install(&old, &settings, &[]).unwrap();
+    let soon = boot_ticks() + 100;
+    let learned = |name: &str, address: [u8; 4], expiry| Learned {
+        name: name.to_owned(),
+        addresses: vec![(address.into(), expiry)],
+    };
+    let (stays, goes, late) = ([192, 0, 2, 10], [192, 0, 2, 11], [192, 0, 2, 12]);
+    assert!(datapath.learn(&old, &learned("a.example.com", stays, soon)).unwrap());
+    assert!(datapath.learn(&old, &learned("b.example.com", goes, soon)).unwrap());
+    assert!(datapath.learn(&old, &learned("a.example.com", late, boot_ticks().saturating_sub(1))).unwrap());
+    assert!(!datapath.learn(&old, &learned("c.example.com", stays, soon)).unwrap());
+    let new = policy(&["a.example.com:80", "c.example.com:80"]);
+    let next = datapath.install(&new, &settings, &[]).unwrap().generation;
+    assert_eq!(expiries(&datapath, stays, next), [soon]);
+    assert_eq!(datapath.open_until(&new, "a.example.com", stays.into()).unwrap(), Some(soon));
+    assert_eq!(datapath.open_until(&new, "c.example.com", stays.into()).unwrap(), None);
+    assert_eq!(expiries(&datapath, goes, next), [0; 0]);
+    assert_eq!(expiries(&datapath, late, next), [0; 0]);
+    assert_eq!(addresses(&datapath, next), 1);
+}
+
+#[test]
+fn what_a_cut_short_installation_left_is_swept() {
+    let mut datapath = datapath();
+    let settings = Settings::default();
+    let first = datapath.install(&policy(A), &settings, &[]).unwrap();
+    // As if the daemon had died before the flip.
+    let live = datapath.live.get(&0).unwrap().unwrap();
+    let left = datapath.install_until(&policy(B), &settings, &[], deadline_after(Duration::from_secs(60))).unwrap();
+    datapath.live.set(&0, &live, sys::ANY).unwrap();
+    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, left.generation)), (2, 3));
+    let next = datapath.install(&policy(A), &settings, &[]).unwrap();
+    assert_ne!(next.generation, left.generation);
+    assert_eq!((addresses(&datapath, left.generation), addresses(&datapath, next.generation)), (0, 2));
+    assert_eq!(datapath.adopt(&policy(A), &settings).unwrap(), Some(next));
+}
+
+#[test]
+fn what_is_not_read_back_as_written_is_not_adopted() {
+    let mut datapath = datapath();
+    let settings = Settings::default();
+    let named = policy(&["a.example.com:80", "192.0.2.1:80"]);
+    let first = datapath.install(&named, &settings, &[]).unwrap();
+    assert_eq!(datapath.adopt(&named, &settings).unwrap(), Some(first));
+    let key = datapath.names.keys().unwrap()[0];
+    let value = datapath.names.get(&key).unwrap().unwrap();
+    datapath.names.retain(|known| *known == key).unwrap();
+    assert_eq!(datapath.adopt(&named, &settings).unwrap(), None);
+    datapath.names.set(&key, &egress_ebpf::abi::NameValue { class: value.class + 1, ..value }, sys::ANY).unwrap();
+    assert_eq!(datapath.adopt(&named, &settings).unwrap(), None);
+}

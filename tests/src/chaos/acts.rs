@@ -66,33 +66,6 @@ pub fn swaps(scene: &mut Scene, times: u32) -> Result<()> {
     Ok(())
 }
 
-/// A policy goes on trial for two seconds and the daemon is killed, up to 60 ms into `apply` or, every other time, into
-/// `confirm`. After the deadline the kernel, with no daemon, and then the next daemon, must judge by the old policy, or by the
-/// new one if `confirm` came through.
-pub fn trials(scene: &mut Scene, times: u32, random: &mut Random) -> Result<()> {
-    for number in 0..times {
-        let old = scene.daemon()?.status()?["policy"]["hash"].clone();
-        let confirmed = number % 2 == 1;
-        let mut apply = scene.begin_trial(number)?;
-        if confirmed {
-            ensure!(apply.wait()?.success(), "`egress apply` failed: {}", scene.daemon()?.output());
-            apply = scene.begin("confirm", &[])?;
-        }
-        let begun = Instant::now();
-        sleep(random.up_to(Duration::from_millis(60)));
-        scene.crash()?;
-        apply.wait()?;
-        // Two seconds, a tick (1.07 s), and what `apply` took.
-        sleep(Duration::from_millis(3400).saturating_sub(begun.elapsed()));
-        let trial_reached = scene.reaches_trial(number)?;
-        scene.start()?;
-        let now = scene.daemon()?.status()?["policy"]["hash"].clone();
-        ensure!(confirmed || now == old, "an unconfirmed policy is in force after its time");
-        ensure!((now != old) == trial_reached, "the daemon and the kernel do not judge by the same policy");
-    }
-    Ok(())
-}
-
 /// A policy through the socket, `times` times, one as soon as the other is in force; gives how many a minute.
 pub fn floods(scene: &mut Scene, times: u32) -> Result<f64> {
     let start = Instant::now();

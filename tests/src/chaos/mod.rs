@@ -96,10 +96,6 @@ pub fn run(options: Options) -> Result<Vec<Row>> {
     act(&mut scene, "the same through the socket, at once", options.floods, true, &mut |scene| {
         acts::floods(scene, options.floods).map(|rate| println!("{rate:.0} policies a minute"))
     })?;
-    let trials = options.kills.div_ceil(4);
-    act(&mut scene, "kill -9 while a policy is on trial", trials, true, &mut |scene| {
-        acts::trials(scene, trials, &mut random)
-    })?;
     act(&mut scene, "the resolver fails, in five ways", 10, false, &mut acts::resolver_flaps)?;
     act(&mut scene, "the uplink goes down and up", 10, false, &mut |scene| acts::link_flaps(scene, 10))?;
     let times = options.kills / 2;

@@ -16,7 +16,6 @@ use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonBuilder, binary};
 use crate::mntns::BPFFS;
 use crate::place::Place;
-use crate::probe::tcp;
 use crate::servers::Service;
 use crate::world::{NODE_V4, UPLINK, World};
 
@@ -65,11 +64,6 @@ impl Outcome {
         let names = self.told.iter().filter(|told| told.kind == "names");
         names.fold((0, 0), |(tried, failed), told| (tried + told.tried, failed + told.tried - told.through))
     }
-}
-
-/// 203.0.113.128 and up.
-fn trial_address(number: u32) -> IpAddr {
-    IpAddr::from([203, 0, 113, 128 + (number % 120) as u8])
 }
 
 /// Dropped in this order: the daemon detaches before its cgroup and namespaces go.
@@ -156,28 +150,6 @@ impl Scene {
         command.arg("detach").env("EGRESS_SOCKET", self.world.dir().join("egress.sock")).env("EGRESS_BPFFS", BPFFS);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().context("start `egress detach`")
-    }
-
-    /// Starts a command that talks to the daemon and does not wait.
-    pub fn begin(&self, command: &str, args: &[&str]) -> Result<Child> {
-        let mut child = self.world.node().command(&binary()?.to_string_lossy());
-        child.arg(command).args(args).env("EGRESS_SOCKET", self.world.dir().join("egress.sock"));
-        child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        child.spawn().with_context(|| format!("start `egress {command}`"))
-    }
-
-    /// Starts `egress apply --confirm 2s` of a policy that no trial had before, and does not wait.
-    pub fn begin_trial(&self, number: u32) -> Result<Child> {
-        let file = self.world.dir().join("trial.yaml");
-        let rule = format!("  - {{name: trial-{number}, to: [{}], ports: [7000/tcp]}}\n", trial_address(number));
-        std::fs::write(&file, format!("{POLICY}{rule}"))?;
-        self.begin("apply", &[&file.to_string_lossy(), "--confirm", "2s"])
-    }
-
-    /// Whether what that policy alone allows is reached.
-    pub fn reaches_trial(&self, number: u32) -> Result<bool> {
-        let inside = self.world.node().in_cgroup(&self.cgroup);
-        Ok(tcp(&inside, &format!("{}:7000", trial_address(number)))?.echoed)
     }
 
     /// Applies a policy by the control socket, without a process of its own, and waits until it is in force.
