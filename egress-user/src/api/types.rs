@@ -152,6 +152,12 @@ pub struct MapFill {
     pub entries: u64,
     /// Entries that it can hold.
     pub capacity: u64,
+    /// Bytes of kernel memory that it takes now; 0 from a daemon that does not tell.
+    #[serde(default)]
+    pub bytes: u64,
+    /// It gives up old entries for new ones: full is no trouble.
+    #[serde(default)]
+    pub evicts: bool,
 }
 
 /// `GET /v1/health`: 200 where healthy, else 503.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    api::{Client, NameStatus, Status},
+    api::{Client, MapFill, NameStatus, Status},
     events::{Style, Timestamp},
 };
 
@@ -64,8 +64,9 @@ pub fn render(status: &Status, style: Style, now: Timestamp) -> String {
     for counter in lost {
         row(&format!("{:<22} {:>12}", counter.what, counter.count), &mut text);
     }
-    // A map is worth a line when it runs full.
-    for map in status.maps.iter().filter(|map| map.capacity > 0 && map.entries >= map.capacity / 5 * 4) {
+    // A map is worth a line when it runs full, and takes nothing new then.
+    let fills = |map: &&MapFill| !map.evicts && map.capacity > 0 && map.entries >= map.capacity / 5 * 4;
+    for map in status.maps.iter().filter(fills) {
         warn(&format!("map {} holds {} of {} entries", map.name, map.entries, map.capacity), style, &mut text);
     }
     if status.events_lost > 0 {

@@ -324,10 +324,12 @@ impl Source for Core {
             .fill()
             .unwrap_or_default()
             .into_iter()
-            .map(|(name, entries, capacity)| MapFill {
-                name: name.to_owned(),
-                entries: entries as u64,
-                capacity: u64::from(capacity),
+            .map(|fill| MapFill {
+                name: fill.name.to_owned(),
+                entries: fill.entries,
+                capacity: fill.capacity,
+                bytes: fill.bytes,
+                evicts: fill.evicts,
             })
             .collect();
         let mut health = self.health_of(&attach_points);

@@ -9,6 +9,7 @@ mod attach;
 mod confirm;
 mod control;
 mod error;
+mod fill;
 mod grants;
 mod host;
 mod install;
@@ -27,6 +28,7 @@ pub use attach::{
 };
 pub use confirm::{Settled, deadline_after};
 pub use error::Error;
+pub use fill::Fill;
 pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_cookie};
 pub use install::{Datapath, Installed, Learned};
 pub use lower::{Bases, Elements, Resolver, Settings, lower};

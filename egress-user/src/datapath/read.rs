@@ -1,4 +1,4 @@
-//! What the kernel counted, and how full its tables are.
+//! What the kernel counted.
 
 use std::net::IpAddr;
 
@@ -56,15 +56,5 @@ impl Datapath {
         let now = boot_ticks();
         let slots = entry.unwrap_or_default().slots.into_iter().map(Slot::unpack);
         Ok(slots.filter(|slot| slot.lives(now) && classes.contains(&slot.class)).map(|slot| slot.expiry).max())
-    }
-
-    /// How full the tables are: (name, elements, capacity).
-    pub fn fill(&self) -> Result<Vec<(&'static str, usize, u32)>, Error> {
-        Ok(vec![
-            ("ADDRESSES_4", self.addresses_4.keys()?.len(), self.addresses_4.capacity()),
-            ("ADDRESSES_6", self.addresses_6.keys()?.len(), self.addresses_6.capacity()),
-            ("NAMES", self.names.keys()?.len(), self.names.capacity()),
-            ("FLOWS", self.flows.keys()?.len(), self.flows.capacity()),
-        ])
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use egress_ebpf::abi::Live;
+use egress_ebpf::abi::{Flow, FlowKey, Live, ORIGIN_IN};
 
 use super::*;
 use crate::policy::{Compiled, Sources, load};
@@ -162,4 +162,31 @@ fn what_is_not_read_back_as_written_is_not_adopted() {
     assert_eq!(datapath.adopt(&named, &settings).unwrap(), None);
     datapath.names.set(&key, &egress_ebpf::abi::NameValue { class: value.class + 1, ..value }, sys::ANY).unwrap();
     assert_eq!(datapath.adopt(&named, &settings).unwrap(), None);
+}
+
+#[test]
+fn the_fill_of_each_table_is_told() {
+    let mut datapath = datapath();
+    let of = |datapath: &Datapath, name| {
+        datapath.fill().unwrap().into_iter().find(|fill| fill.name == name).expect("the table is among them")
+    };
+    let (before, names) = (of(&datapath, "ADDRESSES_4"), of(&datapath, "NAMES"));
+    assert_eq!((before.entries, before.capacity, names.entries), (0, 64, 0));
+    let policy = policy(&["192.0.2.1:80", "192.0.2.2:80", "www.example.com:443"]);
+    datapath.install(&policy, &Settings::default(), &[]).unwrap();
+    // An LRU table too.
+    let address = |octets: [u8; 4]| std::net::IpAddr::from(octets).into();
+    let flow = Flow { seen: 0, generation: 1, grant: 0, origin: ORIGIN_IN };
+    for number in 0..40_u16 {
+        let (local, remote) = (address([192, 0, 2, 1]), address([192, 0, 2, 2]));
+        let key = FlowKey { local, remote, local_port: number, remote_port: 443, proto: 6, zone: 0, pad: 0 };
+        datapath.flows.set(&key, &flow, sys::ANY).unwrap();
+    }
+    let after = of(&datapath, "ADDRESSES_4");
+    assert_eq!((after.entries, of(&datapath, "NAMES").entries, of(&datapath, "FLOWS").entries), (2, 1, 40));
+    for fill in datapath.fill().unwrap() {
+        assert!(fill.entries <= fill.capacity, "{fill:?}");
+        // A key and a value take more than this in every table.
+        assert!(fill.bytes > fill.entries * 8, "{fill:?}");
+    }
 }

@@ -37,6 +37,8 @@ impl Collector for StatusCollector {
         gauges(&mut encoder, "egress_map_entries", "Entries in use of a kernel table", entries)?;
         let capacity = status.maps.iter().map(|fill| map(fill, fill.capacity));
         gauges(&mut encoder, "egress_map_capacity", "Entries that a kernel table can hold", capacity)?;
+        let bytes = status.maps.iter().map(|fill| map(fill, fill.bytes));
+        gauges(&mut encoder, "egress_map_bytes", "Kernel memory of a kernel table", bytes)?;
         let learning = status.learning.iter().map(|row| (vec![("what", row.what.clone())], row.count));
         counters(&mut encoder, "egress_learning", "What became of DNS questions, answers and their records", learning)?;
         attach_points(&status, &mut encoder)?;

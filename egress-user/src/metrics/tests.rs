@@ -38,6 +38,7 @@ async fn the_state_is_told_as_openmetrics() {
         "egress_rule_packets_total{rule=\"api-server\"} 1200",
         "egress_map_entries{map=\"ADDRESSES_4\"} 60000",
         "egress_map_capacity{map=\"ADDRESSES_4\"} 65536",
+        "egress_map_bytes{map=\"ADDRESSES_4\"} 5242880",
         "egress_events_lost_total 5",
         "egress_attach_points{hook=\"tcx/egress\",state=\"missing\"} 1",
         "egress_attach_points{hook=\"cgroup_skb/egress\",state=\"present\"} 1",

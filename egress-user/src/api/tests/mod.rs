@@ -105,8 +105,8 @@ pub(crate) fn status() -> Status {
             LearnCounter { what: "map-full".into(), loses: true, count: 3 },
         ],
         maps: vec![
-            MapFill { name: "ADDRESSES_4".into(), entries: 60_000, capacity: 65_536 },
-            MapFill { name: "FLOWS".into(), entries: 10, capacity: 65_536 },
+            MapFill { name: "ADDRESSES_4".into(), entries: 60_000, capacity: 65_536, bytes: 5_242_880, evicts: false },
+            MapFill { name: "FLOWS".into(), entries: 65_536, capacity: 65_536, bytes: 7_340_032, evicts: true },
         ],
         warnings: vec![
             "BPF LSM is off: a governed workload with CAP_NET_RAW can skip the hooks with PACKET_QDISC_BYPASS; boot \
