@@ -12,6 +12,7 @@ mod place;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ enum Xtask {
     Lint,
     /// Set up, build and run the demo; needs root.
     Demo(demo::Options),
+    /// Run kernel tests, or a command, in a virtual machine with another kernel; needs root to install the emulator.
+    Vm(vm::Options),
     /// Break the daemon and what it needs, under traffic, and count what gets out; needs root, takes up to ten minutes.
     Chaos(chaos::Options),
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Xtask::Fuzz(options) => fuzz::run(&place, &options),
         Xtask::Lint => lint::run(&place).map(|()| true),
         Xtask::Demo(options) => demo::run(&place, &options),
+        Xtask::Vm(options) => vm::run(&place, &options),
         Xtask::Chaos(options) => chaos::run(&place, &options),
     };
     match done {

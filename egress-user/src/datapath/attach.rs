@@ -9,10 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::tc::{self, TcAttachType};
-
 use super::{
-    Error, Object, Pins, Table, cgroup_root,
+    Error, Object, Pins, Table, cgroup_root, clsact,
     sys::{self, AttachType},
 };
 
@@ -122,6 +120,8 @@ pub struct Attached {
     /// The pin that alone holds the link: an LSM link cannot be detached while anybody has it open, so that
     /// `egress detach` could not end it beside a daemon that keeps it.
     pub pin: Option<PathBuf>,
+    /// The clsact filter, where the kernel has no tcx.
+    pub filter: Option<clsact::Filter>,
 }
 
 impl Attached {
@@ -135,7 +135,7 @@ impl Attached {
 
     /// Whether it is attached still, as far as the kernel tells.
     pub fn present(&self) -> bool {
-        (self.link.is_none() && self.pin.is_none()) || self.info().is_some_and(|info| info.target != 0)
+        self.filter.as_ref().is_some_and(clsact::Filter::present) || self.info().is_some_and(|info| info.target != 0)
     }
 }
 
@@ -155,6 +155,7 @@ pub fn cgroup(object: &mut Object, cgroup: &Cgroup, pins: Option<&Pins>) -> Resu
             interface: 0,
             link: Some(link),
             pin: None,
+            filter: None,
         });
     }
     Ok(attached)
@@ -201,16 +202,17 @@ fn uplink_hooks(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Re
     let mut attached = Vec::new();
     for (hook, attach_type) in uplink.hooks() {
         let pin = pins.map(|pins| pins.link(&uplink.pin(hook)));
+        let mut filter = None;
         let program = object.program(hook)?;
         let link = match link(program, uplink.index, attach_type, pin.as_deref()) {
             Ok(link) => Some(link),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                clsact(object, hook, &uplink.name, attach_type)?;
+                filter = Some(clsact::attach(object, hook, &uplink.name, uplink.index)?);
                 None
             }
             Err(source) => return Err(Error::Attach { what: format!("{hook} of {}", uplink.name), source }),
         };
-        attached.push(Attached { hook, target: uplink.name.clone(), interface: uplink.index, link, pin: None });
+        attached.push(Attached { hook, target: uplink.name.clone(), interface: uplink.index, link, pin: None, filter });
     }
     Ok(attached)
 }
@@ -230,7 +232,7 @@ pub fn lsm(object: &mut Object, kernel: &aya::Btf, pins: Option<&Pins>) -> Resul
         let link = sys::lsm_link(object.lsm(name, hook, kernel)?).map_err(failed)?;
         let pin = pins.map(|pins| replace_pin(&link, pins, hook)).transpose().map_err(failed)?;
         let link = pin.is_none().then_some(link);
-        attached.push(Attached { hook: name, target: "every process".to_owned(), interface: 0, link, pin });
+        attached.push(Attached { hook: name, target: "every process".to_owned(), interface: 0, link, pin, filter: None });
     }
     Ok(attached)
 }
@@ -267,51 +269,4 @@ pub(super) fn link(
         sys::pin(link.as_fd(), pin)?;
     }
     Ok(link)
-}
-
-pub(super) fn clsact(
-    object: &mut Object,
-    hook: &'static str,
-    interface: &str,
-    attach_type: AttachType,
-) -> Result<(), Error> {
-    let failed = |source: std::io::Error| Error::Attach { what: format!("clsact of {interface}"), source };
-    // "File exists" is what an interface says that has the qdisc already.
-    let _ = tc::qdisc_add_clsact(interface);
-    let direction = match attach_type {
-        AttachType::TcxIngress => TcAttachType::Ingress,
-        _ => TcAttachType::Egress,
-    };
-    // An earlier daemon's filter goes first: there is no way to replace it in place. The cgroup's hooks hold meanwhile.
-    let _ = tc::qdisc_detach_program(interface, direction, hook);
-    let options = tc::TcAttachOptions::Netlink(tc::NlOptions::default());
-    let program = object.classifier(hook)?;
-    let id = program
-        .attach_with_options(interface, direction, options)
-        .map_err(|error| failed(std::io::Error::other(error)))?;
-    // The filter belongs to the interface from here on; dropping the link would take it away.
-    std::mem::forget(program.take_link(id).map_err(|error| failed(std::io::Error::other(error)))?);
-    Ok(())
-}
-
-/// Removes egress' clsact filters from an interface; gives their names. There are none where tcx is used.
-pub fn remove_clsact(interface: &str) -> Vec<String> {
-    let filters = [
-        (super::WORKLOAD_HOOK, TcAttachType::Ingress),
-        ("uplink_ingress", TcAttachType::Ingress),
-        ("uplink_egress", TcAttachType::Egress),
-        ("uplink_ingress_l3", TcAttachType::Ingress),
-        ("uplink_egress_l3", TcAttachType::Egress),
-    ];
-    filters
-        .into_iter()
-        // No such filter, or no clsact at all: nothing to remove.
-        .filter(|(name, direction)| tc::qdisc_detach_program(interface, *direction, name).is_ok())
-        .map(|(name, _)| format!("filter {name} of {interface}"))
-        .collect()
-}
-
-/// Removes one of egress' clsact filters on the way in, if it is there.
-pub fn remove_clsact_of(interface: &str, hook: &str) {
-    let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, hook);
 }

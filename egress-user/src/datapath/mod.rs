@@ -6,6 +6,7 @@
 
 mod aliases;
 mod attach;
+mod clsact;
 mod confirm;
 mod control;
 mod error;
@@ -24,8 +25,9 @@ mod workload;
 
 pub use attach::{
     Attached, CGROUP_HOOKS, Cgroup, LSM_HOOKS, Uplink, cgroup as attach_cgroup, forget_uplink, keep_uplinks,
-    lsm as attach_lsm, remove_clsact, remove_clsact_of, uplink as attach_uplink,
+    lsm as attach_lsm, uplink as attach_uplink,
 };
+pub use clsact::{remove as remove_clsact, remove_one as remove_clsact_of};
 pub use confirm::{Settled, deadline_after};
 pub use error::Error;
 pub use fill::Fill;

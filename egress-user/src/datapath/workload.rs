@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     Attached, Datapath, Error, Pins,
-    attach::{clsact, link},
+    attach::link,
+    clsact,
     sys::{self, AttachType},
 };
 
@@ -41,17 +42,18 @@ impl Datapath {
     pub fn attach_workload(&mut self, workload: &Workload, pins: Option<&Pins>) -> Result<Attached, Error> {
         let pin = pins.map(|pins| pins.link(&workload.pin()));
         let program = self.object.program(WORKLOAD_HOOK)?;
+        let mut filter = None;
         let link = match link(program, workload.index, AttachType::TcxIngress, pin.as_deref()) {
             Ok(link) => Some(link),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                clsact(&mut self.object, WORKLOAD_HOOK, &workload.name, AttachType::TcxIngress)?;
+                filter = Some(clsact::attach(&mut self.object, WORKLOAD_HOOK, &workload.name, workload.index)?);
                 None
             }
             Err(source) => {
                 return Err(Error::Attach { what: format!("{WORKLOAD_HOOK} of {}", workload.name), source });
             }
         };
-        Ok(Attached { hook: WORKLOAD_HOOK, target: workload.name.clone(), interface: workload.index, link, pin: None })
+        Ok(Attached { hook: WORKLOAD_HOOK, target: workload.name.clone(), interface: workload.index, link, pin: None, filter })
     }
 
     /// Writes down which interfaces are workloads', and by which the routes to each lead: see map `WORKLOADS`.

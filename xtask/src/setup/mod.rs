@@ -2,6 +2,7 @@
 //!
 //! Two phases run side by side: what the distribution gives (library source, packages) and what is compiled (tools).
 
+mod apt;
 mod packages;
 mod rust_src;
 mod tools;
@@ -14,6 +15,7 @@ use anyhow::{Result, anyhow};
 use crate::ebpf::Compiler;
 use crate::place::Place;
 
+pub use apt::Private;
 pub use packages::{PACKAGES, installed, is_root};
 pub use tools::has_nextest;
 
@@ -40,7 +42,7 @@ pub fn run(place: &Place, options: &Options) -> Result<()> {
     let (system, tools) = thread::scope(|scope| {
         let system = scope.spawn(|| -> Result<bool> {
             let source = step("rust-src", || rust_src::ensure(place, &compiler))?;
-            let packages = !options.build_only && step("packages", || packages::ensure(place))?;
+            let packages = !options.build_only && step("packages", || packages::ensure(place, PACKAGES))?;
             Ok(source || packages)
         });
         let tools = scope.spawn(|| tools::ensure(place, options));
@@ -57,6 +59,11 @@ pub fn run(place: &Place, options: &Options) -> Result<()> {
         println!("setup: done in {:.1} s", start.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+/// What `cargo xtask vm` needs from the distribution besides.
+pub fn emulator(place: &Place) -> Result<()> {
+    step("emulator", || packages::ensure(place, packages::VM_PACKAGES)).map(drop)
 }
 
 /// What one step found or did.
@@ -80,6 +87,6 @@ fn step(name: &str, work: impl FnOnce() -> Result<Outcome>) -> Result<bool> {
 }
 
 /// Said before a step that takes long.
-fn begin(name: &str, what: &str) {
+pub fn begin(name: &str, what: &str) {
     println!("setup: {name:<11} ...                  {what}");
 }

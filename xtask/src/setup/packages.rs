@@ -38,6 +38,15 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "nsenter, unshare and setpriv"),
 ];
 
+/// What `cargo xtask vm` needs besides; installed when it is first called, since the emulator is large.
+pub const VM_PACKAGES: &[(&str, &str)] = &[
+    ("busybox-static", "the virtual machine's first programs"),
+    ("cpio", "packs them"),
+    ("kmod", "the kernel's modules and what each needs"),
+    ("qemu-system-x86", "the emulator"),
+    ("xz-utils", "unpacks the modules"),
+];
+
 /// Whether dpkg has it installed; `None` where there is no dpkg.
 pub fn installed(package: &str) -> Option<bool> {
     let output =
@@ -45,17 +54,17 @@ pub fn installed(package: &str) -> Option<bool> {
     Some(output.status.success() && output.stdout == b"installed")
 }
 
-pub fn ensure(place: &Place) -> Result<Outcome> {
+pub fn ensure(place: &Place, packages: &[(&'static str, &str)]) -> Result<Outcome> {
     let mut missing = Vec::new();
-    for &(package, _) in PACKAGES {
+    for &(package, _) in packages {
         match installed(package) {
             Some(true) => {}
             Some(false) => missing.push(package),
-            None => bail!("there is no dpkg here; install what gives {} yourself", names()),
+            None => bail!("there is no dpkg here; install what gives {} yourself", names(packages)),
         }
     }
     if missing.is_empty() {
-        return Ok(Outcome::There(format!("all {}", PACKAGES.len())));
+        return Ok(Outcome::There(format!("all {}", packages.len())));
     }
     if !is_root() {
         bail!("needs root; run `apt-get install --no-install-recommends {}` as root", missing.join(" "));
@@ -87,8 +96,8 @@ fn install(packages: &[&str], log: &Path) -> Result<()> {
     run::logged(apt.env("DEBIAN_FRONTEND", "noninteractive"), log)
 }
 
-fn names() -> String {
-    PACKAGES.iter().map(|&(package, _)| package).collect::<Vec<_>>().join(", ")
+fn names(packages: &[(&str, &str)]) -> String {
+    packages.iter().map(|&(package, _)| package).collect::<Vec<_>>().join(", ")
 }
 
 /// By the effective user id of this process.

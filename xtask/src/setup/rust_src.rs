@@ -1,7 +1,6 @@
 //! The compiler's library source: from rustup, else from Debian's package of exactly the compiler's version.
 //!
-//! The second way touches nothing of the system: apt works on a private state below the target directory, and the
-//! package is unpacked there, not installed.
+//! The second way touches nothing of the system: see [`Private`].
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -10,14 +9,13 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Outcome, begin};
+use super::{Outcome, Private, begin};
 use crate::ebpf::{self, Compiler};
 use crate::place::Place;
 use crate::run;
 
 /// The suite whose `rust-src` follows stable Rust.
 const SUITE: &str = "trixie-backports";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 pub fn ensure(place: &Place, compiler: &Compiler) -> Result<Outcome> {
     if compiler.has_rust_src() {
@@ -53,66 +51,14 @@ fn from_debian(place: &Place, compiler: &Compiler, log: &Path) -> Result<PathBuf
     if unpacked.join("library/core/src/lib.rs").exists() {
         return Ok(unpacked);
     }
-    let (lists, archives, parts) = (folder.join("lists"), folder.join("archives"), folder.join("sources.d"));
-    for path in [lists.join("partial"), archives.join("partial"), parts.clone()] {
-        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
-    }
-    let sources = folder.join("sources.list");
-    let line = format!("deb [signed-by={KEYRING}] {} {SUITE} main\n", mirror(log)?);
-    fs::write(&sources, line).with_context(|| format!("write {}", sources.display()))?;
-
-    let option = |key: &str, path: &Path| format!("{key}={}", path.display());
-    let apt = || {
-        let mut command = Command::new("apt-get");
-        command.current_dir(&folder).arg("--quiet");
-        for option in [
-            option("Dir::Etc::sourcelist", &sources),
-            option("Dir::Etc::sourceparts", &parts),
-            option("Dir::State::lists", &lists),
-            option("Dir::Cache::archives", &archives),
-            "Dir::Cache::pkgcache=".to_owned(),
-            "Dir::Cache::srcpkgcache=".to_owned(),
-            // Downloads as this user, not as apt's own, who may not write here.
-            "APT::Sandbox::User=root".to_owned(),
-        ] {
-            command.args(["-o", &option]);
-        }
-        command
-    };
-    run::logged(apt().arg("update"), log)?;
-    run::logged(apt().args(["download", &format!("rust-src={}*", compiler.release)]), log)?;
-    let package = fs::read_dir(&folder)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get download left no package")?;
+    let apt = Private::new(&folder, SUITE, log)?;
+    let package = apt.download(&format!("rust-src={}*", compiler.release), log)?;
     run::logged(Command::new("dpkg").arg("-x").arg(&package).arg(&folder), log)?;
     fs::remove_file(&package).with_context(|| format!("remove {}", package.display()))?;
     if !unpacked.join("library/core/src/lib.rs").exists() {
         bail!("{} has no library source for {}", package.display(), compiler.release);
     }
     Ok(unpacked)
-}
-
-/// The address of the mirror that this machine uses for its own packages.
-fn mirror(log: &Path) -> Result<String> {
-    let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
-    let codename =
-        release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim_matches('"'));
-    let codename = codename.context("/etc/os-release names no VERSION_CODENAME; this way needs Debian")?;
-    let find = || -> Option<String> {
-        let format = "$(CREATED_BY) $(REPO_URI) $(CODENAME)";
-        let targets = run::output(Command::new("apt-get").args(["indextargets", "--format", format]))?;
-        targets.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
-            ["Packages", uri, name] if name == codename => Some(uri.to_owned()),
-            _ => None,
-        })
-    };
-    if let Some(uri) = find() {
-        return Ok(uri);
-    }
-    // Before the first update apt knows of no index.
-    run::logged(Command::new("apt-get").args(["--quiet", "update"]), log)?;
-    find().with_context(|| format!("apt has no package index for {codename}"))
 }
 
 /// A sysroot that is the real one plus the source.
