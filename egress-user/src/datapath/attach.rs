@@ -232,7 +232,14 @@ pub fn lsm(object: &mut Object, kernel: &aya::Btf, pins: Option<&Pins>) -> Resul
         let link = sys::lsm_link(object.lsm(name, hook, kernel)?).map_err(failed)?;
         let pin = pins.map(|pins| replace_pin(&link, pins, hook)).transpose().map_err(failed)?;
         let link = pin.is_none().then_some(link);
-        attached.push(Attached { hook: name, target: "every process".to_owned(), interface: 0, link, pin, filter: None });
+        attached.push(Attached {
+            hook: name,
+            target: "every process".to_owned(),
+            interface: 0,
+            link,
+            pin,
+            filter: None,
+        });
     }
     Ok(attached)
 }

@@ -53,7 +53,14 @@ impl Datapath {
                 return Err(Error::Attach { what: format!("{WORKLOAD_HOOK} of {}", workload.name), source });
             }
         };
-        Ok(Attached { hook: WORKLOAD_HOOK, target: workload.name.clone(), interface: workload.index, link, pin: None, filter })
+        Ok(Attached {
+            hook: WORKLOAD_HOOK,
+            target: workload.name.clone(),
+            interface: workload.index,
+            link,
+            pin: None,
+            filter,
+        })
     }
 
     /// Writes down which interfaces are workloads', and by which the routes to each lead: see map `WORKLOADS`.
