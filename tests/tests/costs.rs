@@ -7,11 +7,11 @@ use egress_user::datapath::{Object, Sizes};
 /// every chain of calls that stands in the code.
 const BOUNDS: [(&str, u32, u32); 13] = [
     ("socket_egress", 25_000, 512),
-    ("socket_ingress", 18_000, 512),
+    ("socket_ingress", 48_000, 512),
     ("uplink_egress", 24_500, 512),
     ("uplink_egress_l3", 21_500, 512),
-    ("uplink_ingress", 18_000, 512),
-    ("uplink_ingress_l3", 18_000, 512),
+    ("uplink_ingress", 48_000, 512),
+    ("uplink_ingress_l3", 48_000, 512),
     ("workload_ingress", 21_500, 512),
     ("connect4", 5_600, 384),
     ("connect6", 5_600, 384),

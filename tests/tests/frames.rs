@@ -104,6 +104,7 @@ fn frames_of_every_program_fit_kernel_6_1() {
 #[test]
 fn frames_count_what_is_reached_through_registers_and_callbacks() {
     let insn = |code, source: u8, destination: u8, off, imm| {
+        // SAFETY: an instruction is integers and bit fields, for which zeros are a value.
         let mut insn: bpf_insn = unsafe { std::mem::zeroed() };
         insn.code = code;
         insn.set_src_reg(source);
