@@ -5,6 +5,7 @@
 use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -68,8 +69,21 @@ pub fn send_bypassing(interface: &str, frame: &[u8]) -> io::Result<()> {
 const CHUNK: usize = 4096;
 const RING: u32 = 4;
 
-/// Sends a frame by AF_XDP in copy mode (Documentation/networking/af_xdp.rst): one chunk of memory, one descriptor.
+/// Sends a frame by AF_XDP in copy mode (Documentation/networking/af_xdp.rst): one chunk of memory, one descriptor. The
+/// kernel lets go of a queue a moment after its last socket was closed, so a busy one is tried again for two seconds.
 pub fn send_by_xdp(interface: &str, frame: &[u8]) -> io::Result<()> {
+    let start = Instant::now();
+    loop {
+        match send_by_xdp_now(interface, frame) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < Duration::from_secs(2) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
+fn send_by_xdp_now(interface: &str, frame: &[u8]) -> io::Result<()> {
     let socket = probe::open(libc::AF_XDP, libc::SOCK_RAW, 0)?;
     let memory = map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, CHUNK * RING as usize, 0)?;
     let umem = libc::xdp_umem_reg {

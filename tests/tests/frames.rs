@@ -90,8 +90,8 @@ fn frames_of_every_program_fit_kernel_6_1() {
         let (depth, chain) = deepest(&frames, 0, 0);
         let chain: Vec<u32> = chain.iter().map(|at| frames[at].bytes).collect();
         println!("{name}: {depth} bytes, by frames of {chain:?}");
-        // A hook that only hands on has none; each of these programs calls something.
-        assert!(chain.len() > 1 && depth >= 64, "{name}: {chain:?}");
+        // The smallest calls helpers alone; what judges packets calls functions, or their frames were not found.
+        assert!(name == "socket_create" || (chain.len() > 1 && depth >= 64), "{name}: {chain:?}");
         assert!(chain.len() <= 8, "{name}: more than 8 frames (MAX_CALL_FRAMES): {chain:?}");
         if depth > MOST {
             too_deep.push(format!("{name}: {depth} bytes, by frames of {chain:?}"));
