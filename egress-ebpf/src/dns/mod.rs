@@ -41,6 +41,8 @@ pub struct Message {
 pub struct Work {
     /// 1 while a program uses it.
     pub busy: u64,
+    /// Which of its processor's buffers it is.
+    pub index: u64,
     /// Where the program that loads messages stands in its packet.
     pub cursor: u64,
     /// The messages' end in the packet.

@@ -15,7 +15,7 @@ use egress_ebpf::{
         Config, ControlHeader, ControlRecord, LearnCount, Live, Slot, Ticks,
     },
     dns::{self, bytes::opaque},
-    learn::{self, Addresses, Inserted, Learning, Outcome},
+    learn::{self, Addresses, Inserted, Outcome},
     repeat::{Step, repeat},
 };
 
@@ -78,10 +78,10 @@ pub fn count(what: LearnCount) {
     }
 }
 
-/// [`learn::learn`] into the kernel's maps, verified once.
+/// [`learn::learn`] into the kernel's maps, verified once. `index` is of the buffer that holds the state of learning.
 #[inline(always)]
-fn learn_one(address: &Address, generation: u32, slot: Slot, now: Ticks, state: &mut Learning) -> Outcome {
-    match egress_learn(address, generation, slot.pack(), now, state) {
+fn learn_one(address: &Address, generation: u32, slot: Slot, now: Ticks, index: u32) -> Outcome {
+    match egress_learn(address, generation, slot.pack(), now, index) {
         0 => Outcome::Unchanged,
         1 => Outcome::Extended,
         2 => Outcome::Added,
@@ -93,15 +93,11 @@ fn learn_one(address: &Address, generation: u32, slot: Slot, now: Ticks, state: 
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_learn(
-    address: *const Address,
-    generation: u32,
-    slot: u64,
-    now: Ticks,
-    state: *mut Learning,
-) -> u32 {
-    // SAFETY: null or valid, as the verifier makes sure; the callers' are two of one buffer.
-    let (Some(address), Some(state)) = (unsafe { address.as_ref() }, unsafe { state.as_mut() }) else { return 4 };
+extern "C" fn egress_learn(address: *const Address, generation: u32, slot: u64, now: Ticks, index: u32) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    let Some(address) = (unsafe { address.as_ref() }) else { return 4 };
+    // SAFETY: the caller's own buffer, of which it lends the address alone; `learning` is another part.
+    let Some(state) = (unsafe { scratch::claimed(index).map(|work| &mut (*work).learning) }) else { return 4 };
     match learn::learn(&Kernel, address, generation, Slot::unpack(slot), now, state) {
         Outcome::Unchanged => 0,
         Outcome::Extended => 1,
@@ -162,7 +158,7 @@ impl Step for Each<'_> {
         }
         found.expiry = learn::expiry(self.now, found.ttl, self.min_ttl, self.grace);
         let slot = Slot { class, expiry: found.expiry };
-        let outcome = learn_one(&found.address, self.generation, slot, self.now, &mut self.work.learning);
+        let outcome = learn_one(&found.address, self.generation, slot, self.now, self.work.index as u32);
         if let Outcome::Again = outcome {
             return true;
         }
@@ -251,7 +247,7 @@ impl Step for Records<'_> {
             reclaim(&record.address, self.generation, self.now)
         } else {
             let slot = Slot { class: record.class, expiry: record.expiry };
-            match learn_one(&record.address, self.generation, slot, self.now, &mut work.learning) {
+            match learn_one(&record.address, self.generation, slot, self.now, work.index as u32) {
                 Outcome::Unchanged => 0,
                 Outcome::Extended => 1,
                 Outcome::Added => 2,

@@ -15,7 +15,16 @@ pub fn claim() -> Option<&'static mut Work> {
     let mut claim = Claim { index: NONE };
     repeat(WORKS, &mut claim);
     // SAFETY: an entry of an array lives as long as the program; whoever turned `busy` from 0 to 1 has it alone.
-    WORK.get_ptr_mut(claim.index).map(|work| unsafe { &mut *work })
+    let work = WORK.get_ptr_mut(claim.index).map(|work| unsafe { &mut *work })?;
+    work.index = u64::from(claim.index);
+    Some(work)
+}
+
+/// The buffer that the caller's caller has claimed, for a global function: what such a function is handed as a pointer may
+/// be no helper's key or value on kernel 6.1, what it looks up itself may. `index` is [`Work::index`].
+#[inline(always)]
+pub fn claimed(index: u32) -> Option<*mut Work> {
+    WORK.get_ptr_mut(index)
 }
 
 /// No index of [`WORK`].
