@@ -40,7 +40,7 @@ fn clsact_filters_are_replaced_in_place_seen_by_status_and_removed() {
     }
     let mut governed = Governed::new(ALLOW).unwrap();
     let before = filters(&governed.beside);
-    assert_eq!(before.matches("uplink_").count(), 2, "{before}");
+    assert_eq!(before.matches("direct-action").count(), 2, "{before}");
     assert_eq!(at_uplink(&governed), [true, true]);
 
     // P2: datagrams of a process beside the cgroup meet the uplink's program alone; none leaves while daemons change.
@@ -63,7 +63,7 @@ while True:
     flood.wait().unwrap();
     governed.assert_nothing_arrived("while daemons change", "198.51.100.9:9".parse().unwrap(), 17);
     let after = filters(&governed.beside);
-    assert_eq!(after.matches("uplink_").count(), 2, "{after}");
+    assert_eq!(after.matches("direct-action").count(), 2, "{after}");
     // Another program, in the same place.
     let ids = |text: &str| -> HashSet<String> {
         let words: Vec<_> = text.split_whitespace().collect();
@@ -80,5 +80,5 @@ while True:
 
     assert!(governed.daemon.detach().unwrap().ok());
     let left = filters(&governed.beside);
-    assert_eq!(left.matches("uplink_").count(), 0, "{left}");
+    assert_eq!(left.matches("direct-action").count(), 0, "{left}");
 }
