@@ -140,7 +140,7 @@ impl Place {
             .collect();
         self.set("NAMES", &names)?;
         self.configure(0)?;
-        self.table::<u32, u32>("LIVE")?.set(&0, &generation, sys::ANY)?;
+        self.table::<u32, u64>("LIVE")?.set(&0, &Live { generation, deadline: 0 }.pack(), sys::ANY)?;
         Ok(())
     }
 
