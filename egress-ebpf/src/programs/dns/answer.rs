@@ -12,7 +12,7 @@ use aya_ebpf::{
 use egress_ebpf::{
     abi::{
         ANSWER_MAX, AddressEntry, Alias, CHAIN_MAX, Config, EVENT_LEARNED, KeyBuffer, LearnCount, LearnedAddress,
-        LearnedEvent, NAME_CLASSES, NameValue, PENDING_LIFE, PROTO_TCP, Pending, PendingKey, SLOTS, Slot, Ticks,
+        LearnedEvent, NAME_CLASSES, NameValue, PENDING_LIFE, PROTO_TCP, Pending, SLOTS, Slot, Ticks,
     },
     dns::{
         self, MESSAGE_MAX, Work,
@@ -23,7 +23,7 @@ use egress_ebpf::{
     repeat::{Step, repeat},
 };
 
-use super::{Names, be16, load, scratch, staged, stream};
+use super::{Names, load, scratch, staged, stream};
 use crate::programs::{
     learn::{Kernel, addresses, count},
     maps,
