@@ -259,8 +259,8 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf(OBJ_GET, &mut attr).map(own)
 }
 
-/// Attaches a program to a cgroup (`target` is its directory) or an interface (`target` is its index): one link, after
-/// what is attached there already.
+/// Attaches a program to a cgroup (`target` is its directory), after what is attached there already, or to an interface
+/// (`target` is its index), before it: tcx calls no program after one that does not say "next" (`net/core/dev.c`).
 pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
@@ -270,8 +270,11 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType
         flags: u32,
         rest: [u64; 4],
     }
+    /// Without a program to stand before: before all (`include/uapi/linux/bpf.h`).
+    const BEFORE: u32 = 1 << 3;
+    let flags = if matches!(attach_type, AttachType::TcxIngress | AttachType::TcxEgress) { BEFORE } else { 0 };
     let mut attr =
-        Attr { program: program.as_raw_fd() as u32, target, attach_type: attach_type as u32, flags: 0, rest: [0; 4] };
+        Attr { program: program.as_raw_fd() as u32, target, attach_type: attach_type as u32, flags, rest: [0; 4] };
     bpf(LINK_CREATE, &mut attr).map(own)
 }
 

@@ -1,0 +1,49 @@
+//! Programs of others at the same places: they go on being called, and change nothing of ours.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+
+use egress_tests::bench::raw;
+use egress_tests::probe::tcp;
+use egress_tests::world::UPLINK;
+use egress_tests::{Cgroup, Governed, Service, World};
+use egress_user::datapath::sys::{self, AttachType};
+
+const POLICY: &str = "version: 1\nrules:\n  - {name: one, to: [203.0.113.10], ports: [7000/tcp]}\n";
+
+/// Links of programs that let everything pass: both ways at a cgroup and at the uplink.
+fn foreign(world: &World, cgroup: &Cgroup) -> Vec<OwnedFd> {
+    let directory = File::open(cgroup.path()).unwrap();
+    let (socket, link) = (raw::empty(raw::CGROUP_SKB).unwrap(), raw::empty(raw::CLASSIFIER).unwrap());
+    let index = world.node_ns.ifindex(UPLINK).unwrap();
+    let mut links = Vec::new();
+    for attach in [AttachType::CgroupIngress, AttachType::CgroupEgress] {
+        links.push(sys::link_create(socket.as_fd(), directory.as_raw_fd() as u32, attach).unwrap());
+    }
+    for attach in [AttachType::TcxIngress, AttachType::TcxEgress] {
+        links.push(world.node_ns.run(|| sys::link_create(link.as_fd(), index, attach)).unwrap());
+    }
+    links
+}
+
+/// P1: programs that were there before ours, at the cgroup, at the one above it and at the uplink, open nothing, though at the
+/// uplink they end the chain of calls (they return 1, not "next"), and are still attached when Egress is gone.
+#[test]
+fn programs_of_others_stay_and_open_nothing() {
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    let above = Cgroup::new("above").unwrap();
+    let cgroup = above.child("governed").unwrap();
+    let mut links = foreign(&world, &above);
+    links.extend(foreign(&world, &cgroup));
+    let test = Governed::with(world, cgroup, POLICY).unwrap();
+    test.world.sniffer.clear();
+    assert!(tcp(&test.inside, "203.0.113.10:7000").unwrap().echoed);
+    assert!(tcp(&test.inside, "198.51.100.77:7000").unwrap().refused());
+    assert!(!tcp(&test.beside, "198.51.100.77:7000").unwrap().echoed);
+    let denied = "198.51.100.77".parse().unwrap();
+    test.world.sniffer.assert_none("past a program of others", |frame| frame.destination == Some(denied));
+    assert!(test.daemon.detach().unwrap().ok());
+    assert!(tcp(&test.inside, "198.51.100.77:7000").unwrap().echoed);
+    assert_eq!(links.iter().filter(|link| sys::link_info(link.as_fd()).is_ok_and(|info| info.target != 0)).count(), 8);
+}
