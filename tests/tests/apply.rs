@@ -156,6 +156,27 @@ fn a_restarted_daemon_goes_on_counting_and_can_be_told() {
     assert_eq!(reached(&test), [true, true, false]);
 }
 
+/// P8: a daemon that dies between the kernel's confirmation and its own note of it has confirmed all the same.
+#[test]
+fn a_confirmation_that_was_not_written_down_holds() {
+    let mut test = governed();
+    assert!(apply(&test, NEW, &["--confirm", "60s"]).ok());
+    let state = test.world.dir().join("state/policy.json");
+    let on_trial = std::fs::read(&state).unwrap();
+    assert!(test.daemon.egress(&["confirm"]).unwrap().ok());
+    test.daemon.kill().unwrap();
+    assert_ne!(std::fs::read(&state).unwrap(), on_trial);
+    // What the disk has where the daemon was killed a moment earlier.
+    std::fs::write(&state, on_trial).unwrap();
+    for _ in 0..2 {
+        test.restart().unwrap();
+        let status = test.daemon.status().unwrap();
+        assert_eq!((&status["policy"]["applied"], left(&status)), (&Value::Bool(true), None));
+        assert_eq!(reached(&test), [true, false, true]);
+        test.daemon.kill().unwrap();
+    }
+}
+
 /// P8: `rollback` ends a policy on trial at once.
 #[test]
 fn rollback_ends_a_trial() {

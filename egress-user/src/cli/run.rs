@@ -14,8 +14,8 @@ use super::{Failure, args::RunArgs, disabled, output};
 use crate::{
     api::{Server, SocketOptions, Texts},
     daemon::{
-        self, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady, PolicyFiles, Ready,
-        Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
+        self, Applied, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady, PolicyFiles,
+        Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
     datapath::{Cgroup, Pins},
     metrics::{Metrics, Timed},
@@ -90,7 +90,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let store = Store::new(&args.state);
     let mut stored = store.read();
     let ready = latest(&base, files, &mut stored, names.as_ref());
-    let (ready, enforcement, trial) = enforce(&base, ready, &mut stored, names.as_ref(), &scope)?;
+    let (ready, enforcement, trial) = enforce(&base, ready, (&store, &mut stored), names.as_ref(), &scope)?;
     let pins = enforcement.pins.clone();
     let what = format!(
         "{} in {}{}",
@@ -143,7 +143,7 @@ fn latest(base: &Base, files: Ready, stored: &mut Stored, names: Option<&SystemR
 fn enforce(
     base: &Base,
     ready: Ready,
-    stored: &mut Stored,
+    (store, stored): (&Store, &mut Stored),
     names: Option<&SystemResolvers>,
     scope: &Scope,
 ) -> anyhow::Result<(Ready, Enforcement, bool)> {
@@ -160,7 +160,16 @@ fn enforce(
             Ok(enforcement) => {
                 stored.before_applied = stored.applied.is_some();
                 stored.before = Some(ready.texts);
-                return Ok((trial, enforcement, true));
+                let waits = enforcement.waits;
+                if !waits {
+                    // Confirmed, by a daemon that died before it could write that down.
+                    let over = base.read(names).map(|(files, _)| files.texts).unwrap_or_default();
+                    stored.applied = Some(Applied { texts: trial.texts.clone(), over });
+                    if let Err(error) = store.write(stored) {
+                        tracing::warn!(%error, "a restart will not know of the confirmed policy");
+                    }
+                }
+                return Ok((trial, enforcement, waits));
             }
             // Its time ran out, or it never was in force.
             Err(crate::datapath::Error::NothingPending) => {}

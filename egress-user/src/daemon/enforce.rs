@@ -34,6 +34,8 @@ pub struct Enforcement {
     pub pins: Option<Pins>,
     /// Keeps other daemons from the pins.
     pub lock: Option<nix::fcntl::Flock<std::fs::File>>,
+    /// It waits for its confirmation.
+    pub waits: bool,
     /// What this machine cannot guarantee, a sentence each.
     pub warnings: Vec<String>,
 }
@@ -47,7 +49,7 @@ impl Enforcement {
     ///
     /// A policy that an earlier daemon put on trial is ended, where it is not the one to start with and `on_trial` says so.
     ///
-    /// [`Error::NothingPending`] where `on_trial` is said, and `policy` is not what waits for its confirmation.
+    /// [`Error::NothingPending`] where `on_trial` is said, and `policy` neither waits for its confirmation nor got it.
     pub fn start(policy: &Compiled, settings: Settings, scope: &Scope, on_trial: bool) -> Result<Self, Error> {
         let lock = match &scope.pins {
             Some(pins) => {
@@ -78,7 +80,7 @@ impl Enforcement {
             datapath.roll_back()?;
         }
         let installed = match datapath.adopt(policy, &settings)? {
-            found if on_trial && (found.is_none() || !waits) => return Err(Error::NothingPending),
+            None if on_trial => return Err(Error::NothingPending),
             // The same policy as before: what was learned meanwhile stays.
             Some(installed) => installed,
             None => datapath.install(policy, &settings, &[])?,
@@ -117,7 +119,17 @@ impl Enforcement {
                 );
             }
         }
-        Ok(Self { datapath, events, installed, attached, settings, pins: scope.pins.clone(), lock, warnings })
+        Ok(Self {
+            datapath,
+            events,
+            installed,
+            attached,
+            settings,
+            pins: scope.pins.clone(),
+            lock,
+            waits: waits && on_trial,
+            warnings,
+        })
     }
 }
 

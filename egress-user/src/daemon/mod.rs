@@ -32,7 +32,7 @@ pub use names::NamesFile;
 pub use ready::{Base, NotReady, Ready, allow_private, asked, resolve_settings, search_domains, settings};
 pub use reclaim::reclaim;
 pub use state::{Active, Core};
-pub use store::{Store, Stored};
+pub use store::{Applied, Store, Stored};
 pub use trust::{Believe, resolvers};
 pub use uplinks::{Follower, Wanted};
 pub use workloads::{Link, links};

@@ -71,7 +71,8 @@ impl Core {
         policy: Compiled,
         files: Vec<String>,
     ) -> (Arc<Self>, aya::maps::RingBuf<aya::maps::MapData>) {
-        let Enforcement { datapath, events, installed, attached, settings, pins, lock, warnings } = enforcement;
+        let Enforcement { datapath, events, installed, attached, settings, pins, lock, waits: _, warnings } =
+            enforcement;
         let core = Self {
             datapath: Mutex::new(datapath),
             attached: Mutex::new(attached),
