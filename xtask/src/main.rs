@@ -2,11 +2,10 @@
 
 mod bench;
 mod build;
-mod chaos;
-mod demo;
 mod doctor;
 mod ebpf;
 mod fuzz;
+mod harness;
 mod lint;
 mod place;
 mod run;
@@ -39,11 +38,11 @@ enum Xtask {
     /// Run clippy on the workspace and on the eBPF programs; a warning is an error.
     Lint,
     /// Set up, build and run the demo; needs root.
-    Demo(demo::Options),
+    Demo(harness::Options),
     /// Run kernel tests, or a command, in a virtual machine with another kernel; needs root to install the emulator.
     Vm(vm::Options),
     /// Break the daemon and what it needs, under traffic, and count what gets out; needs root, takes up to ten minutes.
-    Chaos(chaos::Options),
+    Chaos(harness::Options),
 }
 
 fn main() -> ExitCode {
@@ -59,9 +58,9 @@ fn main() -> ExitCode {
         Xtask::Bench(options) => bench::run(&place, &options),
         Xtask::Fuzz(options) => fuzz::run(&place, &options),
         Xtask::Lint => lint::run(&place).map(|()| true),
-        Xtask::Demo(options) => demo::run(&place, &options),
+        Xtask::Demo(options) => harness::run(&place, "demo", &options),
         Xtask::Vm(options) => vm::run(&place, &options),
-        Xtask::Chaos(options) => chaos::run(&place, &options),
+        Xtask::Chaos(options) => harness::run(&place, "chaos", &options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

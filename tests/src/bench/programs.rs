@@ -5,6 +5,23 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
+/// Every program but those for BPF LSM, which most machines refuse.
+pub const ALL: [&str; 13] = [
+    "socket_egress",
+    "socket_ingress",
+    "uplink_egress",
+    "uplink_egress_l3",
+    "uplink_ingress",
+    "uplink_ingress_l3",
+    "workload_ingress",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "socket_create",
+    "control",
+];
+
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 
 /// `struct bpf_prog_info` of `include/uapi/linux/bpf.h`, as words of 32 bits.

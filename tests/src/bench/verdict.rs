@@ -15,7 +15,7 @@ use egress_user::datapath::sys;
 
 use self::place::Place;
 use super::{
-    programs, raw,
+    programs, raw, statistics,
     wire::{self, ACK, SYN, TCP, UDP},
 };
 use crate::NetNs;
@@ -136,9 +136,8 @@ fn measure(options: &Options, addresses: u32, ifindex: u32, figures: &mut Figure
 }
 
 /// The value below which this part of the values lies.
-pub fn quantile(values: &mut [u32], part: f64) -> f64 {
-    values.sort_unstable();
-    values.get(((values.len() - 1) as f64 * part).round() as usize).map_or(f64::NAN, |value| f64::from(*value))
+pub fn quantile(values: &[u32], part: f64) -> f64 {
+    statistics::quantile(&values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>(), part)
 }
 
 const PREFIXES: u32 = Config::PREFIXES_4 | Config::PREFIXES_6;
@@ -192,7 +191,7 @@ fn rows() -> Vec<Row> {
 fn load_all() -> Result<Vec<Program>> {
     let mut object = place::object(1024)?;
     let mut programs = Vec::new();
-    for program in PROGRAMS {
+    for program in programs::ALL {
         let began = Instant::now();
         let fd = object.program(program)?;
         let load = began.elapsed().as_secs_f64() * 1e3;
@@ -200,19 +199,3 @@ fn load_all() -> Result<Vec<Program>> {
     }
     Ok(programs)
 }
-
-/// Every program but those for BPF LSM, which most machines refuse.
-pub const PROGRAMS: [&str; 12] = [
-    "socket_egress",
-    "socket_ingress",
-    "uplink_egress",
-    "uplink_egress_l3",
-    "uplink_ingress",
-    "uplink_ingress_l3",
-    "connect4",
-    "connect6",
-    "sendmsg4",
-    "sendmsg6",
-    "socket_create",
-    "control",
-];

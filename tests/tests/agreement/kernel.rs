@@ -16,6 +16,7 @@ use egress_ebpf::{
 };
 use egress_tests::{
     NetNs,
+    bench::programs,
     model::{Case, Transport},
 };
 use egress_user::datapath::{Datapath, Object, Sizes, Table, boot_ticks, sys};
@@ -124,20 +125,7 @@ impl Maps {
 fn every_program_loads() {
     let sizes = Sizes { addresses: 16, prefixes: 16, classes: 16, grants: 16, names: 16, inner: 16, flows: 65536 };
     let mut object = Object::load(&sizes, None).expect("the object loads: needs root");
-    for name in [
-        "socket_egress",
-        "socket_ingress",
-        "uplink_egress",
-        "uplink_egress_l3",
-        "uplink_ingress",
-        "uplink_ingress_l3",
-        "connect4",
-        "connect6",
-        "sendmsg4",
-        "sendmsg6",
-        "socket_create",
-        "control",
-    ] {
+    for name in programs::ALL {
         object.program(name).unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }
 }

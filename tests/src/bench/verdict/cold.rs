@@ -43,9 +43,9 @@ pub fn answers(place: &mut Place, addresses: u32) -> Result<Vec<Figure>> {
             base.push(sys::test_run(empty.as_fd(), once(&answer))?.nanoseconds);
             own.push(sys::test_run(place.object.program("uplink_ingress")?, once(&answer))?.nanoseconds);
         }
-        let (median, spread) = (quantile(&mut own, 0.5), quantile(&mut own, 0.75) - quantile(&mut own, 0.25));
+        let (median, spread) = (quantile(&own, 0.5), quantile(&own, 0.75) - quantile(&own, 0.25));
         let (what, program) = (format!("{what}, run once"), "uplink_ingress".to_owned());
-        let empty = quantile(&mut base, 0.5);
+        let empty = quantile(&base, 0.5);
         figures.push(Figure { addresses, what, program, nanoseconds: median, empty, spread });
     }
     Ok(figures)
