@@ -216,3 +216,38 @@ fn every_example_of_the_documentation_is_valid() {
         assert!(text.contains(&format!("| `{name}` |")), "the documentation lacks the warning {name}");
     }
 }
+
+#[test]
+fn what_cannot_be_written_is_said_at_once_with_a_way_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write(directory.path(), "file", "");
+    let below = format!("{file}/x.yaml");
+    for (args, says) in [
+        (&["learn", "-o", &below, "--", "true"][..], "make it, or name another file"),
+        (&["man", "--out", &below], "name a directory that you may write"),
+    ] {
+        let run = egress(args);
+        assert!(run.code == 2 && run.err.contains(says), "{args:?}: {}", run.err);
+    }
+}
+
+/// Ten megabytes in one piece, or what would be far more once it is unfolded: read, or refused with its place.
+#[test]
+fn huge_shapes_are_read_or_refused_with_their_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let check = |name: &str, text: &str| egress(&["check", &write(directory.path(), name, text)]);
+    let rule = |why: &str| format!("rules:\n  - {{name: a, why: {why}, to: [a.example.com], ports: [443/tcp]}}\n");
+    let run = check("scalar.yaml", &rule(&"a".repeat(10_000_000)));
+    assert_eq!(run.code, 0, "{}", run.err);
+    let run = check("nested.yaml", &format!("rules: {}\n", "[".repeat(5_000_000)));
+    assert!(run.code == 2 && run.err.contains("nested.yaml:1:"), "{}", run.err);
+    // Each line is nine times the one before.
+    let bomb: String = ('b'..='j')
+        .map(|name| {
+            let before = char::from(name as u8 - 1);
+            format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(","))
+        })
+        .collect();
+    let run = check("bomb.yaml", &format!("a: &a [x,x,x,x,x,x,x,x,x]\n{bomb}"));
+    assert!(run.code == 2 && run.err.contains("bomb.yaml:"), "{}", run.err);
+}

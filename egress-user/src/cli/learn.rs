@@ -77,6 +77,12 @@ pub fn main(args: LearnArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         let what = format!("{} is there already", args.output.display());
         return Err(Failure::input(what, "name another file, or write over it with --force").into());
     }
+    // Said now, not after ten minutes of watching.
+    let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !to_stdout && !folder.is_dir() {
+        let what = format!("{} cannot be written: there is no directory {}", args.output.display(), folder.display());
+        return Err(Failure::input(what, "make it, or name another file").into());
+    }
     let mut sink = Sink::default();
     if let Some(path) = &args.events {
         let file = fs::File::create(path).with_context(|| format!("make the file {}", path.display()))?;
