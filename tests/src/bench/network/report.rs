@@ -7,14 +7,11 @@ use crate::bench::statistics::Spread;
 use super::load::Metric;
 use super::{Figure, Measured};
 
-/// What Egress must reach, as a ratio to no enforcement; `cargo xtask bench --quick` fails beyond it by more than the spread.
-const BOUNDS: [(Metric, f64); 5] = [
-    (Metric::UdpSend, 1.6),
-    (Metric::Connect, 1.25),
-    (Metric::Request50, 1.25),
-    (Metric::Stream, 0.85),
-    (Metric::Lookup50, 1.25),
-];
+/// Ratios to no enforcement, a little behind those of the run in `docs/performance.md` (1.13, 1.07, 0.99 and 0.86): `cargo xtask
+/// bench --quick` fails beyond them by more than the spread. Lookups have none: theirs depend on how the scheduler places
+/// asker and resolver.
+const BOUNDS: [(Metric, f64); 4] =
+    [(Metric::UdpSend, 1.3), (Metric::Connect, 1.25), (Metric::Request50, 1.2), (Metric::Stream, 0.75)];
 
 /// Which figures are behind their bounds.
 #[must_use]
