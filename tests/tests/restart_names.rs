@@ -79,7 +79,7 @@ fn names_outlive_a_restart_and_a_crash() {
     test.daemon.kill().unwrap();
     let text = fs::read_to_string(&file).unwrap();
     let text =
-        text.replace("\"names\":{", "\"names\":{\"evil.wild.example.com\":{\"203.0.113.66\":\"203.0.113.53:53\"},");
+        text.replace("\"names\":{", "\"names\":{\"evil.wild.example.com\":{\"203.0.113.66\":[\"203.0.113.53:53\",1]},");
     fs::write(&file, text).unwrap();
     test.restart().unwrap();
     let status = test.daemon.status().unwrap();

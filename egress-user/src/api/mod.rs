@@ -11,6 +11,7 @@
 
 mod change;
 mod client;
+mod explain;
 mod listen;
 mod peer;
 mod readers;
@@ -20,6 +21,7 @@ mod types;
 
 pub use change::{ApplyRequest, Change, ChangeError, Changed, Texts};
 pub use client::{Client, ClientError, EventStream};
+pub use explain::{ExplainError, ExplainedAddress, ExplainedRule, Explanation, NearestRule};
 pub use listen::ListenError;
 pub use peer::{Peer, Role};
 pub use server::{Limits, Server};

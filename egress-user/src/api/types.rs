@@ -169,43 +169,6 @@ pub struct Health {
     pub problems: Vec<String>,
 }
 
-/// `GET /v1/explain?to=DEST`: what the daemon does to a destination now, and why.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explanation {
-    /// The destination as it was understood: `api.example.com:443/tcp`.
-    pub destination: String,
-    /// Whether it may be reached.
-    pub allowed: bool,
-    /// The stable name of an [`egress_ebpf::reason::Reason`]: `rule`, `builtin`, `no-rule`, ....
-    pub reason: String,
-    /// The rule that decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
-    /// The builtin that decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub builtin: Option<String>,
-    /// The name through which the address is allowed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub via_name: Option<String>,
-    /// The resolver that gave the address, as `ADDRESS:PORT`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub learned_from: Option<String>,
-    /// Seconds until the address stops counting.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seconds_left: Option<u64>,
-    /// The live generation.
-    pub generation: u32,
-    /// For a denial: the rule that almost allows it, as a sentence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nearest_rule: Option<String>,
-    /// For a denial: what to write to allow it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-    /// What else is worth knowing, a sentence each.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-}
-
 /// The body of every answer that is not 2xx.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -213,16 +176,6 @@ pub struct ErrorBody {
     pub error: String,
     /// What to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-}
-
-/// Why a destination could not be explained: it is not one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct ExplainError {
-    /// What is wrong with it.
-    pub message: String,
-    /// What to write.
     pub hint: Option<String>,
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    api::{Client, ClientError, Explanation},
+    api::{Client, ClientError, ExplainedAddress, Explanation},
     events::Style,
 };
 
@@ -43,25 +43,49 @@ pub fn render(explanation: &Explanation, style: Style) -> String {
     let verdict = if explanation.allowed { style.paint("allowed", "32") } else { style.paint("denied", "31") };
     let mut text = format!("{}: {verdict}\n", explanation.destination);
     let mut field = |name: &str, value: &str| {
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "  {name:<11} {value}");
     };
-    match (&explanation.rule, &explanation.builtin) {
-        (Some(rule), _) => field("rule", rule),
-        (None, Some(builtin)) => field("builtin", builtin),
-        (None, None) => field("reason", &explanation.reason),
+    for (at, rule) in explanation.rules.iter().enumerate() {
+        let ports = rule.ports.join(", ");
+        let text = format!("{} ({}): {} {} on {ports}", rule.name, rule.source, rule.action, rule.item);
+        field(if at == 0 { "rule" } else { "and rule" }, &text);
+        if let Some(why) = &rule.why {
+            field("why", why);
+        }
+    }
+    match (&explanation.builtin, explanation.rules.is_empty(), &explanation.rule) {
+        (Some(builtin), ..) => field("builtin", builtin),
+        (None, true, Some(rule)) => field("rule", rule),
+        (None, true, None) => field("reason", &explanation.reason),
+        (None, false, _) if !explanation.allowed => field("reason", &explanation.reason),
+        (None, false, _) => {}
     }
     if let Some(name) = &explanation.via_name {
         field("name", name);
     }
     if let Some(resolver) = &explanation.learned_from {
-        field("learned", &format!("from {resolver}"));
+        field("learned", &learned(resolver, explanation.learned_seconds_ago));
     }
-    if let Some(seconds) = explanation.seconds_left {
-        field("counts for", &format!("{seconds} s more"));
+    if let Some(left) = explanation.seconds_left {
+        field(
+            "counts for",
+            &format!("{}{}", lasting(left), if explanation.in_grace { " more, in the grace" } else { " more" }),
+        );
+    }
+    // What was said above is not said twice.
+    if explanation.addresses.len() > 1 || explanation.via_name.is_none() {
+        for listed in &explanation.addresses {
+            field("address", &address(listed));
+        }
     }
     field("generation", &explanation.generation.to_string());
+    if explanation.mode == "audit" {
+        field("mode", "audit: everything passes, and this says what enforce would do");
+    }
     if let Some(nearest) = &explanation.nearest_rule {
-        field("nearest", nearest);
+        let place = explanation.nearest.as_ref().map(|nearest| format!(" ({})", nearest.rule.source));
+        field("nearest", &format!("{nearest}{}", place.unwrap_or_default()));
     }
     for note in &explanation.notes {
         field("note", note);
@@ -69,7 +93,42 @@ pub fn render(explanation: &Explanation, style: Style) -> String {
     if let Some(hint) = &explanation.hint {
         field("help", hint);
     }
+    if let Some(add) = &explanation.add {
+        let _ = writeln!(text, "  {add}");
+    }
     text
+}
+
+fn address(listed: &ExplainedAddress) -> String {
+    let mut text = listed.address.to_string();
+    if let Some(name) = &listed.name {
+        let _ = write!(text, " of {name}");
+    }
+    let _ = write!(text, ": {}", if listed.allowed { "allowed" } else { &listed.reason });
+    if let Some(resolver) = &listed.learned_from {
+        let _ = write!(text, ", learned {}", learned(resolver, listed.learned_seconds_ago));
+    }
+    if let Some(left) = listed.seconds_left {
+        let _ =
+            write!(text, ", counts for {} more{}", lasting(left), if listed.in_grace { " in the grace" } else { "" });
+    }
+    text
+}
+
+fn learned(resolver: &str, ago: Option<u64>) -> String {
+    match ago {
+        Some(ago) => format!("from {resolver} {} ago", lasting(ago)),
+        None => format!("from {resolver}"),
+    }
+}
+
+/// Seconds as a person says them: `45 s`, `12 min`, `3 h 20 min`.
+fn lasting(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ struct Answer<'a> {
     /// The rules that decide; for `not-asked` those that would let the packet pass.
     rules: Vec<RuleAnswer<'a>>,
     nearest: Option<&'a str>,
+    /// Of what no rule allows: the rule that would, as one item of `rules:`.
+    add: Option<&'a str>,
     notes: &'a [String],
 }
 
@@ -72,7 +74,8 @@ fn answer<'a>(explanation: &'a Explanation, compiled: &'a Compiled) -> Answer<'a
         reason,
         builtin,
         rules: grants.iter().map(|grant| rule(compiled, *grant)).collect(),
-        nearest: explanation.nearest.as_deref(),
+        nearest: explanation.nearest.as_ref().map(|nearest| nearest.text.as_str()),
+        add: explanation.add.as_deref(),
         notes: &explanation.notes,
     }
 }
@@ -134,13 +137,18 @@ fn text(explanation: &Explanation, compiled: &Compiled, color: bool) -> String {
         Reason::NoRule => line(format_args!("no rule allows it")),
     }
     if let Some(nearest) = &explanation.nearest {
-        line(format_args!("nearest: {nearest}"));
+        let source = &compiled.rules[compiled.grants[nearest.grant as usize].rule as usize].source;
+        line(format_args!("nearest: {} ({source})", nearest.text));
     }
     for note in &explanation.notes {
         line(format_args!("note: {note}"));
     }
     if compiled.mode == Mode::Audit && !explanation.allowed {
         line(format_args!("note: the mode is audit, so it passes and is reported"));
+    }
+    if let Some(add) = &explanation.add {
+        line(format_args!("add below `rules:`"));
+        let _ = writeln!(text, "  {add}");
     }
     text
 }

@@ -1,8 +1,9 @@
 //! Which name has which addresses: what the kernel and the resolver said, kept for people and for the next generation.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use egress_ebpf::abi::Ticks;
@@ -17,9 +18,9 @@ const NAMES_MAX: usize = 200_000;
 pub struct Entry {
     /// When it stops counting.
     pub expiry: Ticks,
-    /// Who said so, as `ADDRESS:PORT`.
-    pub resolver: String,
-    /// When it was learned last.
+    /// Who said so last, as `ADDRESS:PORT`.
+    pub resolver: Arc<str>,
+    /// When it was said last.
     pub learned: Ticks,
 }
 
@@ -29,6 +30,8 @@ pub struct Book {
     names: BTreeMap<String, HashMap<IpAddr, Entry>>,
     /// The names of an address, for events; kept past the expiry, since a person asks about what just ended.
     addresses: HashMap<IpAddr, Vec<String>>,
+    /// Each resolver's text once.
+    resolvers: HashSet<Arc<str>>,
     version: u64,
 }
 
@@ -41,19 +44,42 @@ impl Book {
                 return;
             }
         }
+        let resolver = self.resolver(resolver);
         let entries = self.names.entry(name.to_owned()).or_default();
         for &(address, expiry) in addresses {
-            let entry =
-                entries.entry(address).or_insert_with(|| Entry { expiry, resolver: resolver.to_owned(), learned: now });
+            let entry = entries.entry(address).or_insert_with(|| Entry {
+                expiry,
+                resolver: Arc::clone(&resolver),
+                learned: now,
+            });
             entry.expiry = entry.expiry.max(expiry);
             entry.learned = now;
-            resolver.clone_into(&mut entry.resolver);
+            entry.resolver = Arc::clone(&resolver);
             let names = self.addresses.entry(address).or_default();
             if !names.iter().any(|known| known == name) {
                 self.version += 1;
                 names.push(name.to_owned());
             }
         }
+    }
+
+    /// Lets addresses of a name count for longer, though nobody said so anew: resolvers fail.
+    pub fn prolong(&mut self, name: &str, addresses: &[(IpAddr, Ticks)]) {
+        let Some(entries) = self.names.get_mut(name) else { return };
+        for (address, expiry) in addresses {
+            if let Some(entry) = entries.get_mut(address) {
+                entry.expiry = entry.expiry.max(*expiry);
+            }
+        }
+    }
+
+    fn resolver(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.resolvers.get(text) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = text.into();
+        self.resolvers.insert(Arc::clone(&new));
+        new
     }
 
     /// Drops what expired.
@@ -74,11 +100,11 @@ impl Book {
         self.version
     }
 
-    /// The living addresses of every name, each with who said so.
-    pub fn resolvers_by_name(&self, now: Ticks) -> BTreeMap<String, BTreeMap<IpAddr, String>> {
-        let living = |entries: &HashMap<IpAddr, Entry>| -> BTreeMap<IpAddr, String> {
+    /// The living addresses of every name, each with who said so, and when.
+    pub fn sources(&self, now: Ticks) -> BTreeMap<String, BTreeMap<IpAddr, (String, Ticks)>> {
+        let living = |entries: &HashMap<IpAddr, Entry>| -> BTreeMap<IpAddr, (String, Ticks)> {
             let living = entries.iter().filter(|(_, entry)| entry.expiry > now);
-            living.map(|(address, entry)| (*address, entry.resolver.clone())).collect()
+            living.map(|(address, entry)| (*address, (entry.resolver.to_string(), entry.learned))).collect()
         };
         let names = self.names.iter().map(|(name, entries)| (name.clone(), living(entries)));
         names.filter(|(_, addresses)| !addresses.is_empty()).collect()
@@ -87,6 +113,11 @@ impl Book {
     /// The names that an address has or had.
     pub fn names_of(&self, address: IpAddr) -> Vec<String> {
         self.addresses.get(&address).cloned().unwrap_or_default()
+    }
+
+    /// What is known of a name and an address, also when it no longer counts.
+    pub fn entry(&self, name: &str, address: IpAddr) -> Option<Entry> {
+        self.names.get(name)?.get(&address).cloned()
     }
 
     /// The living addresses of a name.
@@ -146,6 +177,15 @@ mod tests {
         book.learn(NAME, &[(address(1), 100)], "r", 0);
         book.learn(NAME, &[(six, 100)], "r", 0);
         assert_eq!(book.addresses_of(NAME, 0).len(), 2);
+    }
+
+    #[test]
+    fn a_failure_prolongs_what_was_said_and_says_nothing_itself() {
+        let mut book = Book::default();
+        book.learn(NAME, &[(address(1), 100)], "r", 5);
+        book.prolong(NAME, &[(address(1), 200), (address(2), 200)]);
+        let known = book.addresses_of(NAME, 150);
+        assert_eq!(known, [(address(1), Entry { expiry: 200, resolver: "r".into(), learned: 5 })]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use egress_ebpf::abi::Ticks;
 use serde::{Deserialize, Serialize};
 
 use super::{Core, store::replace};
@@ -29,9 +30,11 @@ const PAUSE: Duration = Duration::from_secs(5);
 struct Kept {
     /// /proc/sys/kernel/random/boot_id: another boot's names have no addresses in the kernel.
     boot: String,
-    /// Address to resolver, by name.
-    names: BTreeMap<String, BTreeMap<IpAddr, String>>,
+    /// Which resolver said so, and when, by name and address.
+    names: Names,
 }
+
+type Names = BTreeMap<String, BTreeMap<IpAddr, (String, Ticks)>>;
 
 /// Where the names are kept.
 #[derive(Clone, Debug)]
@@ -62,7 +65,7 @@ impl NamesFile {
         Ok(if kept.boot == boot_id()? { kept } else { Kept::default() })
     }
 
-    fn write(&self, names: BTreeMap<String, BTreeMap<IpAddr, String>>) -> io::Result<()> {
+    fn write(&self, names: Names) -> io::Result<()> {
         let bytes = serde_json::to_vec(&Kept { boot: boot_id()?, names })?;
         if bytes.len() as u64 > self.bytes_max {
             return Err(io::Error::other(format!("they take more than {} bytes", self.bytes_max)));
@@ -94,10 +97,10 @@ impl Core {
             if DomainName::parse(&name).is_err() {
                 continue;
             }
-            for (address, resolver) in addresses {
+            for (address, (resolver, learned)) in addresses {
                 let open = datapath.open_until(&active.policy, &name, address).ok().flatten();
                 if let (Some(expiry), Ok(_)) = (open, resolver.parse::<SocketAddr>()) {
-                    book.learn(&name, &[(address, expiry)], &resolver, now);
+                    book.learn(&name, &[(address, expiry)], &resolver, learned.min(now));
                 }
             }
         }
@@ -126,7 +129,7 @@ impl Core {
 
     /// Writes the names down.
     pub fn write_names(&self, file: &NamesFile) {
-        let names = self.book().resolvers_by_name(boot_ticks());
+        let names = self.book().sources(boot_ticks());
         let result = file.write(names);
         self.set_note(
             "names",
@@ -145,9 +148,10 @@ impl Core {
 mod tests {
     use super::*;
 
-    fn some() -> BTreeMap<String, BTreeMap<IpAddr, String>> {
+    fn some() -> Names {
         let address = "192.0.2.1".parse().unwrap();
-        BTreeMap::from([("a.example.com".to_owned(), BTreeMap::from([(address, "192.0.2.53:53".to_owned())]))])
+        let said = ("192.0.2.53:53".into(), 7);
+        BTreeMap::from([("a.example.com".to_owned(), BTreeMap::from([(address, said)]))])
     }
 
     fn file(bytes_max: u64) -> (tempfile::TempDir, NamesFile) {

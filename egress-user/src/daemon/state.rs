@@ -184,7 +184,8 @@ impl Core {
         self.learned_anew.notify_one();
     }
 
-    fn learn(&self, name: &str, addresses: &[(IpAddr, std::time::Duration)], resolver: &str) {
+    /// Writes the addresses of a name that `resolver` gave; without one, those that stay though resolvers fail.
+    fn learn(&self, name: &str, addresses: &[(IpAddr, std::time::Duration)], resolver: Option<SocketAddr>) {
         let now = boot_ticks();
         let addresses: Vec<_> = addresses
             .iter()
@@ -193,7 +194,10 @@ impl Core {
                 (address, now.saturating_add(ticks).min(NEVER - 1))
             })
             .collect();
-        lock(&self.book).learn(name, &addresses, resolver, now);
+        match resolver {
+            Some(resolver) => lock(&self.book).learn(name, &addresses, &resolver.to_string(), now),
+            None => lock(&self.book).prolong(name, &addresses),
+        }
         let learned = Learned { name: name.to_owned(), addresses };
         let mut datapath = lock(&self.datapath);
         let mut result = datapath.learn(&self.active().policy, &learned).map(drop);
@@ -214,6 +218,12 @@ impl Core {
 
     pub(super) fn sweeping(&self) -> MutexGuard<'_, Told> {
         lock(&self.sweeping)
+    }
+
+    /// Why the last question for a name failed, if it did.
+    pub(super) fn last_error(&self, name: &str) -> Option<String> {
+        let names = self.refresher.get()?.names();
+        names.into_iter().find(|known| known.name == name)?.last_error.map(|(error, _)| error.to_string())
     }
 
     pub(super) fn refusals(&self) -> &tokio::sync::Notify {
@@ -441,7 +451,7 @@ impl AnswerSink for Core {
         for ended in lock(&self.failing).answered(answer) {
             self.hub.publish(Event::new(Timestamp::now(), Kind::Resolver(ended)));
         }
-        self.learn(&answer.name, &answer.addresses, &answer.resolver.to_string());
+        self.learn(&answer.name, &answer.addresses, Some(answer.resolver));
     }
 
     fn failed(&self, failure: &Failure) {
@@ -450,9 +460,8 @@ impl AnswerSink for Core {
             self.hub.publish(Event::new(Timestamp::now(), Kind::Resolver(trouble)));
         }
         // The last good answer stays for a while: the kernel's slots are given the longer life.
-        let resolver = failure.resolver.map(|resolver| resolver.to_string()).unwrap_or_default();
         if !failure.kept.is_empty() {
-            self.learn(&failure.name, &failure.kept, &resolver);
+            self.learn(&failure.name, &failure.kept, None);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{cmp::Ordering, net::IpAddr};
 
 use ipnet::IpNet;
 
-pub use self::explain::{Context, Destination, Explanation, Host, Reason, Via};
+pub use self::explain::{Context, Destination, Explanation, Host, Near, Nearest, Reason, Via};
 use super::{
     compiled::{Compiled, NameEntry, NameKey, PortRange, PrefixEntry, Proto, Queries},
     name::{DomainName, NamePattern, label_matches},

@@ -1,6 +1,8 @@
 //! What the policy does to one destination, and why, from the tables alone or with what the daemon has learned.
 
+mod line;
 mod nearest;
+mod url;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,6 +10,8 @@ use std::{
 };
 
 use serde::Serialize;
+
+pub use self::nearest::{Near, Nearest};
 
 use super::super::{
     compiled::{Compiled, Proto, Resolvers},
@@ -52,8 +56,10 @@ pub struct Explanation {
     pub destination: String,
     pub allowed: bool,
     pub reason: Reason,
-    /// A rule that almost allows it, as a sentence.
-    pub nearest: Option<String>,
+    /// A rule that almost allows it.
+    pub nearest: Option<Nearest>,
+    /// Of what no rule allows, the rule that would: one item of `rules:`, to be pasted there.
+    pub add: Option<String>,
     pub notes: Vec<String>,
 }
 
@@ -94,7 +100,10 @@ impl FromStr for Destination {
     type Err = ItemError;
 
     fn from_str(text: &str) -> Result<Self, ItemError> {
-        let (target, ports) = target::parse_destination(text)?;
+        let (target, ports) = match url::destination(text)? {
+            Some(of_url) => of_url,
+            None => target::parse_destination(text)?,
+        };
         let host = match target {
             Target::Name(NamePattern::Exact(name)) => Host::Name(name),
             Target::Net(net) if net.prefix_len() == net.max_prefix_len() => Host::Address(net.addr()),
@@ -156,7 +165,11 @@ impl Compiled {
             Reason::NoRule => self.nearest(destination, context),
             _ => None,
         };
-        Explanation { destination: destination.to_string(), allowed, reason, nearest, notes }
+        // Where a resolver is missing no rule helps: the note says what does.
+        let rule_helps = matches!(reason, Reason::NoRule | Reason::NotAsked { .. })
+            && !(is_dns(destination) && self.knows_resolvers(context));
+        let add = rule_helps.then(|| self.line(destination, context));
+        Explanation { destination: destination.to_string(), allowed, reason, nearest, add, notes }
     }
 
     /// All grants of these classes that open the destination's port.
