@@ -84,6 +84,8 @@ impl Config {
     /// Tell of every answer of a trusted resolver, also for names that no rule allows and with private addresses (audit).
     /// What is told so opens nothing: it has no class.
     pub const TELL_ANSWERS: u32 = 1 << 7;
+    /// A rehearsal may be under way: see [`super::Rehearsal`].
+    pub const REHEARSAL: u32 = 1 << 8;
 
     /// Whether every bit of `flag` is set.
     #[inline(always)]

@@ -13,6 +13,7 @@ mod control;
 mod events;
 mod flows;
 mod names;
+mod rehearsal;
 
 pub use address::Address;
 pub use addresses::*;
@@ -21,6 +22,7 @@ pub use control::*;
 pub use events::*;
 pub use flows::*;
 pub use names::*;
+pub use rehearsal::*;
 
 /// The version of everything in this module. Bump it with any change to a type, a map's meaning or a map's name.
 pub const VERSION: u32 = 3;

@@ -20,7 +20,7 @@ use egress_ebpf::{
 };
 
 use super::{
-    dns, global, maps,
+    dns, global, maps, rehearsal,
     report::{self, Refused},
     skb::{Direct, socket},
     sockets,
@@ -47,8 +47,10 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         report::count(&verdict, unsafe { (*skb).len });
         return PASS;
     }
+    let rehearsed = rehearsal::is_on(skb, config);
     let packet = match global::parse(skb, 0) {
         Ok(packet) => packet,
+        Err(reason) if rehearsed => return rehearsal::end(skb, config, &Verdict::plain(reason), PASS, DROP),
         Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
     };
     let verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet));
@@ -56,11 +58,15 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
     if matches!(verdict.reason, Reason::Dns) {
         // SAFETY: the context is valid, and helper 46 takes it.
         let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-        let trust_here = believes(skb, config, &packet.destination, packet.destination_port);
+        let trust_here = !rehearsed && believes(skb, config, &packet.destination, packet.destination_port);
         let asked = dns::Asked { network_offset: 0, cookie, trust_here };
         if let Err(bad) = dns::query(skb, config, &packet, &asked) {
             refused = bad;
         }
+    }
+    if rehearsed {
+        let verdict = if refused.reason.passes() { verdict } else { Verdict::plain(refused.reason) };
+        return rehearsal::end(skb, config, &verdict, PASS, DROP);
     }
     if refused.reason.passes() {
         // SAFETY: the context is valid.
@@ -114,13 +120,14 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     // SAFETY: the context is valid, and helper 46 takes it.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     // SAFETY: `sk` is a full socket, `skb` the context.
-    let (kind, loopback) = unsafe { (kind(sk), (*skb).ifindex == LOOPBACK_IFINDEX) };
-    let sender = Sender { kind, cookie, loopback };
+    let (own, loopback) = unsafe { (kind(sk), (*skb).ifindex == LOOPBACK_IFINDEX) };
+    let rehearsed = rehearsal::kind_of(skb, config);
+    let sender = Sender { kind: rehearsed.unwrap_or(own), cookie, loopback };
     let state = sockets::state(sk);
     let now = now();
     let about_arrival = |error: &Packet| global::is_about_arrival(skb, 0, error);
     let verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
-    if verdict.reason.passes() {
+    if verdict.reason.passes() && rehearsed.is_none() {
         if let Fragment::First = packet.fragment {
             maps::remember_fragment(packet, ZONE_SOCKET, now);
         }

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use egress_ebpf::{
     abi::{
         AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, DropFold, DropKey, Flow, FlowKey, FragmentKey,
-        GrantEntry, Hits, PeerKey, ResolverKey, ResolverTrust, SocketState, Ticks,
+        GrantEntry, Hits, PeerKey, Rehearsal, ResolverKey, ResolverTrust, SocketState, Ticks,
     },
     decision::fragment_key,
     packet::Packet,
@@ -76,6 +76,10 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Ticks, 8192> = LruHashMap::new();
 
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+/// Not pinned: it is between one daemon and its own programs.
+#[btf_map]
+pub static REHEARSAL: Array<Rehearsal, 1> = Array::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<Hits, { REASONS as usize }> = PerCpuArray::new();

@@ -7,6 +7,7 @@ mod learn;
 mod lsm;
 mod maps;
 mod maps_names;
+mod rehearsal;
 mod report;
 mod skb;
 mod sock_addr;

@@ -14,7 +14,7 @@ use egress_ebpf::{
 };
 
 use super::{
-    dns, global, maps,
+    dns, global, maps, rehearsal,
     report::{self, Refused},
     skb::{Direct, socket},
     tables::{Kernel, live, now},
@@ -59,6 +59,7 @@ pub fn uplink_ingress_l3(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let Some(config) = live() else { return SHOT };
+    let rehearsed = rehearsal::is_on(skb, config);
     let headers = Direct(skb);
     let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };
     let EtherType::Ip(offset) = ethertype else {
@@ -67,6 +68,9 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let known = established(skb, config, offset);
     if known != 0 {
         let verdict = Verdict::unpack(known);
+        if rehearsed {
+            return rehearsal::end(skb, config, &verdict, NEXT, SHOT);
+        }
         // SAFETY: the context is valid.
         report::count(&verdict, unsafe { (*skb).len });
         return NEXT;
@@ -74,6 +78,7 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let offset = offset as u32;
     let packet = match global::parse(skb, offset) {
         Ok(packet) => packet,
+        Err(reason) if rehearsed => return rehearsal::end(skb, config, &Verdict::plain(reason), NEXT, SHOT),
         Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
     };
     let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
@@ -81,13 +86,17 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let learns = trusts(config, &packet.destination, packet.destination_port, &packet);
     if matches!(verdict.reason, Reason::Dns) || (matches!(verdict.reason, Reason::Judged) && learns) {
         // A query that the cgroup's hook let pass is asked again, to remember it here, where its answer arrives.
-        let asked = dns::Asked { network_offset: offset, cookie: 0, trust_here: learns };
+        let asked = dns::Asked { network_offset: offset, cookie: 0, trust_here: learns && !rehearsed };
         if let Err(bad) = dns::query(skb, config, &packet, &asked) {
             refused = bad;
         }
     } else if matches!(verdict.reason, Reason::Judged) && was_left(skb, &packet) {
         // The resolver was believed here a moment ago.
         refused = Refused::plain(Reason::NameNotAllowed);
+    }
+    if rehearsed {
+        let verdict = if refused.reason.passes() { verdict } else { Verdict::plain(refused.reason) };
+        return rehearsal::end(skb, config, &verdict, NEXT, SHOT);
     }
     if refused.reason.passes() {
         // SAFETY: the context is valid.
@@ -167,7 +176,7 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32)
             let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
             decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
         };
-    if verdict.reason.passes() {
+    if verdict.reason.passes() && !rehearsal::is_on(skb, config) {
         if let Fragment::First = packet.fragment {
             maps::remember_fragment(packet, ZONE_UPLINK, now);
         }

@@ -17,7 +17,9 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, task::JoinHandle};
 
-use super::{ApplyRequest, Changed, ErrorBody, EventFilter, Explanation, Health, Status};
+use super::{
+    ApplyRequest, Changed, ErrorBody, EventFilter, Explanation, Health, PacketExplanation, PacketQuestion, Status,
+};
 use crate::events::Event;
 
 /// How long the daemon may take to start an answer.
@@ -107,6 +109,17 @@ impl Client {
     /// What happens to `to`, and why; [`ClientError::Refused`] where it is no destination.
     pub async fn explain(&self, to: &str) -> Result<Explanation, ClientError> {
         self.json(&format!("/v1/explain?to={}", percent(to))).await
+    }
+
+    /// What the attached programs say of a packet; [`ClientError::Refused`] where it is none.
+    pub async fn packet(&self, question: &PacketQuestion) -> Result<PacketExplanation, ClientError> {
+        let mut path = format!("/v1/packet?packet={}", percent(&question.packet));
+        for (key, value) in [("hook", &question.hook), ("cgroup", &question.cgroup)] {
+            if let Some(value) = value {
+                let _ = write!(path, "&{key}={}", percent(value));
+            }
+        }
+        self.json(&path).await
     }
 
     /// Events, as `filter` says.

@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/health` | [`Health`], 200 or 503 |
 //! | `GET /v1/explain?to=DEST` | [`Explanation`], or 400 |
+//! | `GET /v1/packet?packet=&hook=&cgroup=` | [`PacketExplanation`], or 400. Root alone |
 //! | `POST /v1/policy` ([`ApplyRequest`]) | [`Changed`]; 422 for a wrong policy, 409 while another is on trial. Root alone, but for a dry run |
 //! | `POST /v1/confirm`, `POST /v1/rollback` | [`Changed`], or 409. Root alone |
 //! | `GET /v1/events?follow=&dropped=&recent=` | JSON lines of [`crate::events::Event`] |
@@ -13,6 +14,7 @@ mod change;
 mod client;
 mod explain;
 mod listen;
+mod packet;
 mod peer;
 mod readers;
 mod routes;
@@ -23,6 +25,7 @@ pub use change::{ApplyRequest, Change, ChangeError, Changed, Texts};
 pub use client::{Client, ClientError, EventStream};
 pub use explain::{ExplainError, ExplainedAddress, ExplainedRule, Explanation, NearestRule};
 pub use listen::ListenError;
+pub use packet::{HookVerdict, PacketExplanation, PacketQuestion, PacketSpec, PacketVerdict};
 pub use peer::{Peer, Role};
 pub use server::{Limits, Server};
 pub use types::*;
@@ -38,6 +41,10 @@ pub trait Source: Send + Sync + 'static {
     fn status(&self) -> Status;
     /// What happens to `to` (`NAME-or-ADDRESS[:PORT][/PROTO]`) now, and why.
     fn explain(&self, to: &str) -> Result<Explanation, ExplainError>;
+    /// What the attached programs, and the model, say of a packet.
+    fn packet(&self, _question: &PacketQuestion) -> Result<PacketExplanation, ExplainError> {
+        Err(ExplainError { message: "no program is attached".to_owned(), hint: None })
+    }
     /// Whether all is well; cheaper than the whole status where that can be.
     fn health(&self) -> Health {
         self.status().health

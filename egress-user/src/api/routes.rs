@@ -7,7 +7,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::{Body, Bytes},
     extract::{Query, State, rejection::QueryRejection},
     http::{StatusCode, header},
@@ -18,7 +18,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
-use super::{ErrorBody, EventFilter, Source, server::Connection};
+use super::{ErrorBody, EventFilter, PacketQuestion, Peer, Role, Source, server::Connection};
 use crate::events::{Event, Filter, Item, Kind, Lost, LostWhere, Subscription, Timestamp};
 
 /// The longest destination that `explain` takes: a name of 253 bytes, a port, a protocol.
@@ -29,6 +29,7 @@ pub(super) fn router(connection: Connection) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/health", get(health))
         .route("/v1/explain", get(explain))
+        .route("/v1/packet", get(packet))
         .route("/v1/events", get(events))
         .merge(super::change::routes())
         .fallback(async || error(StatusCode::NOT_FOUND, "no such resource", Some("this daemon speaks /v1".to_owned())))
@@ -88,6 +89,29 @@ async fn explain(State(connection): State<Connection>, query: Result<Query<To>, 
         }
     };
     match ask(&connection, move |source| source.explain(&to)).await {
+        Ok(Ok(explanation)) => Json(explanation).into_response(),
+        Ok(Err(wrong)) => error(StatusCode::BAD_REQUEST, wrong.message, wrong.hint),
+        Err(error) => error,
+    }
+}
+
+async fn packet(
+    State(connection): State<Connection>,
+    Extension(peer): Extension<Peer>,
+    query: Result<Query<PacketQuestion>, QueryRejection>,
+) -> Response {
+    // For an instant the programs are told that a packet of this kind may come: that is more than reading.
+    if peer.role != Role::Root {
+        return error(StatusCode::FORBIDDEN, "only root may run the attached programs", None);
+    }
+    let question = match query {
+        Ok(Query(question)) => question,
+        Err(rejection) => {
+            let hint = "write /v1/packet?packet=tcp%20192.0.2.1:443".to_owned();
+            return error(StatusCode::BAD_REQUEST, rejection.body_text(), Some(hint));
+        }
+    };
+    match ask(&connection, move |source| source.packet(&question)).await {
         Ok(Ok(explanation)) => Json(explanation).into_response(),
         Ok(Err(wrong)) => error(StatusCode::BAD_REQUEST, wrong.message, wrong.hint),
         Err(error) => error,

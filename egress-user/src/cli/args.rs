@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use crate::policy::{self, Destination, ItemError, Mode, Sources};
 use crate::{
-    api::EventFilter,
+    api::{EventFilter, PacketSpec},
     events::{Filter, To},
 };
 
@@ -247,8 +247,17 @@ pub struct ExplainArgs {
     #[command(flatten)]
     pub policy: PolicyArgs,
     /// NAME-or-ADDRESS[:PORT][/PROTO], like api.example.com:443 or 192.0.2.1:53/udp; 443/tcp when no port is said
-    #[arg(value_name = "DEST", value_parser = destination)]
-    pub destination: Destination,
+    #[arg(value_name = "DEST", value_parser = destination, required_unless_present = "packet")]
+    pub destination: Option<Destination>,
+    /// Run the attached programs on this packet: 'tcp 10.0.0.2:40000 > 192.0.2.1:443', the source may be left out
+    #[arg(long, value_name = "PACKET", conflicts_with_all = ["destination", "policy", "allow"], value_parser = packet)]
+    pub packet: Option<PacketSpec>,
+    /// The packet is sent from this cgroup
+    #[arg(long, value_name = "PATH", requires = "packet")]
+    pub cgroup: Option<String>,
+    /// Ask only the programs at sockets, or only those at uplinks
+    #[arg(long, value_name = "HOOK", requires = "packet", value_parser = ["socket", "uplink"])]
+    pub hook: Option<String>,
     /// Print the answer as JSON
     #[arg(long)]
     pub json: bool,
@@ -364,6 +373,10 @@ fn allow(text: &str) -> Result<String, String> {
 }
 
 fn destination(text: &str) -> Result<Destination, String> {
+    text.parse().map_err(sentence)
+}
+
+fn packet(text: &str) -> Result<PacketSpec, String> {
     text.parse().map_err(sentence)
 }
 

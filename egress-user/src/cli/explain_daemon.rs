@@ -7,35 +7,60 @@ use std::{
     process::ExitCode,
 };
 
+use super::{Failure, args::ExplainArgs, explain_packet};
 use crate::{
-    api::{Client, ClientError, ExplainedAddress, Explanation},
+    api::{Client, ClientError, ExplainedAddress, Explanation, PacketQuestion},
     events::Style,
 };
+
+/// Asks about what was given: a destination or a packet.
+pub fn main(socket: &Path, args: ExplainArgs) -> anyhow::Result<ExitCode> {
+    match (args.packet, args.destination) {
+        (Some(packet), _) => {
+            let question = PacketQuestion { packet: packet.to_string(), hook: args.hook, cgroup: args.cgroup };
+            explain_packet::run(socket, &question, args.json)
+        }
+        (None, Some(destination)) => run(socket, &destination.to_string(), args.json),
+        (None, None) => Err(Failure::input("no destination", "write one, or `--packet`").into()),
+    }
+}
 
 /// Asks the daemon at `socket` about `to`. Exit code 0: allowed, 1: denied, 2: no destination. Not to be called inside
 /// a tokio runtime.
 pub fn run(socket: &Path, to: &str, json: bool) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let explanation = match runtime.block_on(Client::new(socket).explain(to)) {
+    let explanation = match answer(runtime.block_on(Client::new(socket).explain(to)))? {
         Ok(explanation) => explanation,
-        Err(ClientError::Refused { message, hint }) => {
-            let hint = hint.map(|hint| format!("help: {hint}\n")).unwrap_or_default();
-            let _ = io::stderr().write_all(format!("error: {message}\n{hint}").as_bytes());
-            return Ok(ExitCode::from(2));
-        }
-        Err(error) => return Err(error.into()),
+        Err(code) => return Ok(code),
     };
     let text = if json {
         format!("{}\n", serde_json::to_string_pretty(&explanation)?)
     } else {
         render(&explanation, Style::detect(&io::stdout()))
     };
+    print(&text)?;
+    Ok(ExitCode::from(u8::from(!explanation.allowed)))
+}
+
+/// The daemon's answer, or the exit code where the question was wrong, which is told.
+pub(super) fn answer<T>(answer: Result<T, ClientError>) -> Result<Result<T, ExitCode>, ClientError> {
+    match answer {
+        Ok(answer) => Ok(Ok(answer)),
+        Err(ClientError::Refused { message, hint }) => {
+            let hint = hint.map(|hint| format!("help: {hint}\n")).unwrap_or_default();
+            let _ = io::stderr().write_all(format!("error: {message}\n{hint}").as_bytes());
+            Ok(Err(ExitCode::from(2)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
-    Ok(ExitCode::from(u8::from(!explanation.allowed)))
 }
 
 /// The explanation as text.

@@ -5,6 +5,7 @@ use std::{fmt::Write, process::ExitCode};
 use serde::Serialize;
 
 use super::{
+    Failure,
     args::ExplainArgs,
     exit,
     output::{self, styled},
@@ -39,8 +40,10 @@ struct RuleAnswer<'a> {
 }
 
 pub fn main(args: ExplainArgs) -> anyhow::Result<ExitCode> {
+    let destination =
+        args.destination.ok_or_else(|| Failure::input("no destination", "write one: `egress explain DEST`"))?;
     let loaded = policy::load(&args.policy.sources())?;
-    let explanation = loaded.compiled.decide(&args.destination);
+    let explanation = loaded.compiled.decide(&destination);
     show(&explanation, &loaded.compiled, args.json)?;
     Ok(code(&explanation))
 }

@@ -12,6 +12,7 @@ pub mod events;
 pub mod exec;
 pub mod explain_daemon;
 pub mod explain_offline;
+mod explain_packet;
 pub mod learn;
 pub mod man;
 pub mod output;
@@ -130,7 +131,7 @@ fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {
         Command::Exec(args) => exec::main(args),
         Command::Check(args) => check::main(args),
         Command::Explain(args) if args.is_offline() => explain_offline::main(args),
-        Command::Explain(args) => explain_daemon::run(&socket, &args.destination.to_string(), args.json),
+        Command::Explain(args) => explain_daemon::main(&socket, args),
         Command::Status(args) => status::run(&socket, args.json),
         Command::Events(args) => events::run(&socket, args),
         Command::Top(args) => top::run(&socket, args),

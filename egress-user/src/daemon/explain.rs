@@ -119,7 +119,7 @@ impl Known {
     }
 }
 
-fn rule(active: &Active, grant: u32) -> ExplainedRule {
+pub(super) fn rule(active: &Active, grant: u32) -> ExplainedRule {
     let grant = &active.policy.grants[grant as usize];
     let rule = &active.policy.rules[grant.rule as usize];
     ExplainedRule {

@@ -8,6 +8,7 @@ mod change;
 mod changes;
 mod enforce;
 mod explain;
+mod explain_packet;
 mod files;
 mod folds;
 mod handle;

@@ -12,7 +12,7 @@ use super::{Book, Enforcement, sweep::Told, trouble::Troubles};
 use crate::{
     api::{
         AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameStatus,
-        PolicyStatus, RuleStatus, Source, Status,
+        PacketExplanation, PacketQuestion, PolicyStatus, RuleStatus, Source, Status,
     },
     datapath::{Attached, Datapath, Error, Installed, Learned, Settings, boot_ticks},
     events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
@@ -389,6 +389,10 @@ impl Source for Core {
 
     fn explain(&self, to: &str) -> Result<Explanation, ExplainError> {
         super::explain::explain(self, to)
+    }
+
+    fn packet(&self, question: &PacketQuestion) -> Result<PacketExplanation, ExplainError> {
+        super::explain_packet::explain_packet(self, question)
     }
 
     fn health(&self) -> Health {

@@ -45,6 +45,8 @@ pub enum Error {
     ReadBack(&'static str),
     #[error("a policy is in force that is not confirmed yet; `egress confirm` keeps it, `egress rollback` ends it")]
     Unconfirmed,
+    #[error("the program `{0}` did not tell its verdict; please report this")]
+    Untold(&'static str),
     #[error("no policy waits for a confirmation")]
     NothingPending,
     #[error("missing privilege: {0}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]

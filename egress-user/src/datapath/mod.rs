@@ -20,6 +20,7 @@ mod object;
 mod pins;
 mod read;
 mod reclaim;
+mod rehearse;
 pub mod sys;
 mod table;
 mod workload;
@@ -39,6 +40,7 @@ pub use lower::{Bases, Elements, Resolver, Settings, lower};
 pub use object::{Object, Sizes};
 pub use pins::Pins;
 pub use reclaim::{Reclaimed, Walk};
+pub use rehearse::{Rehearsed, Scene, packet};
 pub use table::{Plain, Table};
 pub use workload::{WORKLOAD_HOOK, WORKLOAD_PIN, Workload};
 

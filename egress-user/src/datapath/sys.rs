@@ -321,6 +321,41 @@ pub struct TestInput<'a> {
 
 /// Runs a program that takes a `__sk_buff` without a packet on any wire (`net/bpf/test_run.c`).
 pub fn test_run(program: BorrowedFd<'_>, input: TestInput<'_>) -> io::Result<TestRun> {
+    let mut context = [0; CONTEXT];
+    context[IFINDEX] = input.ifindex;
+    run_on(program, input, context, None)
+}
+
+/// [`test_run`], once, with the packet's mark and priority. Gives what the program returned, and the mark and priority
+/// that it left.
+pub fn test_run_marked(
+    program: BorrowedFd<'_>,
+    packet: &[u8],
+    ifindex: u32,
+    mark: u32,
+    priority: u32,
+) -> io::Result<(u32, u32, u32)> {
+    let mut context = [0; CONTEXT];
+    (context[MARK], context[PRIORITY], context[IFINDEX]) = (mark, priority, ifindex);
+    let mut left = [0; WHOLE_CONTEXT];
+    let run = run_on(program, TestInput { packet, ..TestInput::default() }, context, Some(&mut left))?;
+    Ok((run.returned, left[MARK], left[PRIORITY]))
+}
+
+/// Words of `struct __sk_buff` that are given; the kernel takes a shorter one, and lets few of its fields be set.
+const CONTEXT: usize = IFINDEX + 1;
+/// More than the kernel's whole `struct __sk_buff` has, which it wants room for: 48 in 6.18.
+const WHOLE_CONTEXT: usize = 128;
+const MARK: usize = 2;
+const PRIORITY: usize = 8;
+const IFINDEX: usize = 10;
+
+fn run_on(
+    program: BorrowedFd<'_>,
+    input: TestInput<'_>,
+    context: [u32; CONTEXT],
+    context_out: Option<&mut [u32; WHOLE_CONTEXT]>,
+) -> io::Result<TestRun> {
     #[repr(C)]
     #[derive(Default)]
     struct Attr {
@@ -338,10 +373,6 @@ pub fn test_run(program: BorrowedFd<'_>, input: TestInput<'_>) -> io::Result<Tes
         context_out: u64,
         rest: [u32; 4],
     }
-    /// The first words of `struct __sk_buff`; the kernel takes a shorter one, and lets few of its fields be set.
-    const IFINDEX: usize = 10;
-    let mut context = [0u32; IFINDEX + 1];
-    context[IFINDEX] = input.ifindex;
     let mut attr = Attr {
         program: program.as_raw_fd() as u32,
         size_in: input.packet.len() as u32,
@@ -355,6 +386,24 @@ pub fn test_run(program: BorrowedFd<'_>, input: TestInput<'_>) -> io::Result<Tes
         attr.size_out = output.len() as u32;
         attr.data_out = output.as_mut_ptr() as u64;
     }
+    if let Some(out) = context_out {
+        attr.context_size_out = size_of_val(out) as u32;
+        attr.context_out = out.as_mut_ptr() as u64;
+    }
     bpf(PROG_TEST_RUN, &mut attr)?;
     Ok(TestRun { returned: attr.returned, nanoseconds: attr.duration })
+}
+
+/// A program's id.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    /// The first fields of `struct bpf_prog_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        program_type: u32,
+        id: u32,
+    }
+    let mut found = Info::default();
+    info(program, &mut found)?;
+    Ok(found.id)
 }

@@ -84,11 +84,11 @@ extern "C" fn egress_query(
     if !matches!(packet.fragment, Fragment::Whole) || at > end {
         return BAD;
     }
-    if tcp {
-        if at == end {
-            return GOOD;
-        }
-    } else {
+    if at == end {
+        // A segment without payload belongs to its connection; an empty datagram asks nothing.
+        return if tcp { GOOD } else { BAD };
+    }
+    if !tcp {
         // SAFETY: the context is valid.
         let (gso, linear) = unsafe { ((*skb).gso_size, u64::from((*skb).data_end) - u64::from((*skb).data)) };
         let udp = u64::from(network_offset) + u64::from(packet.transport);
