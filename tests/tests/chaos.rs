@@ -6,7 +6,7 @@ use egress_tests::chaos::{Options, details, run, table};
 /// in the world, no allowed connection breaks, and new names work wherever they can.
 #[test]
 fn nothing_gets_out_and_nothing_breaks() {
-    let rows = run(Options::share()).unwrap();
+    let rows = run(&Options::share()).unwrap();
     println!("{}", table(&rows));
     let failed: Vec<_> = rows.iter().filter(|row| !row.holds()).map(details).collect();
     assert!(failed.is_empty(), "{}\n{}", table(&rows), failed.join("\n"));

@@ -95,6 +95,13 @@ pub struct RunArgs {
     /// Where policies are kept that come by `egress apply`
     #[arg(long, value_name = "DIR", env = "EGRESS_STATE", default_value = "/var/lib/egress")]
     pub state: PathBuf,
+    /// Room for this many addresses of each family, learned ones included; half of it is for the next policy
+    /// [default: 131072, or what the policy needs]
+    #[arg(long, value_name = "N", value_parser = room)]
+    pub max_addresses: Option<u32>,
+    /// Room for this many flows [default: 131072]
+    #[arg(long, value_name = "N", value_parser = room)]
+    pub max_flows: Option<u32>,
     /// Stop enforcing when the daemon ends; for experiments
     #[arg(long)]
     pub detach_on_exit: bool,
@@ -418,4 +425,12 @@ fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write KEY=VALUE, like region=westeurope".to_owned()),
     }
+}
+
+fn room(text: &str) -> Result<u32, String> {
+    let range = crate::datapath::Room::RANGE;
+    text.parse()
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| format!("not a number from {} to {}", range.start(), range.end()))
 }

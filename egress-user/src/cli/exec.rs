@@ -26,7 +26,7 @@ use self::cgroup::ExecCgroup;
 use super::{Failure, args::ExecArgs, output};
 use crate::{
     daemon::{self, Believe, Core, Enforcement, Scope, ring},
-    datapath::{Settings, netns_cookie},
+    datapath::{Room, Settings, netns_cookie},
     events::{Event, Style, Summary},
     policy::{self, Compiled},
     resolve::system::{self, SystemResolvers},
@@ -74,7 +74,8 @@ pub(super) fn govern(
     let user = user.map(child::User::find).transpose()?;
     let machine = |error: crate::datapath::Error| Failure::machine(error.to_string(), "run it as root");
     let exec_cgroup = ExecCgroup::make().map_err(machine)?;
-    let scope = Scope { cgroup: exec_cgroup.open().map_err(machine)?, uplinks: Vec::new(), pins: None };
+    let scope =
+        Scope { cgroup: exec_cgroup.open().map_err(machine)?, uplinks: Vec::new(), pins: None, room: Room::default() };
     let resolvers = daemon::resolvers(&policy, system, Believe::AtCgroup);
     let settings = Settings {
         resolvers,

@@ -17,7 +17,7 @@ use crate::{
         self, Applied, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady, PolicyFiles,
         Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
-    datapath::{Cgroup, Pins},
+    datapath::{Cgroup, Pins, Room},
     metrics::{Metrics, Timed},
     policy::{self, DomainName},
     privilege,
@@ -162,9 +162,10 @@ fn enforce(
                 stored.before = Some(ready.texts);
                 let waits = enforcement.waits;
                 if !waits {
-                    // Confirmed, by a daemon that died before it could write that down.
+                    // In force or confirmed, by a daemon that died before it could write that down.
                     let over = base.read(names).map(|(files, _)| files.texts).unwrap_or_default();
-                    stored.applied = Some(Applied { texts: trial.texts.clone(), over });
+                    let by_files = over == trial.texts;
+                    stored.applied = (!by_files).then(|| Applied { texts: trial.texts.clone(), over });
                     if let Err(error) = store.write(stored) {
                         tracing::warn!(%error, "a restart will not know of the confirmed policy");
                     }
@@ -293,7 +294,8 @@ fn not_ready(error: NotReady) -> anyhow::Error {
 }
 
 fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
-    scope_of(args.cgroup.as_deref(), &args.interface, Some(Pins::new(&Pins::default_bpffs())))
+    let scope = scope_of(args.cgroup.as_deref(), &args.interface, Some(Pins::new(&Pins::default_bpffs())))?;
+    Ok(Scope { room: Room { addresses: args.max_addresses, flows: args.max_flows }, ..scope })
 }
 
 /// What `--cgroup` and `--interface` name.
@@ -309,7 +311,7 @@ pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Optio
             "there is no interface {missing}: governed as soon as it appears; `ip link` lists those there are"
         );
     }
-    Ok(Scope { cgroup, uplinks, pins })
+    Ok(Scope { cgroup, uplinks, pins, room: Room::default() })
 }
 
 fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {

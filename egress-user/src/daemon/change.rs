@@ -143,10 +143,15 @@ impl Changer {
         deadline: Option<Ticks>,
     ) -> Result<Vec<String>, Error> {
         let Ready { texts, policy, settings } = ready;
-        // Kept first where it goes on trial: a daemon that is killed right after the flip must find it.
+        // Kept first: a daemon that is killed right after the flip must find the text of what the kernel judges by then.
         let mut stored = Stored { trial: Some(texts.clone()), ..self.stored(state) };
-        let mut kept = if deadline.is_some() { self.store.write(&stored) } else { Ok(()) };
-        self.core.install_until(policy, texts.names(), settings, deadline.unwrap_or(0))?;
+        let mut kept = self.store.write(&stored);
+        if let Err(error) = self.core.install_until(policy, texts.names(), settings, deadline.unwrap_or(0)) {
+            stored.trial = None;
+            // Where this fails too the next start sees that the kernel has it not.
+            let _ = self.store.write(&stored);
+            return Err(error);
+        }
         let unchanged = texts == state.now && deadline.is_none();
         let old = std::mem::replace(&mut state.now, texts);
         let was_applied = std::mem::replace(&mut state.applied, applied);

@@ -3,7 +3,9 @@
 use std::thread::{self, JoinHandle};
 
 use crate::{
-    datapath::{self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Settings, Settled, Sizes, Uplink},
+    datapath::{
+        self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Room, Settings, Settled, Sizes, Uplink,
+    },
     policy::Compiled,
 };
 
@@ -16,6 +18,8 @@ pub struct Scope {
     pub uplinks: Vec<Uplink>,
     /// Where to pin what must outlive this process; `None` to pin nothing.
     pub pins: Option<Pins>,
+    /// What the tables are to hold, beside the policy.
+    pub room: Room,
 }
 
 /// A policy that is in force.
@@ -64,7 +68,7 @@ impl Enforcement {
         let kernel = (bpf_lsm != Some(false)).then(|| thread::spawn(aya::Btf::from_sys_fs));
         // A cgroup that was made for this policy, with nothing pinned, has no past.
         let has_past = scope.pins.is_some() || scope.cgroup.is_populated();
-        let mut object = load(policy, scope.pins.as_ref(), has_past)?;
+        let mut object = load(policy, scope, has_past, on_trial)?;
         let mut programs = vec!["socket_egress", "socket_ingress"];
         if !scope.uplinks.is_empty() {
             programs.extend(["uplink_ingress", "uplink_egress", datapath::WORKLOAD_HOOK]);
@@ -82,7 +86,13 @@ impl Enforcement {
         let installed = match datapath.adopt(policy, &settings)? {
             None if on_trial => return Err(Error::NothingPending),
             // The same policy as before: what was learned meanwhile stays.
-            Some(installed) => installed,
+            Some(installed) => {
+                if !waits {
+                    // A daemon that was killed between two policies left one half, into which the kernel would go on to learn.
+                    datapath.forget_other(installed.generation)?;
+                }
+                installed
+            }
             None => datapath.install(policy, &settings, &[])?,
         };
         if has_past {
@@ -161,14 +171,20 @@ fn lsm(
 }
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and
-/// the pinned links are given programs that use these.
-fn load(policy: &Compiled, pins: Option<&Pins>, has_past: bool) -> Result<Object, Error> {
-    let sizes = if has_past { Sizes::for_policy(policy) } else { Sizes::for_command(policy) };
-    let Some(pins) = pins else { return Object::load(&sizes, None) };
+/// the pinned links are given programs that use these. `as_it_is`: what is asked for is in the pinned maps, or nowhere.
+fn load(policy: &Compiled, scope: &Scope, has_past: bool, as_it_is: bool) -> Result<Object, Error> {
+    let sizes = if has_past { Sizes::for_policy(policy, scope.room) } else { Sizes::for_command(policy) };
+    let Some(pins) = &scope.pins else { return Object::load(&sizes, None) };
+    if as_it_is {
+        let object = pins.has_maps().then(|| Object::load(&sizes, Some(pins)).ok()).flatten();
+        return object.ok_or(Error::NothingPending);
+    }
     if pins.has_maps() {
         match Object::load(&sizes, Some(pins)).and_then(|object| Ok((object.has_room(&sizes)?, object))) {
             Ok((true, object)) => return Ok(object),
-            Ok((false, _)) => tracing::info!("the policy has outgrown the pinned maps; making new ones"),
+            Ok((false, _)) => {
+                tracing::info!("the policy, or what is asked for, has outgrown the pinned maps; making new ones")
+            }
             Err(error) => tracing::warn!(%error, "cannot take up the pinned maps; making new ones"),
         }
         pins.forget_maps()?;

@@ -23,7 +23,7 @@ pub struct Stored {
     /// `before` came by `apply` too.
     #[serde(default)]
     pub before_applied: bool,
-    /// Put in force with `--confirm`, and neither confirmed nor rolled back when this was written. The kernel knows.
+    /// About to be put in force, or on trial, when this was written. Whether it is, the kernel knows.
     #[serde(default)]
     pub trial: Option<Texts>,
 }

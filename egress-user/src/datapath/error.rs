@@ -18,7 +18,7 @@ pub enum Error {
     )]
     Shape { name: &'static str, key: u32, value: u32 },
     #[error(
-        "the policy needs {needed} {what}, and {capacity} fit; restart the daemon with it, so that its tables are sized for it"
+        "the policy needs {needed} {what}, and {capacity} fit; restart the daemon with it, so that its tables are sized for it (`egress run --max-addresses N` where learned addresses fill them)"
     )]
     Full { what: &'static str, needed: usize, capacity: usize },
     #[error(

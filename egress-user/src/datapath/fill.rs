@@ -5,13 +5,13 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
 };
 
-use super::{Datapath, Error, sys};
+use super::{Datapath, Error, Plain, Table, sys};
 
 /// Elements that one call counts: a bucket with more than this would end the count with an error.
 const BATCH: u32 = 4096;
 
 /// The hash tables whose elements come and go with traffic or with the policy, and whether they give up old elements for
-/// new ones. `NAMES`, a trie, comes beside them.
+/// new ones. The tries (names, prefixes) come beside them.
 const HASHES: &[(&str, bool)] = &[
     ("ADDRESSES_4", false),
     ("ADDRESSES_6", false),
@@ -20,6 +20,8 @@ const HASHES: &[(&str, bool)] = &[
     ("FRAGMENTS", true),
     ("PENDING", true),
     ("ALIASES", true),
+    ("STREAMS", true),
+    ("RESOLVERS", false),
     ("DROP_FOLDS", true),
 ];
 
@@ -41,7 +43,7 @@ pub struct Fill {
 
 impl Datapath {
     /// How full each table is that can fill up, in a fixed order. Takes one call for each 4,096 elements of a hash table,
-    /// and one for each name of the policy; it changes nothing, and does not make an entry look used.
+    /// and one for each name and prefix of the policy; it changes nothing, and does not make an entry look used.
     ///
     /// # Errors
     /// Where the kernel does not let a map be read.
@@ -55,12 +57,22 @@ impl Datapath {
             let bytes = memory(map.as_fd()).map_err(read)?;
             fills.push(Fill { name, entries, capacity: shape.max_entries.into(), bytes, evicts });
         }
-        let name = self.names.name();
-        let bytes = memory(self.names.fd()).map_err(|source| Error::map("count", name, source))?;
-        let (entries, capacity) = (self.names.keys()?.len() as u64, self.names.capacity().into());
-        fills.push(Fill { name, entries, capacity, bytes, evicts: false });
+        fills.push(trie(&self.names)?);
+        for prefixes in [&self.prefixes_4, &self.denies_4] {
+            fills.push(trie(prefixes)?);
+        }
+        for prefixes in [&self.prefixes_6, &self.denies_6] {
+            fills.push(trie(prefixes)?);
+        }
         Ok(fills)
     }
+}
+
+/// A table whose elements only a walk over its keys can count.
+fn trie<K: Plain, V: Plain>(table: &Table<K, V>) -> Result<Fill, Error> {
+    let name = table.name();
+    let bytes = memory(table.fd()).map_err(|source| Error::map("count", name, source))?;
+    Ok(Fill { name, entries: table.keys()?.len() as u64, capacity: table.capacity().into(), bytes, evicts: false })
 }
 
 /// The elements of a hash table. Only of those: the position in other kinds of maps is a key, not four bytes.

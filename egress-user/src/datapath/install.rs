@@ -1,7 +1,7 @@
 //! Policies in the kernel: one generation beside the other, then a flip.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     thread,
     time::Duration,
@@ -152,10 +152,21 @@ impl Datapath {
         self.configs.set(&(generation & 1), &elements.config, sys::ANY)?;
         let written: Vec<_> = elements.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
         self.write_addresses(generation, &written)?;
-        for learned in learned {
-            self.learn_into(policy, &elements.class_index, generation, learned)?;
+        // What was learned is not what the policy says: where it does not fit beside the old generation's, it is learned anew
+        // when it is asked for, and a full table keeps nobody from another policy.
+        let mut missing = 0;
+        let exact: HashSet<&str> = policy.exact_names.iter().map(|name| name.as_str()).collect();
+        let (first, rest): (Vec<_>, Vec<_>) = learned.iter().partition(|known| exact.contains(known.name.as_str()));
+        for learned in first.into_iter().chain(rest) {
+            missing += lost(self.learn_into(policy, &elements.class_index, generation, learned))?;
         }
-        self.carry_over(live, bases, &elements)?;
+        missing += lost(self.carry_over(live, bases, &elements))?;
+        if missing != 0 {
+            tracing::warn!(
+                addresses = missing,
+                "the new policy begins without some learned addresses: the table is full; `egress run --max-addresses` makes room"
+            );
+        }
         self.verify(&elements)?;
         self.retire_grants(&grants, live)?;
         // The one to go back to is there only where there is one.
@@ -259,7 +270,7 @@ impl Datapath {
     }
 
     /// Ends every generation but `keep`, the live one: it learns no more, and its elements go.
-    pub(super) fn forget_other(&mut self, keep: u32) -> Result<(), Error> {
+    pub fn forget_other(&mut self, keep: u32) -> Result<(), Error> {
         thread::sleep(IN_FLIGHT);
         self.previous_index.clear();
         self.configs.set(&(!keep & 1), &Config::default(), sys::ANY)?;
@@ -400,6 +411,15 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+}
+
+/// How many learned addresses had no room.
+fn lost<T>(written: Result<T, Error>) -> Result<usize, Error> {
+    match written {
+        Ok(_) => Ok(0),
+        Err(Error::Full { needed, .. }) => Ok(needed),
+        Err(error) => Err(error),
     }
 }
 

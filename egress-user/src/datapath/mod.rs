@@ -37,7 +37,7 @@ pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_coo
 pub use install::{Datapath, Installed, Learned};
 pub use judge::Judged;
 pub use lower::{Bases, Elements, Resolver, Settings, lower};
-pub use object::{Object, Sizes};
+pub use object::{Object, Room, Sizes};
 pub use pins::Pins;
 pub use reclaim::{Reclaimed, Walk};
 pub use rehearse::{Rehearsed, Scene, packet};

@@ -30,10 +30,29 @@ pub struct Sizes {
     pub flows: u32,
 }
 
+/// What a user asks the tables that traffic fills to hold, beyond what the policy itself needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Addresses of each family, those of two generations; `None` for [`Room::ADDRESSES`].
+    pub addresses: Option<u32>,
+    /// Flows; `None` for [`Room::FLOWS`].
+    pub flows: Option<u32>,
+}
+
+impl Room {
+    /// Addresses of each family where nothing else is said.
+    pub const ADDRESSES: u32 = 1 << 17;
+    /// Flows where nothing else is said.
+    pub const FLOWS: u32 = 1 << 17;
+    /// What may be asked for. Below it an LRU map is mostly its processors' free lists (kernel/bpf/bpf_lru_list.c); above it the
+    /// flows, which are made whole, take gigabytes.
+    pub const RANGE: std::ops::RangeInclusive<u32> = 1 << 10..=1 << 24;
+}
+
 impl Sizes {
     /// Sizes for one command: a few thousand flows and addresses, which are made faster than a node's.
     pub fn for_command(policy: &Compiled) -> Self {
-        let node = Self::for_policy(policy);
+        let node = Self::for_policy(policy, Room::default());
         let least = |len: usize| u32::try_from(len * 4).unwrap_or(u32::MAX / 8).next_power_of_two().max(512);
         Self {
             addresses: least(policy.addresses.len()).max(1 << 14),
@@ -45,8 +64,8 @@ impl Sizes {
         }
     }
 
-    /// Sizes that hold `policy`, a successor twice as large, and 65,536 learned addresses at least.
-    pub fn for_policy(policy: &Compiled) -> Self {
+    /// Sizes that hold `policy`, a successor twice as large, and what `room` asks for.
+    pub fn for_policy(policy: &Compiled, room: Room) -> Self {
         let twice = |len: usize, least: u32| {
             u32::try_from(len).unwrap_or(u32::MAX / 8).saturating_mul(4).next_power_of_two().max(least)
         };
@@ -54,13 +73,16 @@ impl Sizes {
             policy.classes.iter().map(|class| class.ports.len().div_ceil(egress_ebpf::abi::CHUNK_PORTS)).sum();
         let inner: usize = policy.names.iter().map(|entry| entry.inner.len()).sum();
         Self {
-            addresses: twice(policy.addresses.len() + policy.exact_names.len() * 4, 1 << 17),
+            addresses: twice(
+                policy.addresses.len() + policy.exact_names.len() * 4,
+                room.addresses.unwrap_or(Room::ADDRESSES),
+            ),
             prefixes: twice(policy.addresses.len().max(policy.denies.len()), 4096),
             classes: twice(chunks, 4096),
             grants: twice(policy.grants.len(), 4096),
             names: twice(policy.names.len() + policy.dns.internal.len() * 2 + policy.dns.allow_private.len(), 4096),
             inner: twice(inner, 512),
-            flows: 1 << 17,
+            flows: room.flows.unwrap_or(Room::FLOWS),
         }
     }
 

@@ -186,7 +186,7 @@ fn the_fill_of_each_table_is_told() {
     assert_eq!((after.entries, of(&datapath, "NAMES").entries, of(&datapath, "FLOWS").entries), (2, 1, 40));
     for fill in datapath.fill().unwrap() {
         assert!(fill.entries <= fill.capacity, "{fill:?}");
-        // A key and a value take more than this in every table.
-        assert!(fill.bytes > fill.entries * 8, "{fill:?}");
+        // A key and a value take more than this in every table; an empty trie takes nothing.
+        assert!(fill.bytes >= fill.entries * 9, "{fill:?}");
     }
 }

@@ -6,7 +6,7 @@ use clap::Parser as _;
 use egress_tests::chaos::{Options, details, run, table};
 
 fn main() -> anyhow::Result<ExitCode> {
-    let rows = run(Options::parse())?;
+    let rows = run(&Options::parse())?;
     println!("{}", table(&rows));
     let failed: Vec<_> = rows.iter().filter(|row| !row.holds()).collect();
     for row in &failed {

@@ -17,6 +17,8 @@ pub enum Moment {
     Start,
     /// Up to 60 ms after it was told to read a changed policy.
     Reload,
+    /// The same over another version's pins, which give way to its own.
+    Upgrade,
     /// Any time while names are asked for, twenty a second by each of two askers.
     Learning,
 }
@@ -26,8 +28,11 @@ pub fn kills(scene: &mut Scene, moment: Moment, times: u32, random: &mut Random)
     let mut longest = Duration::ZERO;
     for _ in 0..times {
         match moment {
-            Moment::Start => {
+            Moment::Start | Moment::Upgrade => {
                 scene.crash()?;
+                if moment == Moment::Upgrade {
+                    scene.make_old()?;
+                }
                 scene.begin_start()?;
                 sleep(random.up_to(Duration::from_millis(600)));
             }
@@ -62,6 +67,72 @@ pub fn swaps(scene: &mut Scene, times: u32) -> Result<()> {
             ensure!(Instant::now() < limit, "a reload did not come through: {}", scene.daemon()?.output());
             sleep(Duration::from_millis(5));
         }
+    }
+    Ok(())
+}
+
+/// What is under way when the daemon is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// `egress apply` of a policy for good.
+    Apply,
+    /// `egress apply --confirm 2s`.
+    Trial,
+    /// `egress confirm` of a policy on trial.
+    Confirm,
+    /// `egress rollback` of a policy on trial.
+    RollBack,
+}
+
+/// A change of the policy is asked for by a command, and the daemon is killed up to 60 ms later, `times` times. Afterwards
+/// the kernel, with no daemon, must judge by one whole policy, the old one or the new one, and by the one that the command
+/// said; the next daemon must judge by the same.
+pub fn changes(scene: &mut Scene, times: u32, random: &mut Random) -> Result<()> {
+    for number in 0..times {
+        let change = [Change::Apply, Change::Trial, Change::Confirm, Change::RollBack][number as usize % 4];
+        let old = scene.daemon()?.status()?["policy"]["hash"].clone();
+        let mut on_trial = None;
+        if matches!(change, Change::Confirm | Change::RollBack) {
+            ensure!(scene.begin_change(number, true)?.wait()?.success(), "apply failed: {}", scene.daemon()?.output());
+            on_trial = Some(Instant::now());
+        }
+        let asked = Instant::now();
+        let mut command = match change {
+            Change::Apply => scene.begin_change(number, false)?,
+            Change::Trial => scene.begin_change(number, true)?,
+            Change::Confirm => scene.begin("confirm", &[])?,
+            Change::RollBack => scene.begin("rollback", &[])?,
+        };
+        // The command itself takes some 20 ms before the daemon hears of it.
+        sleep(random.up_to(Duration::from_millis(120)));
+        scene.crash()?;
+        let said = command.wait()?.success();
+        // Where the deadline decides: two seconds, and a tick (1.07 s).
+        let decides = change != Change::Apply;
+        if decides {
+            sleep(
+                Duration::from_millis(3300)
+                    .saturating_sub(on_trial.unwrap_or_else(|| asked + Duration::from_millis(150)).elapsed()),
+            );
+        }
+        let (only_new, extra) = scene.reaches_change(number)?;
+        ensure!(only_new == extra, "{change:?} {number}: half of a policy is in force without a daemon");
+        scene.start()?;
+        let now = scene.daemon()?.status()?["policy"]["hash"].clone();
+        let is_new = now != old;
+        let context = || {
+            format!(
+                "{change:?} {number}, the command said {said}, new in the kernel {only_new}, in the daemon {is_new}"
+            )
+        };
+        ensure!(is_new == only_new, "the next daemon judges otherwise: {}", context());
+        ensure!(scene.reaches_change(number)? == (is_new, is_new), "half of a policy is in force: {}", context());
+        let right = match change {
+            Change::Apply => is_new || !said,
+            Change::Confirm => is_new || !said,
+            Change::Trial | Change::RollBack => !is_new,
+        };
+        ensure!(right, "{}: {}", context(), scene.daemon()?.output());
     }
     Ok(())
 }

@@ -19,10 +19,10 @@ pub use random::Random;
 pub use scene::{Outcome, Scene};
 
 /// How the run goes.
-#[derive(Debug, Clone, Copy, clap::Parser)]
+#[derive(Debug, Clone, clap::Parser)]
 #[command(name = "chaos", about = "Breaks the daemon and what it needs, under traffic, and counts what gets out")]
 pub struct Options {
-    /// How often the daemon is killed in each of three moments; `egress detach` half as often.
+    /// How often the daemon is killed in each of five moments; `egress detach` half as often.
     #[arg(long, default_value_t = 60)]
     pub kills: u32,
     /// How often the policy is swapped.
@@ -34,13 +34,16 @@ pub struct Options {
     /// Picks the random moments; the same seed gives the same ones.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Only what has this in its name.
+    #[arg(long)]
+    pub only: Option<String>,
 }
 
 impl Options {
     /// A share of it that fits into the test suite.
     #[must_use]
     pub fn share() -> Self {
-        Self { kills: 5, swaps: 25, floods: 100, seed: 1 }
+        Self { kills: 5, swaps: 25, floods: 100, seed: 1, only: None }
     }
 }
 
@@ -72,12 +75,20 @@ impl Row {
 }
 
 /// Runs every act; a row each.
-pub fn run(options: Options) -> Result<Vec<Row>> {
+pub fn run(options: &Options) -> Result<Vec<Row>> {
     let mut random = Random(options.seed);
     let mut scene = Scene::new()?;
     scene.start()?;
     let mut rows = Vec::new();
-    let mut act = |scene: &mut Scene, act, times, names_must_work, run: &mut dyn FnMut(&mut Scene) -> Result<()>| {
+    let wanted = |act: &str| options.only.as_deref().is_none_or(|only| act.contains(only));
+    let mut act = |scene: &mut Scene,
+                   act: &'static str,
+                   times,
+                   names_must_work,
+                   run: &mut dyn FnMut(&mut Scene) -> Result<()>| {
+        if !wanted(act) {
+            return Ok(());
+        }
         let start = Instant::now();
         let outcome = scene.under_traffic(|scene| run(scene))?;
         rows.push(Row { act, times, took: start.elapsed(), outcome, names_must_work });
@@ -87,6 +98,7 @@ pub fn run(options: Options) -> Result<Vec<Row>> {
         ("kill -9 while it starts", Moment::Start),
         ("kill -9 while it reloads", Moment::Reload),
         ("kill -9 while names are learned", Moment::Learning),
+        ("kill -9 while it takes over from another version", Moment::Upgrade),
     ] {
         act(&mut scene, what, options.kills, true, &mut |scene| {
             acts::kills(scene, moment, options.kills, &mut random).map(drop)
@@ -96,11 +108,16 @@ pub fn run(options: Options) -> Result<Vec<Row>> {
     act(&mut scene, "the same through the socket, at once", options.floods, true, &mut |scene| {
         acts::floods(scene, options.floods).map(|rate| println!("{rate:.0} policies a minute"))
     })?;
+    act(&mut scene, "kill -9 in apply, confirm, rollback", options.kills, true, &mut |scene| {
+        acts::changes(scene, options.kills, &mut random)
+    })?;
     act(&mut scene, "the resolver fails, in five ways", 10, false, &mut acts::resolver_flaps)?;
     act(&mut scene, "the uplink goes down and up", 10, false, &mut |scene| acts::link_flaps(scene, 10))?;
-    let times = options.kills / 2;
-    acts::detach_kills(&mut scene, times, &mut random)?;
-    act(&mut scene, "after kill -9 of `egress detach`", times, true, &mut |_| {
+    let (detach, times) = ("after kill -9 of `egress detach`", options.kills / 2);
+    if wanted(detach) {
+        acts::detach_kills(&mut scene, times, &mut random)?;
+    }
+    act(&mut scene, detach, times, true, &mut |_| {
         std::thread::sleep(Duration::from_secs(2));
         Ok(())
     })?;

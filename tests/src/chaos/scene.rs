@@ -16,6 +16,7 @@ use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonBuilder, binary};
 use crate::mntns::BPFFS;
 use crate::place::Place;
+use crate::probe::tcp;
 use crate::servers::Service;
 use crate::world::{NODE_V4, UPLINK, World};
 
@@ -32,8 +33,8 @@ rules:
 const EXTRA: &str = "  - {name: extra, to: [203.0.113.99, '*.extra.example.com'], ports: [7000/tcp]}\n";
 /// Where nothing may arrive.
 pub const FORBIDDEN: &str = "198.51.100.77";
-/// Names that each asker may use up in one act (20 a second); each has an address of its own in 20.1.0.0/16.
-const NAMES: u32 = 4_000;
+/// Names that each asker may use up in one act (20 a second); each has an address of its own in 20.0.0.0/14.
+const NAMES: u32 = 6_000;
 
 /// What a run of traffic came to.
 #[derive(Debug)]
@@ -64,6 +65,11 @@ impl Outcome {
         let names = self.told.iter().filter(|told| told.kind == "names");
         names.fold((0, 0), |(tried, failed), told| (tried + told.tried, failed + told.tried - told.through))
     }
+}
+
+/// 203.0.113.128 and up: two for each number, of which a hundred are told apart.
+fn change_addresses(number: u32) -> [IpAddr; 2] {
+    [0, 1].map(|which| IpAddr::from([203, 0, 113, 128 + (number % 50 * 2 + which) as u8]))
 }
 
 /// Dropped in this order: the daemon detaches before its cgroup and namespaces go.
@@ -136,6 +142,14 @@ impl Scene {
         Ok(())
     }
 
+    /// What is pinned becomes another version's. No daemon may run.
+    pub fn make_old(&self) -> Result<()> {
+        let script = format!("cd {BPFFS}/egress && mv v* v1");
+        let run = self.world.node().run("sh", &["-c", &script], Duration::from_secs(5))?;
+        ensure!(run.ok(), "{run:?}");
+        Ok(())
+    }
+
     pub fn daemon(&self) -> Result<&Daemon> {
         self.daemon.as_ref().context("no daemon runs")
     }
@@ -150,6 +164,37 @@ impl Scene {
         command.arg("detach").env("EGRESS_SOCKET", self.world.dir().join("egress.sock")).env("EGRESS_BPFFS", BPFFS);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().context("start `egress detach`")
+    }
+
+    /// Starts a command that talks to the daemon and does not wait.
+    pub fn begin(&self, command: &str, args: &[&str]) -> Result<Child> {
+        let mut child = self.world.node().command(&binary()?.to_string_lossy());
+        child.arg(command).args(args).env("EGRESS_SOCKET", self.world.dir().join("egress.sock"));
+        child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        child.spawn().with_context(|| format!("start `egress {command}`"))
+    }
+
+    /// Starts `egress apply` of a policy with two rules that no other change has, on trial for two seconds or for good,
+    /// and does not wait.
+    pub fn begin_change(&self, number: u32, on_trial: bool) -> Result<Child> {
+        let file = self.world.dir().join("change.yaml");
+        let [one, other] = change_addresses(number);
+        std::fs::write(
+            &file,
+            format!(
+                "{POLICY}  - {{name: one-{number}, to: [{one}], ports: [7000/tcp]}}
+  - {{name: other-{number}, to: [{other}/32], ports: [7000/tcp]}}\n"
+            ),
+        )?;
+        let args: &[&str] = if on_trial { &["--confirm", "2s"] } else { &[] };
+        self.begin("apply", &[&[&*file.to_string_lossy()], args].concat())
+    }
+
+    /// Whether what that policy alone allows is reached: by its address, and by its prefix.
+    pub fn reaches_change(&self, number: u32) -> Result<(bool, bool)> {
+        let inside = self.world.node().in_cgroup(&self.cgroup);
+        let [one, other] = change_addresses(number).map(|address| tcp(&inside, &format!("{address}:7000")));
+        Ok((one?.echoed, other?.echoed))
     }
 
     /// Applies a policy by the control socket, without a process of its own, and waits until it is in force.
@@ -180,7 +225,7 @@ impl Scene {
         [0, 1].map(|asker| {
             for number in 0..NAMES {
                 let host = (self.act * 2 + asker) * NAMES + number;
-                let address = IpAddr::from([20, 1, (host >> 8) as u8, host as u8]);
+                let address = IpAddr::from([20, (host >> 16) as u8, (host >> 8) as u8, host as u8]);
                 self.world.dns.set(&format!("a{}-{asker}-{number}.wild.example.com", self.act), 1, &[address]);
             }
             format!("a{}-{asker}-{{}}.wild.example.com", self.act)
