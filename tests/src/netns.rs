@@ -22,7 +22,7 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 static SWEEP: Once = Once::new();
 
 /// A name that no other live test uses: `eg-<pid>-<counter>-<role>`.
-pub(crate) fn unique_name(role: &str) -> String {
+pub fn unique_name(role: &str) -> String {
     SWEEP.call_once(|| {
         sweep_dead();
         crate::cgroup::sweep_dead();

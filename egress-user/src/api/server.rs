@@ -110,6 +110,8 @@ impl Server {
         let refusals = Arc::new(Semaphore::new(limits.connections));
         let mut tasks = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
+        // Told once: it would be ten lines a second.
+        let mut refused = false;
         loop {
             let accepted = tokio::select! {
                 () = &mut shutdown => break,
@@ -117,10 +119,17 @@ impl Server {
                 Some(_) = tasks.join_next() => continue,
             };
             let stream = match accepted {
-                Ok((stream, _)) => stream,
+                Ok((stream, _)) => {
+                    if std::mem::take(&mut refused) {
+                        tracing::info!("the control socket answers again");
+                    }
+                    stream
+                }
                 Err(error) => {
                     // Out of descriptors, most likely: the listener stays ready, so that a pause keeps the CPU free.
-                    tracing::warn!(%error, "cannot accept a connection at the control socket");
+                    if !std::mem::replace(&mut refused, true) {
+                        tracing::warn!(%error, "cannot accept a connection at the control socket; trying on");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }

@@ -175,19 +175,20 @@ fn lsm(
 fn load(policy: &Compiled, scope: &Scope, has_past: bool, as_it_is: bool) -> Result<Object, Error> {
     let sizes = if has_past { Sizes::for_policy(policy, scope.room) } else { Sizes::for_command(policy) };
     let Some(pins) = &scope.pins else { return Object::load(&sizes, None) };
+    let pinned = || Object::load(&sizes, Some(pins)).and_then(Datapath::check);
     if as_it_is {
-        let object = pins.has_maps().then(|| Object::load(&sizes, Some(pins)).ok()).flatten();
+        let object = pins.has_maps().then(|| pinned().ok()).flatten();
         return object.ok_or(Error::NothingPending);
     }
     if pins.has_maps() {
-        match Object::load(&sizes, Some(pins)).and_then(|object| Ok((object.has_room(&sizes)?, object))) {
+        match pinned().and_then(|object| Ok((object.has_room(&sizes)?, object))) {
             Ok((true, object)) => return Ok(object),
             Ok((false, _)) => {
-                tracing::info!("the policy, or what is asked for, has outgrown the pinned maps; making new ones")
+                tracing::info!("the policy, or what is asked for, has outgrown the pinned maps; making new ones");
             }
             Err(error) => tracing::warn!(%error, "cannot take up the pinned maps; making new ones"),
         }
-        pins.forget_maps()?;
     }
+    pins.forget_maps()?;
     Object::load(&sizes, Some(pins))
 }

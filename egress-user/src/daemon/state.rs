@@ -415,6 +415,12 @@ impl Core {
             .filter(|point| !point.present)
             .map(|point| format!("{} is no longer attached to {}", point.hook, point.target))
             .collect();
+        if self.pins.as_ref().is_some_and(|pins| !pins.has_maps()) {
+            problems.push(
+                "the pins in bpffs are gone: what this daemon holds stays in force, and ends with it; start it again"
+                    .to_owned(),
+            );
+        }
         problems.extend(lock(&self.trouble).clone());
         problems.extend(lock(&self.missing).iter().map(|name| format!("there is no interface {name} to govern (yet)")));
         let names = self.refresher.get().map(|refresher| refresher.names()).unwrap_or_default();

@@ -270,6 +270,8 @@ pub(super) fn link(
             return Ok(link);
         }
         std::fs::remove_file(pin)?;
+    } else if let Some(pin) = pin.filter(|pin| pin.is_dir()) {
+        fs::remove_dir_all(pin)?;
     }
     let link = sys::link_create(program, target, attach_type)?;
     if let Some(pin) = pin {

@@ -97,6 +97,14 @@ impl Datapath {
         })
     }
 
+    /// Whether the object's maps, perhaps pinned by somebody else, have the shapes that are written to.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn check(object: Object) -> Result<Object, Error> {
+        Self::new(object).map(|datapath| datapath.object)
+    }
+
     /// The object, for its programs.
     pub fn object(&mut self) -> &mut Object {
         &mut self.object

@@ -137,9 +137,9 @@ impl Pins {
         remove_pin(&path)
     }
 
-    /// Whether maps of this version are pinned.
+    /// Whether maps of this version are pinned, all of them: some alone have lost what belongs together.
     pub fn has_maps(&self) -> bool {
-        self.map("LIVE").exists()
+        MAPS.iter().all(|name| self.map(name).exists())
     }
 
     /// Forgets the pinned maps, so that the next load makes new ones. The programs that use them keep them.
@@ -202,14 +202,22 @@ fn links_in(dir: &Path) -> Result<Vec<(String, OwnedFd)>, Error> {
         entries => entries.map_err(|error| Error::path("read", dir, error))?,
     };
     for entry in entries.filter_map(Result::ok) {
-        let fd = sys::open_pin(&entry.path()).map_err(|error| Error::path("open the pin", entry.path(), error))?;
-        links.push((entry.file_name().to_string_lossy().into_owned(), fd));
+        match sys::open_pin(&entry.path()) {
+            Ok(fd) => links.push((entry.file_name().to_string_lossy().into_owned(), fd)),
+            // Not ours: a directory, or what somebody else made. It must not keep ours from being in force.
+            Err(error) => tracing::warn!(path = %entry.path().display(), %error, "this is no pin, and is left alone"),
+        }
     }
     Ok(links)
 }
 
+/// A directory in a pin's place goes too.
 pub(super) fn remove_pin(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
+    let removed = match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        removed => removed,
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::path("remove the pin", path, error)),
         _ => Ok(()),
     }

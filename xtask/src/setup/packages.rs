@@ -27,6 +27,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("iputils-ping", "ping: ICMP echo, which the policy judges too"),
     ("libc-ares-dev", "c-ares, a client's resolver library"),
     ("libc6-dev", "headers for the clients in C"),
+    ("libfaketime", "steps the daemon's wall clock in the tests"),
     ("librsvg2-bin", "rsvg-convert: the bench's plots as PNG"),
     ("musl-tools", "builds the client that uses musl's resolver"),
     ("nftables", "nft: service addresses, translated to a resolver's; what the bench compares with"),
