@@ -25,9 +25,7 @@ const NAP: Duration = Duration::from_secs(60);
 /// Reads events until the process ends, and hands each to `seen` after the hub. The thread gives up all that it does not
 /// need first.
 pub fn read(core: &Arc<Core>, events: RingBuf<MapData>, seen: impl Fn(&Event) + Send + 'static) -> io::Result<()> {
-    let core = Arc::clone(core);
-    let root = cgroup_root().unwrap_or_else(|_| "/sys/fs/cgroup".into());
-    let mut reader = Reader { core, enricher: Enricher::new(Roots::host(root)), events };
+    let mut reader = Reader::new(core, events);
     let (begun, result) = mpsc::channel();
     thread::Builder::new().name("events".to_owned()).spawn(move || {
         let restricted = privilege::restrict(Role::Events, &[]).map_err(io::Error::other);
@@ -56,7 +54,9 @@ impl Reader {
     /// A reader for the caller's own loop.
     pub fn new(core: &Arc<Core>, events: RingBuf<MapData>) -> Self {
         let root = cgroup_root().unwrap_or_else(|_| "/sys/fs/cgroup".into());
-        Self { core: Arc::clone(core), enricher: Enricher::new(Roots::host(root)), events }
+        let mut enricher = Enricher::new(Roots::host(root));
+        enricher.watch();
+        Self { core: Arc::clone(core), enricher, events }
     }
 
     /// Waits until there is something, at most `limit`.
@@ -64,11 +64,14 @@ impl Reader {
         // SAFETY: the ring buffer keeps its descriptor open as long as it lives, which is longer than this call.
         let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout);
+        let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.enricher.watched().map(|cgroups| PollFd::new(cgroups, PollFlags::POLLIN)));
+        let _ = poll(&mut fds, timeout);
     }
 
     /// Takes everything that is there.
     pub fn drain(&mut self, seen: &impl Fn(&Event)) {
+        self.enricher.hear();
         while let Some(item) = self.events.next() {
             let raw = match decode(&item) {
                 Ok(raw) => raw,

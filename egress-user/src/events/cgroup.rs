@@ -3,10 +3,15 @@
 use std::{
     collections::HashMap,
     fs,
-    os::unix::{ffi::OsStrExt, fs::DirEntryExt},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::{ffi::OsStrExt, fs::DirEntryExt},
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use super::escape;
 
@@ -19,18 +24,32 @@ const VISITS: usize = 200_000;
 
 /// Finds the path of a cgroup by its id, which is its directory's inode number. Ids are never used twice and
 /// directories of cgroup v2 are not renamed, so that what was found once stays true, also when the cgroup is gone.
+///
+/// A container that does one thing takes its cgroup along before anybody can look it up: with [`CgroupPaths::watch`] new
+/// cgroups are heard of when they are made, while the runtime still prepares the container.
 #[derive(Debug)]
 pub struct CgroupPaths {
     root: PathBuf,
     known: HashMap<u64, String>,
     walked: Option<Instant>,
     pause: Duration,
+    watch: Option<Watch>,
 }
+
+/// The directories of the tree, each with an inotify watch for new ones in it.
+#[derive(Debug)]
+struct Watch {
+    inotify: Inotify,
+    directories: HashMap<WatchDescriptor, PathBuf>,
+}
+
+/// Directories that are watched; the kernel takes about 1 KiB for each.
+const WATCHED: usize = 16_384;
 
 impl CgroupPaths {
     /// `root` is where cgroup v2 is mounted.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), known: HashMap::new(), walked: None, pause: PAUSE }
+        Self { root: root.into(), known: HashMap::new(), walked: None, pause: PAUSE, watch: None }
     }
 
     /// With another pause between walks.
@@ -38,6 +57,41 @@ impl CgroupPaths {
     pub fn with_pause(mut self, pause: Duration) -> Self {
         self.pause = pause;
         self
+    }
+
+    /// Hears of new cgroups from now on. Where inotify has no more room, cgroups are found by walks alone.
+    pub fn watch(&mut self) {
+        let Ok(inotify) = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK) else { return };
+        self.watch = Some(Watch { inotify, directories: HashMap::new() });
+        self.walk();
+    }
+
+    /// What becomes readable when there is something to [`hear`](Self::hear) of.
+    pub fn watched(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(|watch| watch.inotify.as_fd())
+    }
+
+    /// Notes the cgroups that were made since the last call; to be called at once when there are some.
+    pub fn hear(&mut self) {
+        loop {
+            let Some(watch) = &mut self.watch else { return };
+            let Ok(events) = watch.inotify.read_events() else { return };
+            let mut new = Vec::new();
+            for event in events {
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    new.push(self.root.clone());
+                } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                    watch.directories.remove(&event.wd);
+                } else if let (Some(parent), Some(name)) = (watch.directories.get(&event.wd), &event.name)
+                    && event.mask.contains(AddWatchFlags::IN_ISDIR)
+                {
+                    new.push(parent.join(name));
+                }
+            }
+            for directory in new {
+                self.walk_from(directory);
+            }
+        }
     }
 
     /// The path below the root, `/` for the root itself; absent where no such cgroup is seen.
@@ -67,12 +121,24 @@ impl CgroupPaths {
     }
 
     fn walk(&mut self) {
-        if let Some(id) = inode(&self.root) {
-            self.insert(id, &self.root.clone());
+        self.walk_from(self.root.clone());
+    }
+
+    fn walk_from(&mut self, top: PathBuf) {
+        if let Some(id) = inode(&top) {
+            self.insert(id, &top);
         }
-        let mut directories = vec![self.root.clone()];
+        let mut directories = vec![top];
         let mut visits = 0;
         while let Some(directory) = directories.pop() {
+            // Watched before it is read: what is made meanwhile is found by the one or the other.
+            if let Some(watch) = &mut self.watch
+                && watch.directories.len() < WATCHED
+                && let Ok(wd) =
+                    watch.inotify.add_watch(&directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR)
+            {
+                watch.directories.insert(wd, directory.clone());
+            }
             // A cgroup that was removed meanwhile is no error.
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) && visits < VISITS {

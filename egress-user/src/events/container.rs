@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 /// A container.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Container {
-    /// `docker`, `containerd`, `cri-o`, `podman` or `nerdctl`; absent where the path does not tell.
+    /// `docker`, `containerd`, `cri-o`, `podman`, `nerdctl`, `runc` or `crun`; absent where the path does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-    /// The id: 64 hex digits.
+    /// The id: 64 hex digits; of what was started by hand with runc or crun, the name that it was given.
     pub id: String,
 }
 
@@ -42,6 +42,8 @@ impl Workload {
             }
             if let Some(container) = container(segment, parent) {
                 workload.container = Some(container);
+            } else if workload.container.is_none() {
+                workload.container = by_hand(segment);
             }
             parent = segment;
         }
@@ -70,6 +72,16 @@ fn container(segment: &str, parent: &str) -> Option<Container> {
     }
     // The cgroupfs driver: `/docker/ID`, `/kubepods/burstable/podUID/ID`, and `/NAMESPACE/ID` of plain containerd.
     is_id(segment).then(|| found((parent == "docker").then_some("docker"), segment))
+}
+
+/// The systemd driver's scope of a container that somebody named: `runc-NAME.scope` (libcontainer's and crun's default
+/// prefixes). Without systemd the cgroup is just `NAME`, which tells nothing.
+fn by_hand(segment: &str) -> Option<Container> {
+    let bare = segment.strip_suffix(".scope")?;
+    let (runtime, id) = bare.split_once('-').filter(|(runtime, _)| matches!(*runtime, "runc" | "crun"))?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    (!id.is_empty() && id.bytes().all(plain))
+        .then(|| Container { runtime: Some(runtime.to_owned()), id: id.to_owned() })
 }
 
 fn is_id(text: &str) -> bool {

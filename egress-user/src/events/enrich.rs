@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    os::fd::BorrowedFd,
     path::PathBuf,
 };
 
@@ -13,7 +14,7 @@ use egress_ebpf::{
 
 use super::{
     CgroupPaths, Clock, Event, Hook, Icmp, Kind, LearnedAddress, LearnedName, RawEvent, Refusal, Verdict, Workload,
-    escape, process::Processes,
+    escape, pods::Pods, process::Processes,
 };
 
 /// Where the enricher looks; tests give it directories of their own.
@@ -23,6 +24,8 @@ pub struct Roots {
     pub proc: PathBuf,
     /// Where cgroup v2 is mounted.
     pub cgroup: PathBuf,
+    /// Where the kubelet keeps its pods' logs.
+    pub pods: PathBuf,
     /// The name of an interface of the initial network namespace, by its index.
     pub interface: fn(u32) -> Option<String>,
 }
@@ -30,7 +33,7 @@ pub struct Roots {
 impl Roots {
     /// This machine's, with cgroup v2 mounted at `cgroup`.
     pub fn host(cgroup: impl Into<PathBuf>) -> Self {
-        Self { proc: "/proc".into(), cgroup: cgroup.into(), interface: interface_name }
+        Self { proc: "/proc".into(), cgroup: cgroup.into(), pods: "/var/log/pods".into(), interface: interface_name }
     }
 }
 
@@ -66,6 +69,7 @@ impl Known for Nothing {}
 pub struct Enricher {
     interface: fn(u32) -> Option<String>,
     cgroups: CgroupPaths,
+    pods: Pods,
     processes: Processes,
     names: Names,
 }
@@ -76,9 +80,25 @@ impl Enricher {
         Self {
             interface: roots.interface,
             cgroups: CgroupPaths::new(roots.cgroup),
+            pods: Pods::new(roots.pods),
             processes: Processes::new(roots.proc),
             names: Names::default(),
         }
+    }
+
+    /// Hears of new cgroups from now on, so that those of short-lived containers are known: [`Enricher::hear`].
+    pub fn watch(&mut self) {
+        self.cgroups.watch();
+    }
+
+    /// What becomes readable when there is something to [`hear`](Self::hear) of.
+    pub fn watched(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroups.watched()
+    }
+
+    /// Notes new cgroups. Never blocks.
+    pub fn hear(&mut self) {
+        self.cgroups.hear();
     }
 
     /// The event of a record.
@@ -121,6 +141,8 @@ impl Enricher {
         let (processes, pid) = (&self.processes, event.process.pid);
         let cgroup = self.cgroups.path_with_hint(event.cgroup, || (pid != 0).then(|| processes.cgroup(pid)).flatten());
         let workload = cgroup.as_deref().map(Workload::of_cgroup).unwrap_or_default();
+        let pod = workload.pod_uid.as_deref().and_then(|uid| self.pods.find(uid));
+        let (pod_namespace, pod_name) = pod.map(|pod| (pod.namespace, pod.name)).unzip();
         // Elsewhere the index belongs to the workload's network namespace, where another interface may have it.
         let on_host = matches!(hook, Hook::UplinkEgress | Hook::UplinkIngress | Hook::WorkloadIngress);
         let denied = event.reason == Reason::Denied as u8;
@@ -149,6 +171,8 @@ impl Enricher {
             process,
             container: workload.container,
             pod_uid: workload.pod_uid,
+            pod_namespace,
+            pod_name,
             cgroup,
             cgroup_id: (event.cgroup != 0).then_some(event.cgroup),
             netns: (event.netns != 0).then_some(event.netns),

@@ -140,6 +140,12 @@ pub struct Refusal {
     /// The uid of the Kubernetes pod, as far as the cgroup's path tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
+    /// The pod's namespace, where the kubelet's `/var/log/pods` tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_namespace: Option<String>,
+    /// The pod's name, where the kubelet's `/var/log/pods` tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_name: Option<String>,
     /// The cookie of the socket's network namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<u64>,

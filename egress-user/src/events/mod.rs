@@ -1,7 +1,7 @@
 //! What happened, from the kernel's ring buffer to a person: decode, enrich, broadcast, print.
 //!
 //! `bytes → [decode] → [RawEvent] → [Enricher] → [Event] → [Hub] → subscribers`. Decoding reads nothing but the bytes;
-//! the [`Enricher`] alone reads `/proc` and the cgroup tree. The JSON form is documented in `docs/events.md`.
+//! the [`Enricher`] alone reads `/proc`, the cgroup tree and the names of pods. The JSON form is documented in `docs/events.md`.
 
 mod cgroup;
 mod container;
@@ -11,6 +11,7 @@ mod escape;
 mod event;
 mod filter;
 mod hub;
+mod pods;
 mod pretty;
 mod process;
 mod summary;

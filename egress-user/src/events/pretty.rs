@@ -70,6 +70,9 @@ fn refused(refusal: &Refusal, style: Style) -> String {
         }
         None => text.push_str("  no process"),
     }
+    if let (Some(namespace), Some(name)) = (&refusal.pod_namespace, &refusal.pod_name) {
+        let _ = write!(text, "  pod:{namespace}/{name}");
+    }
     if let Some(container) = &refusal.container {
         let runtime = container.runtime.as_deref().unwrap_or("container");
         let _ = write!(text, "  {runtime}:{}", &container.id[..container.id.len().min(12)]);

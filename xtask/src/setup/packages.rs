@@ -14,6 +14,7 @@ use crate::run;
 /// Debian's name of each package, and what it is for.
 pub const PACKAGES: &[(&str, &str)] = &[
     ("bind9-dnsutils", "dig, as a client that asks a resolver of its own"),
+    ("busybox-static", "the one program of the containers under test"),
     ("curl", "the client of the demo's HTTP and HTTPS rows"),
     ("dnsmasq-base", "a resolver under test"),
     ("fonts-dejavu-core", "the letters in the bench's plots"),
@@ -31,9 +32,11 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("librsvg2-bin", "rsvg-convert: the bench's plots as PNG"),
     ("musl-tools", "builds the client that uses musl's resolver"),
     ("nftables", "nft: service addresses, translated to a resolver's; what the bench compares with"),
+    ("podman", "makes a container, as people do"),
     ("procps", "ps and sysctl in the tests"),
     ("prometheus", "a Prometheus that scrapes the metrics, and promtool"),
     ("python3", "a client with a resolver library of its own kind"),
+    ("runc", "makes a container by hand"),
     ("tmux", "a terminal for the tests of interactive commands"),
     ("unbound", "a resolver under test"),
     ("util-linux", "nsenter, unshare and setpriv"),

@@ -134,6 +134,9 @@ fn process(refusal: &Refusal) -> String {
 }
 
 fn container(refusal: &Refusal) -> String {
+    if let (Some(namespace), Some(name)) = (&refusal.pod_namespace, &refusal.pod_name) {
+        return format!("{namespace}/{name}");
+    }
     match (&refusal.container, &refusal.cgroup) {
         (Some(container), _) => {
             let runtime = container.runtime.as_deref().unwrap_or("container");

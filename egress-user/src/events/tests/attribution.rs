@@ -16,6 +16,7 @@ fn enricher(root: &Path) -> Enricher {
     Enricher::new(Roots {
         proc: root.join("proc"),
         cgroup: root.join("cgroup"),
+        pods: root.join("pods"),
         interface: |index| Some(format!("eth{index}")),
     })
 }
@@ -68,6 +69,26 @@ fn no_process_is_none_and_broken_files_are_no_error() {
     }
 }
 
+/// The uid is in the cgroup's path, the rest in the kubelet's directory of logs.
+#[test]
+fn a_pod_is_told_by_namespace_and_name() {
+    let root = tempfile::tempdir().unwrap();
+    let slice = "kubepods.slice/kubepods-pod1b2c3d4e_0000_4000_8000_0123456789ab.slice/cri-containerd-x.scope";
+    let cgroup = root.path().join("cgroup").join(slice);
+    fs::create_dir_all(&cgroup).unwrap();
+    let event = DropEvent { cgroup: fs::metadata(&cgroup).unwrap().ino(), ..refused() };
+    let of = |enricher: &mut Enricher| {
+        let event = enricher.enrich_at(&RawEvent::Drop(Box::new(event)), &Nothing, &CLOCK);
+        let refusal = event.refusal().unwrap();
+        assert_eq!(refusal.pod_uid.as_deref(), Some("1b2c3d4e-0000-4000-8000-0123456789ab"));
+        (refusal.pod_namespace.clone(), refusal.pod_name.clone())
+    };
+    assert_eq!(of(&mut enricher(root.path())), (None, None));
+    let pod = root.path().join("pods/shop_cart-0_1b2c3d4e-0000-4000-8000-0123456789ab");
+    fs::create_dir_all(pod).unwrap();
+    assert_eq!(of(&mut enricher(root.path())), (Some("shop".into()), Some("cart-0".into())));
+}
+
 #[test]
 fn cgroup_ids_become_paths_and_stay_known() {
     let root = tempfile::tempdir().unwrap();
@@ -94,6 +115,23 @@ fn unknown_cgroup_ids_do_not_walk_the_tree_each_time() {
     assert_eq!(paths.path(id), None, "no second walk so soon");
     assert_eq!(paths.path_with_hint(id, || Some(b"/../elsewhere".to_vec())), None, "a wrong hint is not believed");
     assert_eq!(paths.path_with_hint(id, || Some(b"/../late".to_vec())).as_deref(), Some("/late"));
+}
+
+/// A container's cgroup may be gone before its event is looked at: it was heard of when it was made.
+#[test]
+fn a_cgroup_that_is_gone_was_heard_of() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("early")).unwrap();
+    let mut paths = CgroupPaths::new(root.path()).with_pause(Duration::from_secs(3600));
+    paths.watch();
+    for name in ["early/one", "two", "three/four/five"] {
+        fs::create_dir_all(root.path().join(name)).unwrap();
+        let id = fs::metadata(root.path().join(name)).unwrap().ino();
+        paths.hear();
+        fs::remove_dir(root.path().join(name)).unwrap();
+        paths.hear();
+        assert_eq!(paths.path(id), Some(format!("/{name}")));
+    }
 }
 
 #[test]

@@ -34,6 +34,21 @@ fn container_ids_are_found_in_every_runtimes_paths() {
 }
 
 #[test]
+fn what_was_started_by_hand_has_the_name_it_was_given() {
+    let of =
+        |path: &str| Workload::of_cgroup(path).container.map(|container| (container.runtime.unwrap(), container.id));
+    assert_eq!(of("/system.slice/runc-my_box-1.scope"), Some(("runc".into(), "my_box-1".into())));
+    assert_eq!(of("/user.slice/crun-box.scope/x"), Some(("crun".into(), "box".into())));
+    // Inside another container anybody could have named it.
+    assert_eq!(of(&format!("/docker/{ID}/runc-box.scope")), Some(("docker".into(), ID.into())));
+    for path in
+        ["/system.slice/runc-.scope", "/system.slice/runc-a:b.scope", "/runc-box", "/system.slice/other-box.scope"]
+    {
+        assert_eq!(of(path), None, "{path}");
+    }
+}
+
+#[test]
 fn what_is_no_container_is_none() {
     for path in [
         "/".to_owned(),

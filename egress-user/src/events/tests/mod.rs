@@ -3,6 +3,7 @@ mod broadcast;
 mod containers;
 mod filters;
 mod output;
+mod pods;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -74,7 +75,12 @@ fn answered(text: &str) -> LearnedEvent {
 
 /// Looks at nothing of this machine.
 fn nowhere() -> Enricher {
-    Enricher::new(Roots { proc: "/nonexistent".into(), cgroup: "/nonexistent".into(), interface: |_| None })
+    Enricher::new(Roots {
+        proc: "/nonexistent".into(),
+        cgroup: "/nonexistent".into(),
+        pods: "/nonexistent".into(),
+        interface: |_| None,
+    })
 }
 
 fn enriched(event: DropEvent) -> Event {

@@ -16,6 +16,8 @@ fn samples() -> Vec<Event> {
         cgroup_id: Some(42),
         container: Some(Container { runtime: Some("docker".into()), id: "ab".repeat(32) }),
         pod_uid: Some("1b2c3d4e-0000-4000-8000-0123456789ab".into()),
+        pod_namespace: Some("shop".into()),
+        pod_name: Some("cart-5d78c9869d-abcde".into()),
         interface: Some("eth0".into()),
         interface_index: Some(2),
         process: refusal.process.clone().map(|process| ProcessInfo {
