@@ -22,6 +22,12 @@ pub const READY: &str = "enforcement is on";
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
+/// A time limit of a quick machine, as it is here: ten times as long in an emulated one (`cargo xtask vm`).
+#[must_use]
+pub fn patient(limit: Duration) -> Duration {
+    if std::env::var_os("EGRESS_VM").is_some() { limit * 10 } else { limit }
+}
+
 /// The `egress` binary that was built with these tests: `EGRESS_BIN`, or `egress` in the profile directory of this
 /// executable (`target/debug/egress` for `target/debug/deps/dns-…`).
 pub fn binary() -> Result<PathBuf> {
@@ -221,7 +227,7 @@ impl Daemon {
         let start = Instant::now();
         while !self.output.text().contains(READY) {
             let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
-            if ended.is_some() || start.elapsed() > START_LIMIT {
+            if ended.is_some() || start.elapsed() > patient(START_LIMIT) {
                 std::thread::sleep(Duration::from_millis(50));
                 if self.output.text().contains(READY) && ended.is_none() {
                     break;
@@ -283,7 +289,7 @@ impl Daemon {
                 self.readers.drain(..).for_each(|reader| drop(reader.join()));
                 return Ok(status);
             }
-            if start.elapsed() > STOP_LIMIT {
+            if start.elapsed() > patient(STOP_LIMIT) {
                 child.kill()?;
                 child.wait()?;
                 bail!("the daemon did not end {STOP_LIMIT:?} after {signal}; its output:\n{}", self.output.text());
@@ -297,7 +303,7 @@ impl Daemon {
         let mut command = self.place.command(&binary()?.to_string_lossy());
         command.args(args).env("EGRESS_SOCKET", &self.socket).env("EGRESS_BPFFS", BPFFS);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        crate::place::wait_limited(command.spawn()?, STOP_LIMIT)
+        crate::place::wait_limited(command.spawn()?, patient(STOP_LIMIT))
     }
 
     /// `egress status --json`.

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::Value;
 
 use crate::cgroup::Cgroup;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, patient};
 use crate::place::Place;
 use crate::world::World;
 
@@ -72,7 +72,7 @@ impl Governed {
             if done(&status) {
                 return Ok(status);
             }
-            if start.elapsed() > Duration::from_secs(8) {
+            if start.elapsed() > patient(Duration::from_secs(8)) {
                 bail!("the status did not come to what was waited for: {status:#}");
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -84,7 +84,7 @@ impl Governed {
         let start = Instant::now();
         loop {
             let found = self.daemon.events(false)?.into_iter().find(&want);
-            if found.is_some() || start.elapsed() > Duration::from_secs(2) {
+            if found.is_some() || start.elapsed() > patient(Duration::from_secs(2)) {
                 return Ok(found);
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -9,6 +9,7 @@ use anyhow::Result;
 use nix::sys::socket::{MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, sendto};
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::patient;
 use crate::place::Place;
 
 const LIMIT: Duration = Duration::from_secs(8);
@@ -44,7 +45,7 @@ impl Attempt {
 
 /// Runs `f` in `place` and tells how it went; its result says whether the echo came.
 pub fn attempt(place: &Place, f: impl FnOnce() -> io::Result<bool>) -> Result<Attempt> {
-    place.fork(LIMIT, || {
+    place.fork(patient(LIMIT), || {
         let start = Instant::now();
         Ok(Attempt::of(start, f()))
     })
@@ -54,7 +55,7 @@ pub fn attempt(place: &Place, f: impl FnOnce() -> io::Result<bool>) -> Result<At
 pub fn tcp(place: &Place, to: &str) -> Result<Attempt> {
     let to: SocketAddr = to.parse()?;
     attempt(place, || {
-        let mut stream = TcpStream::connect_timeout(&to, WAIT)?;
+        let mut stream = TcpStream::connect_timeout(&to, patient(WAIT))?;
         converse(&mut stream, b"hello")
     })
 }
@@ -83,7 +84,7 @@ pub fn udp_connected(place: &Place, to: &str) -> Result<Attempt> {
 
 /// Says something on an open connection to an echo server; whether it comes back in time.
 pub fn converse(stream: &mut TcpStream, words: &[u8]) -> io::Result<bool> {
-    stream.set_read_timeout(Some(WAIT))?;
+    stream.set_read_timeout(Some(patient(WAIT)))?;
     stream.write_all(words)?;
     let mut back = vec![0; words.len()];
     match stream.read_exact(&mut back) {
@@ -95,7 +96,7 @@ pub fn converse(stream: &mut TcpStream, words: &[u8]) -> io::Result<bool> {
 
 /// Waits for the datagram that was sent to come back.
 pub fn echoed(socket: &UdpSocket, sent: &[u8]) -> io::Result<bool> {
-    socket.set_read_timeout(Some(WAIT))?;
+    socket.set_read_timeout(Some(patient(WAIT)))?;
     let mut back = vec![0; 65_535];
     match socket.recv(&mut back) {
         Ok(length) => Ok(back[..length] == *sent),

@@ -108,8 +108,10 @@ impl Core {
         }
         let (mut added, mut first) = (Vec::new(), Ok(()));
         for uplink in uplinks {
-            let holds = |point: &Attached| is_uplink(point) && point.interface == uplink.index && point.present();
-            if attached.iter().any(holds) {
+            // All of its programs: somebody may have taken one of them away.
+            let mut points =
+                attached.iter().filter(|point| is_uplink(point) && point.interface == uplink.index).peekable();
+            if points.peek().is_some() && points.all(Attached::present) {
                 continue;
             }
             let result = attach_uplink(lock(&self.datapath).object(), &uplink, self.pins.as_ref());

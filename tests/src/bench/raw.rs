@@ -7,6 +7,7 @@ use std::{
 
 const MAP_CREATE: u32 = 0;
 const PROG_LOAD: u32 = 5;
+const LINK_CREATE: u32 = 28;
 
 /// `BPF_MAP_TYPE_HASH`.
 const MAP_HASH: u32 = 1;
@@ -54,7 +55,19 @@ const fn instruction(code: u8, destination: u8, source: u8, offset: i16, value: 
 
 /// A program that lets everything pass.
 pub fn empty(kind: u32) -> io::Result<OwnedFd> {
-    load(kind, &[instruction(0xb7, 0, 0, 0, 1), instruction(0x95, 0, 0, 0, 0)])
+    constant(kind, 1)
+}
+
+/// Attaches a program to an interface of this namespace after all that are there. `attach_type`: `enum bpf_attach_type`.
+pub fn tcx_last(program: BorrowedFd<'_>, index: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr = [0_u32; 16];
+    attr[..3].copy_from_slice(&[program.as_raw_fd() as u32, index, attach_type]);
+    bpf(LINK_CREATE, &mut attr)
+}
+
+/// A program that says the same of every packet.
+pub fn constant(kind: u32, answer: i32) -> io::Result<OwnedFd> {
+    load(kind, &[instruction(0xb7, 0, 0, 0, answer), instruction(0x95, 0, 0, 0, 0)])
 }
 
 /// A hash table of `size` elements with 8-byte values.
