@@ -158,4 +158,43 @@ fn the_grace_and_the_end_are_told() {
         std::thread::sleep(Duration::from_millis(100));
     }
     assert!(graced && ended, "grace told: {graced}, end told: {ended}");
+    // As docs/troubleshooting.md has it: the events name it too, until it is reclaimed.
+    assert!(tcp(&test.inside, &to).unwrap().refused());
+    let event = test.event(|event| event["destination_port"] == 80).unwrap().expect("its event");
+    assert!(event["reason"] == "expired" || event["reason"] == "no-rule", "{event}");
+    assert_eq!(event["names"][0], NAME, "{event}");
+}
+
+/// A new user's path: curl is refused, `explain` says why and what to write, the line is pasted, `apply`, curl works. What each
+/// command says is in docs/troubleshooting.md.
+#[test]
+fn from_a_blocked_curl_to_the_right_rule_in_three_commands() {
+    let world = World::new().unwrap();
+    world.serve_everywhere(Service::Http, 80).unwrap();
+    world.dns.set_text("api.example.com", 30, &["203.0.113.40"]);
+    world.dns.set_text("www.example.com", 30, &["203.0.113.41"]);
+    let policy = "version: 1\nrules:\n  - {name: web, to: [www.example.com], ports: [80/tcp]}\n";
+    let test = Governed::over(world, policy).unwrap();
+    let start = std::time::Instant::now();
+    let curl = ["-sS", "--max-time", "5", "http://api.example.com/"];
+    // 1. What is blocked says so at once.
+    let blocked = test.inside.run("curl", &curl, LIMIT).unwrap();
+    println!("# curl -sS http://api.example.com/\n{}", blocked.stderr);
+    assert!(!blocked.ok() && blocked.took < Duration::from_secs(4), "{blocked:?}");
+    // 2. Why, and what to write.
+    let explained = test.daemon.egress(&["explain", "http://api.example.com/"]).unwrap();
+    println!("# egress explain http://api.example.com/\n{}", explained.stdout);
+    assert_eq!(explained.code(), Some(1), "{explained:?}");
+    let line = explained.stdout.lines().find(|line| line.trim_start().starts_with("- {")).expect("a line to add");
+    let file = test.world.dir().join("policy-0.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    // 3. As it is printed, indentation included.
+    fs::write(test.world.dir().join("next.yaml"), format!("{text}{line}\n")).unwrap();
+    let next = test.world.dir().join("next.yaml");
+    let applied = test.daemon.egress(&["apply", &next.to_string_lossy()]).unwrap();
+    println!("# egress apply policy.yaml\n{}{}", applied.stdout, applied.stderr);
+    assert!(applied.ok(), "{applied:?}");
+    let now = test.inside.run("curl", &curl, LIMIT).unwrap();
+    println!("# curl -sS http://api.example.com/\n{}({} ms)", now.stdout, start.elapsed().as_millis());
+    assert_eq!(now.stdout, "ok\n", "{now:?}");
 }

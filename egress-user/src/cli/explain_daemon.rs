@@ -82,8 +82,8 @@ pub fn render(explanation: &Explanation, style: Style) -> String {
     match (&explanation.builtin, explanation.rules.is_empty(), &explanation.rule) {
         (Some(builtin), ..) => field("builtin", builtin),
         (None, true, Some(rule)) => field("rule", rule),
-        (None, true, None) => field("reason", &explanation.reason),
-        (None, false, _) if !explanation.allowed => field("reason", &explanation.reason),
+        (None, true, None) => field("reason", &reason(&explanation.reason)),
+        (None, false, _) if !explanation.allowed => field("reason", &reason(&explanation.reason)),
         (None, false, _) => {}
     }
     if let Some(name) = &explanation.via_name {
@@ -122,6 +122,21 @@ pub fn render(explanation: &Explanation, style: Style) -> String {
         let _ = writeln!(text, "  {add}");
     }
     text
+}
+
+/// A reason's stable name, which events have too, and what it says.
+fn reason(name: &str) -> String {
+    let says = match name {
+        "no-rule" => "no rule allows it",
+        "no-port" => "no rule allows it on this port",
+        "denied" => "a deny rule comes first",
+        "expired" => "the answer that gave this address is too old",
+        "name-not-allowed" => "the name may not be asked for",
+        "untrusted-resolver" => "port 53 passes to trusted resolvers only",
+        "protocol" => "no rule can open this protocol",
+        _ => return name.to_owned(),
+    };
+    format!("{name}: {says}")
 }
 
 fn address(listed: &ExplainedAddress) -> String {

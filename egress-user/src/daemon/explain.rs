@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::Path,
     str::FromStr as _,
 };
 
@@ -91,7 +92,7 @@ pub(super) fn explain(core: &Core, to: &str) -> Result<Explanation, ExplainError
     {
         explanation.notes.push(format!("the daemon's last question for it failed: {error}"));
     }
-    hint(&mut explanation);
+    hint(&active, &mut explanation);
     Ok(explanation)
 }
 
@@ -239,16 +240,15 @@ fn tell_through_what(active: &Active, destination: &Destination, explanation: &m
     }
 }
 
-fn hint(explanation: &mut Explanation) {
+fn hint(active: &Active, explanation: &mut Explanation) {
     explanation.hint = match explanation.reason.as_str() {
         _ if explanation.allowed => None,
         "denied" => Some("no rule can allow it while that deny rule stands: narrow or remove it".to_owned()),
-        _ => explanation.add.as_ref().map(|_| {
-            let files: Vec<_> = explanation.nearest.iter().map(|nearest| nearest.rule.source.as_str()).collect();
-            match files.first() {
-                Some(source) => format!("paste this below `rules:` (the nearest rule is at {source})"),
-                None => "paste this below `rules:` of the policy".to_owned(),
+        _ => explanation.add.as_ref().map(|_| match active.files.as_slice() {
+            [file] if Path::new(file).is_file() => {
+                format!("paste this below `rules:` of {file}, then `egress apply {file}`")
             }
+            _ => "paste this below `rules:` of a policy file, then `egress apply` with all that count".to_owned(),
         }),
     };
 }
