@@ -16,6 +16,7 @@ rules:
     to: ['*.wild.example.com']
     ports: [80/tcp]
   - {name: one, to: [203.0.113.10], ports: [7000/tcp]}
+  - {name: private, to: [private.example.org], ports: [80/tcp]}
   - {name: no-metadata, action: deny, to: [169.254.169.254]}
 ";
 const NAME: &str = "some.wild.example.com";
@@ -29,6 +30,7 @@ fn governed() -> Governed {
     world.serve(Service::Http, "0.0.0.0:80").unwrap();
     world.dns.set_text("*.wild.example.com", 30, &[ADDRESS]);
     world.dns.set_text("www.example.org", 30, &["203.0.113.32"]);
+    world.dns.set_text("private.example.org", 30, &["10.1.2.3"]);
     let test = Governed::over(world, POLICY).unwrap();
     let url = format!("http://{NAME}/");
     let run = test.inside.run("curl", &["-sS", "--max-time", "3", &url], LIMIT).unwrap();
@@ -72,6 +74,15 @@ fn an_allowed_destination_is_explained_whole() {
     assert_eq!(explain(&test, "203.0.113.53:53/udp")["builtin"], "dns");
     let denied = explain(&test, "169.254.169.254:80");
     assert!(denied["rule"] == "no-metadata" && denied["add"].is_null(), "{denied}");
+    // Refusals as the kernel tells them apart, and a name whose only address is refused.
+    for (to, reason) in
+        [("8.8.8.8:53/udp", "untrusted-resolver"), ("203.0.113.30:81", "no-port"), ("203.0.113.99:81", "no-rule")]
+    {
+        assert_eq!(explain(&test, to)["reason"], reason, "{to}");
+    }
+    test.status_until(|status| status.to_string().contains("(private)")).unwrap();
+    let private = explain(&test, "private.example.org:80");
+    assert!(private["notes"].to_string().contains("no address that counts, so nothing gets there now"), "{private}");
     let text = test.daemon.egress(&["explain", &format!("{NAME}:80")]).unwrap().stdout;
     assert!(text.contains("from 203.0.113.53:53") && text.contains("policy-0.yaml:3)"), "{text}");
 }
@@ -86,7 +97,8 @@ fn the_line_to_add_works_when_pasted_and_applied() {
         ("203.0.113.11:7000".to_owned(), Some("prefix")),
         ("203.0.113.40:7002/udp".to_owned(), Some("prefix")),
         ("wild.example.com:80".to_owned(), Some("apex")),
-        ("www.example.org:80".to_owned(), None),
+        ("www.example.org:80".to_owned(), Some("sibling")),
+        ("www.elsewhere.net:80".to_owned(), None),
         (format!("{ADDRESS}:7000"), Some("other-port")),
     ];
     for (to, near) in &cases {

@@ -87,11 +87,6 @@ pub(super) fn explain(core: &Core, to: &str) -> Result<Explanation, ExplainError
     if explanation.builtin.is_none() {
         by_the_kernel(core, &active, &destination, &known, now, &mut explanation);
     }
-    if let Host::Name(name) = &destination.host
-        && let Some(error) = core.last_error(name.as_str())
-    {
-        explanation.notes.push(format!("the daemon's last question for it failed: {error}"));
-    }
     hint(&active, &mut explanation);
     Ok(explanation)
 }
@@ -181,8 +176,14 @@ fn by_the_kernel(
     }
     tell_through_what(active, destination, explanation);
     if explanation.allowed {
-        if matches!(destination.host, Host::Name(_)) && explanation.addresses.is_empty() {
-            explanation.notes.push("no address of it is known now; they count as soon as it is asked for".to_owned());
+        if let Host::Name(name) = &destination.host {
+            let known = !explanation.addresses.is_empty();
+            explanation.notes.extend(match core.last_error(name.as_str()) {
+                Some(error) if known => Some(format!("the daemon's last question for it failed: {error}")),
+                Some(error) => Some(format!("it has no address that counts, so nothing gets there now: {error}")),
+                None if known => None,
+                None => Some("no address of it is known now; they count as soon as it is asked for".to_owned()),
+            });
         }
     } else {
         for (name, _, entry) in known.0.iter().filter(|(_, _, entry)| entry.expiry <= now) {
@@ -198,7 +199,14 @@ fn by_the_kernel(
 fn agree(active: &Active, judged: &Judged, explanation: &mut Explanation) {
     let reason = judged.verdict.reason;
     // A datagram or segment to a resolver is judged by its question, which a destination does not tell.
-    if reason == KernelReason::Dns || reason.passes() == explanation.allowed {
+    if reason == KernelReason::Dns {
+        return;
+    }
+    if reason.passes() == explanation.allowed {
+        // Both refuse it: the kernel tells apart what the policy alone cannot, such as an answer that is too old.
+        if explanation.reason == "no-rule" {
+            reason.name().clone_into(&mut explanation.reason);
+        }
         return;
     }
     explanation.allowed = reason.passes();
