@@ -15,7 +15,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::{net::UnixStream, task::JoinHandle};
+use tokio::{net::UnixStream, task::JoinHandle, time::Instant};
 
 use super::{
     ApplyRequest, Changed, ErrorBody, EventFilter, Explanation, Health, PacketExplanation, PacketQuestion, Status,
@@ -24,6 +24,9 @@ use crate::events::Event;
 
 /// How long the daemon may take to start an answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a full backlog is waited for, and how long between two tries.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 /// The longest answer: a status with 100,000 names is some 30 MB.
 const ANSWER_MAX: usize = 256 << 20;
 /// The longest line of an event.
@@ -264,12 +267,29 @@ impl Client {
     }
 }
 
+/// Connects, and waits for a place in the socket's backlog where that is full: a flood of other clients must not keep
+/// root out (P6). unix(7): a socket that does not block gets EAGAIN then, and no readiness to wait for.
 async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
-    UnixStream::connect(socket).await.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoDaemon(socket.into()),
-        io::ErrorKind::PermissionDenied => ClientError::Permission(socket.into()),
-        _ => ClientError::Connect { path: socket.into(), source },
-    })
+    let started = Instant::now();
+    loop {
+        let source = match UnixStream::connect(socket).await {
+            Ok(stream) => return Ok(stream),
+            Err(source) => source,
+        };
+        return Err(match source.kind() {
+            io::ErrorKind::WouldBlock if started.elapsed() < CONNECT_TIMEOUT => {
+                tokio::time::sleep(CONNECT_PAUSE).await;
+                continue;
+            }
+            io::ErrorKind::WouldBlock => ClientError::Busy {
+                path: socket.into(),
+                message: format!("it accepted no connection within {} s", CONNECT_TIMEOUT.as_secs()),
+            },
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoDaemon(socket.into()),
+            io::ErrorKind::PermissionDenied => ClientError::Permission(socket.into()),
+            _ => ClientError::Connect { path: socket.into(), source },
+        });
+    }
 }
 
 /// Ends a connection when its reader is gone.

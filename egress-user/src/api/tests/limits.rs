@@ -1,5 +1,12 @@
-use std::time::Duration;
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
 
+use nix::{
+    errno::Errno,
+    sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -87,4 +94,50 @@ async fn a_slow_reader_loses_events_is_told_and_holds_up_nobody() {
         }
     }
     assert!(lost > 0 && seen > 0, "{seen} seen, {lost} lost");
+}
+
+/// A listener whose backlog is full, and the connections that fill it.
+fn full(path: &std::path::Path) -> (OwnedFd, Vec<OwnedFd>) {
+    let address = UnixAddr::new(path).unwrap();
+    let open = || socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+    let listener = open();
+    socket::bind(listener.as_raw_fd(), &address).unwrap();
+    socket::listen(&listener, Backlog::new(1).unwrap()).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let one = open();
+        match socket::connect(one.as_raw_fd(), &address) {
+            Ok(()) => waiting.push(one),
+            Err(Errno::EAGAIN) => return (listener, waiting),
+            Err(errno) => panic!("{errno}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_waits_for_a_place_in_a_full_backlog() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let (listener, _waiting) = full(&path);
+    let asked = tokio::spawn(async move { Client::new(path).health().await });
+    tokio::time::sleep(SHORT).await;
+    assert!(!asked.is_finished(), "it waits");
+    // Whoever is accepted is let go without an answer.
+    while let Ok(stream) = socket::accept(listener.as_raw_fd()) {
+        nix::unistd::close(stream).unwrap();
+    }
+    let listener = tokio::net::UnixListener::from_std(listener.into()).unwrap();
+    let (stream, _) = timeout(Duration::from_secs(5), listener.accept()).await.expect("it comes").unwrap();
+    drop(stream);
+    assert!(matches!(asked.await.unwrap(), Err(ClientError::Protocol { .. })), "the connection was made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_accepts_nobody_is_busy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let _full = full(&path);
+    let error = Client::new(path).health().await.unwrap_err();
+    assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
+    assert!(error.to_string().contains("within 5 s"), "{error}");
 }
