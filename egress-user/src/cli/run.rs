@@ -42,6 +42,9 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         if !removed.is_empty() {
             output::eprint(&format!("removed {} objects that were in force\n", removed.len()));
         }
+        // Else systemd takes the end for a failed start, and what requires the unit, perhaps the network, does not come up.
+        let said = format!("enforcement is off: {why}");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&said)]);
         return Ok(ExitCode::from(super::exit::NO));
     }
     let started = start(&args, socket)?;

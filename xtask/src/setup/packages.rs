@@ -37,6 +37,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("prometheus", "a Prometheus that scrapes the metrics, and promtool"),
     ("python3", "a client with a resolver library of its own kind"),
     ("runc", "makes a container by hand"),
+    ("systemd", "started as the first process of namespaces: the unit in deploy/"),
     ("tmux", "a terminal for the tests of interactive commands"),
     ("unbound", "a resolver under test"),
     ("util-linux", "nsenter, unshare and setpriv"),
@@ -48,6 +49,7 @@ pub const VM_PACKAGES: &[(&str, &str)] = &[
     ("cpio", "packs them"),
     ("kmod", "the kernel's modules and what each needs"),
     ("qemu-system-x86", "the emulator"),
+    ("wireguard-tools", "wg: a tunnel as the uplink"),
     ("xz-utils", "unpacks the modules"),
 ];
 
