@@ -9,7 +9,7 @@ use std::{
 };
 
 use egress_tests::{
-    Governed, Place, World,
+    Cgroup, Daemon, Governed, Place, World,
     place::Run,
     probe::{any, open},
 };
@@ -301,4 +301,47 @@ fn asking_leaves_no_trace() {
         found.map_or(0, |counter| counter["packets"].as_u64().unwrap())
     };
     assert_eq!(refused(&after), refused(&before.0) + 1, "{told} {after:?}");
+}
+
+/// In audit mode what no rule allows goes on, and both say why; without an uplink the sockets' program is asked alone.
+#[test]
+fn audit_mode_and_no_uplink_are_told() {
+    let world = World::new().unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let builder = Daemon::builder(&world).policy_text(&POLICY.replace("version: 1", "version: 1\nmode: audit"));
+    let daemon = builder.cgroup(&cgroup).interfaces(&[]).start().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    let test = Governed { daemon, inside, beside, cgroup, world };
+    let told = said(&test, &["tcp 8.8.8.8:443"]);
+    assert_eq!((&told["mode"], &told["goes_on"]), (&"audit".into(), &true.into()), "{told}");
+    let hooks = told["hooks"].as_array().unwrap();
+    assert!(hooks.len() == 1 && hooks[0]["kernel"]["reason"] == "no-port", "{told}");
+    let run = ask(&test, &["tcp 8.8.8.8:443", "--hook", "uplink"]);
+    assert!(run.code() == Some(2) && run.stderr.contains("no uplink is governed"), "{run:?}");
+}
+
+/// An uplink without a link header has a program of its own.
+#[test]
+fn an_uplink_without_link_header_is_asked_as_well() {
+    let world = World::new().unwrap();
+    // Made so, it stays though nobody holds it.
+    let made = world.node().run("ip", &["tuntap", "add", "dev", "tun0", "mode", "tun"], LIMIT).unwrap();
+    assert!(made.ok(), "{made:?}");
+    assert!(world.node().run("ip", &["link", "set", "tun0", "up"], LIMIT).unwrap().ok());
+    let cgroup = Cgroup::new("governed").unwrap();
+    let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).interfaces(&["up0", "tun0"]);
+    let daemon = builder.start().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    let test = Governed { daemon, inside, beside, cgroup, world };
+    for (packet, reason) in [
+        ("tcp 198.51.100.1:443", "rule"),
+        ("udp [2001:db8:1::7]:9", "rule"),
+        ("tcp 169.254.169.254:80", "denied"),
+        ("udp 203.0.113.53:53 query example.org", "name-not-allowed"),
+    ] {
+        let told = said(&test, &[packet, "--hook", "uplink"]);
+        let at: Vec<_> =
+            told["hooks"].as_array().unwrap().iter().map(|asked| (&asked["at"], &asked["kernel"]["reason"])).collect();
+        assert_eq!(at, [(&"up0".into(), &reason.into()), (&"tun0".into(), &reason.into())], "{packet}: {told}");
+    }
 }

@@ -34,9 +34,13 @@ fn as_user<T: Send>(user: u32, groups: &[u32], what: impl FnOnce() -> T + Send) 
 
 /// The status code of `GET /v1/health`, or the error of the connection.
 fn ask(path: &Path) -> Result<u16, std::io::ErrorKind> {
+    get(path, "/v1/health")
+}
+
+fn get(path: &Path, resource: &str) -> Result<u16, std::io::ErrorKind> {
     let mut stream = UnixStream::connect(path).map_err(|error| error.kind())?;
     // A server that refuses does not wait for the request.
-    let _ = stream.write_all(b"GET /v1/health HTTP/1.1\r\nhost: egress\r\n\r\n");
+    let _ = stream.write_all(format!("GET {resource} HTTP/1.1\r\nhost: egress\r\n\r\n").as_bytes());
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     Ok(String::from_utf8_lossy(&answer).split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0))
@@ -64,6 +68,10 @@ async fn p9_the_sockets_group_may_read() {
     assert_eq!(as_user(4321, &[1, 7654], || ask(&socket)), Ok(503), "a member by a supplementary group");
     assert_eq!(as_user(7654, &[], || ask(&socket)), Ok(503), "a member by its own group");
     assert_eq!(as_user(4321, &[1], || ask(&socket)), Err(std::io::ErrorKind::PermissionDenied));
+    // Running the attached programs is more than reading.
+    let packet = || get(&socket, "/v1/packet?packet=tcp%20192.0.2.1:443");
+    assert_eq!(as_user(4321, &[1, 7654], packet), Ok(403));
+    assert_eq!(packet(), Ok(400), "root is answered: this source has no programs");
 }
 
 #[tokio::test]
