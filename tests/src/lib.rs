@@ -28,6 +28,7 @@ pub mod fuzz;
 pub mod governed;
 pub mod held;
 pub mod learned;
+pub mod local_stubs;
 pub mod mntns;
 pub mod model;
 pub mod netns;

@@ -5,8 +5,9 @@ use egress_user::datapath::{Object, Sizes};
 
 /// The program, the instructions that the verifier may walk, and bytes of stack, added up over
 /// every chain of calls that stands in the code.
-const BOUNDS: [(&str, u32, u32); 13] = [
-    ("socket_egress", 27_000, 512),
+const BOUNDS: [(&str, u32, u32); 14] = [
+    ("denial_egress", 6_000, 512),
+    ("socket_egress", 28_500, 512),
     ("socket_ingress", 48_000, 512),
     ("uplink_egress", 24_500, 512),
     ("uplink_egress_l3", 23_000, 512),

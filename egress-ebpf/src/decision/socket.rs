@@ -1,10 +1,12 @@
 //! The governed cgroup: packets that have a socket.
 
-use super::{Destination, Tables, Verdict, fresh, from_resolver, inward_key, later_fragment, outward_key};
+use super::{
+    Destination, Tables, Verdict, fresh, from_resolver, inward_key, later_fragment, outward_key, policy::PORT_DNS,
+};
 use crate::{
     abi::{
-        Address, BUILTIN_LOOPBACK, Config, Flow, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey,
-        SocketState, Ticks, ZONE_SOCKET, ZONE_UPLINK,
+        Address, BUILTIN_LOOPBACK, Config, Flow, LEARN_BY_LOOPBACK, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP,
+        PROTO_UDP, PeerKey, ResolverKey, SocketState, Ticks, ZONE_SOCKET, ZONE_UPLINK,
     },
     packet::{Fragment, Packet},
     reason::Reason,
@@ -45,7 +47,7 @@ pub fn leaves_socket<T: Tables>(
     now: Ticks,
 ) -> Verdict {
     if sender.loopback && config.builtins & BUILTIN_LOOPBACK != 0 {
-        return Verdict::plain(Reason::Loopback);
+        return Verdict::plain(by_loopback(tables, config, packet, sender, state));
     }
     if let Fragment::Later = packet.fragment {
         return later_fragment(tables, packet, ZONE_SOCKET, now);
@@ -89,6 +91,33 @@ pub fn leaves_socket<T: Tables>(
         return Verdict { reason: Reason::Reply, grant: 0, remember };
     }
     verdict
+}
+
+/// What leaves by loopback passes, but for queries to a trusted stub of this node: whoever asks it is answered with what it
+/// asks outside, or has in its cache, so they are judged and learned from like others (P4, P5). Only those of the network
+/// namespace that the stub is in: in others its address is somebody else's.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn by_loopback<T: Tables>(
+    tables: &T,
+    config: &Config,
+    packet: &Packet,
+    sender: &Sender,
+    state: Option<&SocketState>,
+) -> Reason {
+    let port = packet.destination_port;
+    if !packet.has_ports()
+        || matches!(packet.fragment, Fragment::Later)
+        || (port != PORT_DNS && !config.has(Config::RESOLVER_PORTS))
+        || (config.teaching_netns != 0 && state.is_none_or(|state| state.netns != config.teaching_netns))
+    {
+        return Reason::Loopback;
+    }
+    let key = ResolverKey { generation: config.generation, address: packet.destination, port, pad: 0 };
+    if tables.resolver(&key).is_none_or(|trust| trust & LEARN_BY_LOOPBACK == 0) {
+        return Reason::Loopback;
+    }
+    if matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP { Reason::BadQuery } else { Reason::Dns }
 }
 
 /// The flow that a socket's packet belongs to, from the socket's own storage or, for datagram sockets with several far

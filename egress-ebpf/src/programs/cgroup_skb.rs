@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{
-        Address, Config, Flow, HOOK_CGROUP_EGRESS, LEARN_AT_CGROUP, LEARN_AT_UPLINK, LEARN_BY_LOOPBACK, ORIGIN_IN,
-        ORIGIN_NONE, PROTO_TCP, PROTO_UDP, Process, ResolverKey, ZONE_SOCKET,
+        Address, Config, Flow, HOOK_CGROUP_EGRESS, LEARN_AT_CGROUP, LEARN_BY_LOOPBACK, ORIGIN_IN, ORIGIN_NONE,
+        PROTO_TCP, PROTO_UDP, Process, ResolverKey, ZONE_SOCKET,
     },
     decision::{self, Sender, SocketKind, Tables, Verdict},
     packet::{Fragment, Packet, plain},
@@ -29,7 +29,7 @@ use super::{
 };
 
 /// The loopback interface's index, the same in every network namespace (the kernel's LOOPBACK_IFINDEX).
-const LOOPBACK_IFINDEX: u32 = 1;
+pub const LOOPBACK_IFINDEX: u32 = 1;
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
@@ -77,7 +77,7 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
     if verdict == DROP
         && matches!(refused.reason, Reason::NameNotAllowed)
         && packet.proto == PROTO_UDP
-        && is_answered_below(skb, config, &packet.destination, packet.destination_port)
+        && is_answered_below(skb, config)
     {
         // SAFETY: the context is valid.
         unsafe { (*skb).mark = LEFT_TO_UPLINK };
@@ -86,18 +86,16 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
     verdict
 }
 
-/// Whether what is refused here goes on to a governed uplink, which refuses it again, and answers: a resolver library
-/// takes the error of a system call for a resolver that is down, and an answer for an answer (decision 0018).
+/// Whether what is refused here goes on to an interface whose program refuses it again, and answers: a resolver library
+/// takes the error of a system call for a resolver that is down, and an answer for an answer (decisions 0018 and 0031).
 #[inline(never)]
-fn is_answered_below(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16) -> bool {
-    let key = ResolverKey { generation: config.generation, address: *resolver, port, pad: 0 };
-    let believed_there = Kernel.resolver(&key).is_some_and(|trust| trust & LEARN_AT_UPLINK != 0);
+fn is_answered_below(skb: *mut __sk_buff, config: &Config) -> bool {
     // An interface's number counts in its own network namespace alone.
     let in_the_host = config.teaching_netns != 0
         && socket(skb).and_then(sockets::state).is_some_and(|state| state.netns == config.teaching_netns);
     // SAFETY: the context is valid.
     let ifindex = unsafe { (*skb).ifindex };
-    believed_there && in_the_host && maps::UPLINKS.get_ifindex(ifindex).is_some()
+    in_the_host && maps::UPLINKS.get_ifindex(ifindex).is_some()
 }
 
 /// The short way, for a packet of the flow that its socket carries.

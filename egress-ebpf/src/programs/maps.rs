@@ -59,7 +59,8 @@ pub static GRANT_HITS: PerCpuArray<Hits, 16384> = PerCpuArray::new();
 #[btf_map]
 pub static RESOLVERS: HashMap<ResolverKey, ResolverTrust, 256, NO_PREALLOC> = HashMap::new();
 
-/// The governed uplinks by their index, in the network namespace of the daemon. Nothing is redirected to them: the kernel
+/// The interfaces by their index whose programs answer refused queries: the governed uplinks and loopback, in the network
+/// namespace of the daemon. Nothing is redirected to them: the kernel
 /// itself takes an interface out of a map of devices when it is deleted or moved to another namespace, so that no other
 /// interface is taken for it which gets its index later.
 #[btf_map]

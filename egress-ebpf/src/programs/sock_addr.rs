@@ -102,7 +102,8 @@ fn stays_here(address: &Address) -> bool {
     address.high == 0 && (address.low == 0 || address.low == 1_u64.to_be())
 }
 
-/// Whether the destination may be this node itself (someone here listens on it), or whoever sent a datagram first.
+/// Whether the destination may be this node itself (someone here listens on it, or asked this very socket by a connected one),
+/// or whoever sent a datagram first.
 // Not inlined: with its tuple in the hook's frame, kernel 6.1 counts more than 512 bytes of stack down to `report`.
 #[inline(never)]
 fn may_pass(ctx: *mut bpf_sock_addr, hook: u8, destination: &Destination) -> bool {
@@ -122,14 +123,19 @@ fn may_pass(ctx: *mut bpf_sock_addr, hook: u8, destination: &Destination) -> boo
     // SAFETY: all-zero is a valid tuple.
     let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
     let port = destination.port.to_be();
+    // To an address of its own a host sends from that same address. A socket that is bound to another one is not found by a
+    // connected one, and waits for the packet's verdict no longer than it must: its `sendto` fails.
+    let near = near_port(ctx).to_be();
     let size = if destination.version == 4 {
-        tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes(destination.address.v4_bytes());
-        tuple.__bindgen_anon_1.ipv4.dport = port;
+        let own = u32::from_ne_bytes(destination.address.v4_bytes());
+        (tuple.__bindgen_anon_1.ipv4.saddr, tuple.__bindgen_anon_1.ipv4.daddr) = (own, own);
+        (tuple.__bindgen_anon_1.ipv4.sport, tuple.__bindgen_anon_1.ipv4.dport) = (near, port);
         12
     } else {
         let Address { high, low } = destination.address;
-        tuple.__bindgen_anon_1.ipv6.daddr = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
-        tuple.__bindgen_anon_1.ipv6.dport = port;
+        let own = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+        (tuple.__bindgen_anon_1.ipv6.saddr, tuple.__bindgen_anon_1.ipv6.daddr) = (own, own);
+        (tuple.__bindgen_anon_1.ipv6.sport, tuple.__bindgen_anon_1.ipv6.dport) = (near, port);
         36
     };
     // SAFETY: helpers 84 and 85 read `size` bytes of the tuple; what they find is released.
@@ -145,6 +151,16 @@ fn may_pass(ctx: *mut bpf_sock_addr, hook: u8, destination: &Destination) -> boo
         bpf_sk_release(found.cast());
     }
     true
+}
+
+/// The port that the socket is bound to; 0 for none yet.
+#[inline(always)]
+fn near_port(ctx: *mut bpf_sock_addr) -> u16 {
+    // SAFETY: the context is valid, and its socket is a full one where it is not null.
+    unsafe {
+        let sk = (*ctx).__bindgen_anon_1.sk;
+        if sk.is_null() { 0 } else { (*sk).src_port as u16 }
+    }
 }
 
 #[inline(never)]

@@ -113,7 +113,7 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     if verdict == SHOT
         && unnamed
         && packet.proto == PROTO_UDP
-        && let Some(answered) = dns::denial::answer(skb, &packet, offset)
+        && let Some(answered) = dns::denial::answer(skb, &packet, offset, false)
     {
         return answered;
     }

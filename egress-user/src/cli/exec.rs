@@ -74,8 +74,13 @@ pub(super) fn govern(
     let user = user.map(child::User::find).transpose()?;
     let machine = |error: crate::datapath::Error| Failure::machine(error.to_string(), "run it as root");
     let exec_cgroup = ExecCgroup::make().map_err(machine)?;
-    let scope =
-        Scope { cgroup: exec_cgroup.open().map_err(machine)?, uplinks: Vec::new(), pins: None, room: Room::default() };
+    let scope = Scope {
+        cgroup: exec_cgroup.open().map_err(machine)?,
+        uplinks: Vec::new(),
+        answered: daemon::answered_for_command(),
+        pins: None,
+        room: Room::default(),
+    };
     let resolvers = daemon::resolvers(&policy, system, Believe::AtCgroup);
     let settings = Settings {
         resolvers,

@@ -17,7 +17,7 @@ use crate::{
         self, Applied, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady, PolicyFiles,
         Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
-    datapath::{Cgroup, Pins, Room},
+    datapath::{Cgroup, Pins, Room, Uplink},
     metrics::{Metrics, Timed},
     policy::{self, DomainName},
     privilege,
@@ -314,7 +314,7 @@ pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Optio
             "there is no interface {missing}: governed as soon as it appears; `ip link` lists those there are"
         );
     }
-    Ok(Scope { cgroup, uplinks, pins, room: Room::default() })
+    Ok(Scope { cgroup, uplinks, answered: vec![Uplink::loopback()], pins, room: Room::default() })
 }
 
 fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {

@@ -16,6 +16,8 @@ pub struct Scope {
     pub cgroup: Cgroup,
     /// The uplinks; empty for the cgroup alone.
     pub uplinks: Vec<Uplink>,
+    /// Where refused queries are answered and nothing is judged (decision 0031).
+    pub answered: Vec<Uplink>,
     /// Where to pin what must outlive this process; `None` to pin nothing.
     pub pins: Option<Pins>,
     /// What the tables are to hold, beside the policy.
@@ -73,6 +75,9 @@ impl Enforcement {
         if !scope.uplinks.is_empty() {
             programs.extend(["uplink_ingress", "uplink_egress", datapath::WORKLOAD_HOOK]);
         }
+        if !scope.answered.is_empty() {
+            programs.push(datapath::DENIAL_HOOK);
+        }
         programs.extend(datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name));
         programs.push("control");
         object.load_programs(&programs);
@@ -99,10 +104,18 @@ impl Enforcement {
             datapath.remember_accepted(&datapath::accepted_connections())?;
         }
         // Before any of them is let go.
-        datapath::keep_uplinks(datapath.object(), &scope.uplinks, scope.pins.as_ref())?;
+        let with_programs: Vec<_> = scope.uplinks.iter().chain(&scope.answered).collect();
+        datapath::keep_uplinks(datapath.object(), &with_programs, scope.pins.as_ref())?;
         let mut attached = datapath::attach_cgroup(datapath.object(), &scope.cgroup, scope.pins.as_ref())?;
         for uplink in &scope.uplinks {
             attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);
+        }
+        for interface in &scope.answered {
+            match datapath::attach_uplink(datapath.object(), interface, scope.pins.as_ref()) {
+                Ok(points) => attached.extend(points),
+                // The cgroup's hook refuses all the same.
+                Err(error) => tracing::warn!(%error, "refused names get an error there, not an answer"),
+            }
         }
         let mut warnings = super::machine_warnings();
         if let Some(kernel) = kernel {
@@ -146,7 +159,8 @@ impl Enforcement {
 /// Detaches what an earlier daemon pinned to another cgroup or interface: by now this one's are attached.
 fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
     let cgroup = format!("cgroup-{}-", scope.cgroup.id);
-    let uplinks: Vec<_> = scope.uplinks.iter().map(|uplink| format!("if{}-", uplink.index)).collect();
+    let uplinks: Vec<_> =
+        scope.uplinks.iter().chain(&scope.answered).map(|uplink| format!("if{}-", uplink.index)).collect();
     for (name, _) in pins.links()? {
         let ours = name.starts_with(&cgroup)
             || name.starts_with("lsm-")

@@ -35,7 +35,7 @@ pub use reclaim::reclaim;
 pub use state::{Active, Core};
 pub use store::{Applied, Store, Stored};
 pub use trust::{Believe, resolvers};
-pub use uplinks::{Follower, Wanted};
+pub use uplinks::{Follower, Wanted, answered_for_command};
 pub use workloads::{Link, links};
 
 use crate::datapath::bpf_lsm;

@@ -7,7 +7,7 @@ use procfs::net::RouteEntry;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 
 use super::{Core, state::lock};
-use crate::datapath::{Attached, Error, Uplink, attach_uplink, forget_uplink};
+use crate::datapath::{Attached, DENIAL_HOOK, Error, Uplink, attach_uplink, forget_uplink};
 
 /// Which interfaces are to be governed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,14 @@ impl Wanted {
     }
 }
 
+/// Where the queries of a command without governed uplinks are answered when they are refused: loopback, and the
+/// interfaces of the default routes that have a link header.
+pub fn answered_for_command() -> Vec<Uplink> {
+    let (uplinks, _) = Wanted::DefaultRoutes.find();
+    let uplinks = uplinks.into_iter().filter(|uplink| uplink.ethernet && uplink.name != "lo");
+    std::iter::once(Uplink::loopback()).chain(uplinks.map(|uplink| Uplink { judges: false, ..uplink })).collect()
+}
+
 /// Adds the interfaces that these send by: a VLAN's, bond's or macvlan's own lower one (a packet socket there, or a
 /// container's macvlan beside, never comes by the upper one), and of a bridge those ports that are hardware or stand on
 /// others in turn. A bridge's other ports lead to workloads, whose packets are judged where they come in.
@@ -87,7 +95,8 @@ impl Core {
     /// # Errors
     /// The first uplink that could not be attached to; the rest is tried all the same.
     pub fn govern_uplinks(&self, wanted: &Wanted) -> Result<Vec<String>, Error> {
-        let (uplinks, missing) = wanted.find();
+        let (mut uplinks, missing) = wanted.find();
+        uplinks.push(Uplink::loopback());
         *lock(&self.missing) = missing;
         let mut attached = lock(&self.attached);
         attached.retain(|point| !is_uplink(point) || exists(point.interface));
@@ -142,7 +151,7 @@ impl Core {
 }
 
 fn is_uplink(point: &Attached) -> bool {
-    point.hook.starts_with("uplink_")
+    point.hook.starts_with("uplink_") || point.hook == DENIAL_HOOK
 }
 
 /// nix 0.31 takes libc's null for success and gives an empty name.

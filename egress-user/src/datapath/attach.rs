@@ -26,6 +26,9 @@ pub const CGROUP_HOOKS: [(&str, AttachType); 7] = [
     ("sendmsg6", AttachType::CgroupSendmsg6),
 ];
 
+/// The program that answers refused queries where nothing else is judged.
+pub const DENIAL_HOOK: &str = "denial_egress";
+
 /// The LSM programs, and the hook of each.
 pub const LSM_HOOKS: [(&str, &str); 2] =
     [("lsm_socket_create", "socket_create"), ("lsm_socket_setsockopt", "socket_setsockopt")];
@@ -78,6 +81,8 @@ pub struct Uplink {
     pub index: u32,
     /// Whether its packets have an Ethernet header.
     pub ethernet: bool,
+    /// Whether what leaves by it is judged; else refused queries are answered there, and nothing more.
+    pub judges: bool,
 }
 
 impl Uplink {
@@ -90,18 +95,25 @@ impl Uplink {
         // ARPHRD_ETHER (1) and ARPHRD_LOOPBACK (772) have Ethernet headers; TUN (65534), WireGuard and the like none.
         let kind = fs::read_to_string(format!("/sys/class/net/{name}/type")).unwrap_or_default();
         let ethernet = matches!(kind.trim(), "" | "1" | "772");
-        Ok(Self { name: name.to_owned(), index, ethernet })
+        Ok(Self { name: name.to_owned(), index, ethernet, judges: true })
+    }
+
+    /// Loopback, which local stubs are asked by: it has the same name and index in every network namespace.
+    pub fn loopback() -> Self {
+        Self { name: "lo".to_owned(), index: 1, ethernet: true, judges: false }
     }
 
     fn pin(&self, hook: &str) -> String {
         format!("if{}-{hook}", self.index)
     }
 
-    fn hooks(&self) -> [(&'static str, AttachType); 2] {
-        if self.ethernet {
-            [("uplink_ingress", AttachType::TcxIngress), ("uplink_egress", AttachType::TcxEgress)]
-        } else {
-            [("uplink_ingress_l3", AttachType::TcxIngress), ("uplink_egress_l3", AttachType::TcxEgress)]
+    fn hooks(&self) -> &'static [(&'static str, AttachType)] {
+        match (self.judges, self.ethernet) {
+            (true, true) => &[("uplink_ingress", AttachType::TcxIngress), ("uplink_egress", AttachType::TcxEgress)],
+            (true, false) => {
+                &[("uplink_ingress_l3", AttachType::TcxIngress), ("uplink_egress_l3", AttachType::TcxEgress)]
+            }
+            (false, _) => &[(DENIAL_HOOK, AttachType::TcxEgress)],
         }
     }
 }
@@ -161,9 +173,9 @@ pub fn cgroup(object: &mut Object, cgroup: &Cgroup, pins: Option<&Pins>) -> Resu
     Ok(attached)
 }
 
-/// Attaches the programs of an uplink: by tcx, or by clsact where the kernel (before 6.6) has no tcx.
+/// Attaches the programs of an uplink, or the one that answers: by tcx, or by clsact where the kernel (before 6.6) has no tcx.
 ///
-/// Only when they are in force does the cgroup's hook leave refused queries to them (decision 0018).
+/// Only when they are in force does the cgroup's hook leave refused queries to them (decisions 0018 and 0031).
 pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
     let result = uplink_hooks(object, uplink, pins);
     if result.is_ok() {
@@ -186,7 +198,7 @@ fn uplinks(object: &Object) -> Result<Table<u32, [u32; 2]>, Error> {
 
 /// Forgets the uplinks of an earlier daemon that are not among these, or whose program is not known to be in force: to be
 /// called before anything is attached.
-pub fn keep_uplinks(object: &Object, wanted: &[Uplink], pins: Option<&Pins>) -> Result<(), Error> {
+pub fn keep_uplinks(object: &Object, wanted: &[&Uplink], pins: Option<&Pins>) -> Result<(), Error> {
     let in_force = |uplink: &Uplink, hook: &str| {
         let link = pins.and_then(|pins| sys::open_pin(&pins.link(&uplink.pin(hook))).ok());
         link.is_some_and(|link| sys::link_info(link.as_fd()).is_ok_and(|info| info.target == uplink.index))
@@ -200,7 +212,7 @@ pub fn keep_uplinks(object: &Object, wanted: &[Uplink], pins: Option<&Pins>) -> 
 
 fn uplink_hooks(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
     let mut attached = Vec::new();
-    for (hook, attach_type) in uplink.hooks() {
+    for &(hook, attach_type) in uplink.hooks() {
         let pin = pins.map(|pins| pins.link(&uplink.pin(hook)));
         let mut filter = None;
         let program = object.program(hook)?;

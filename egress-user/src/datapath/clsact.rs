@@ -16,11 +16,21 @@ const PRIORITY: u16 = 1;
 const UPLINK_HANDLE: TcHandle = TcHandle::new(0xe9e5, 1);
 const WORKLOAD_HANDLE: TcHandle = TcHandle::new(0xe9e5, 2);
 
-const FILTERS: [&str; 5] =
-    [super::WORKLOAD_HOOK, "uplink_ingress", "uplink_egress", "uplink_ingress_l3", "uplink_egress_l3"];
+const FILTERS: [&str; 6] = [
+    super::WORKLOAD_HOOK,
+    super::DENIAL_HOOK,
+    "uplink_ingress",
+    "uplink_egress",
+    "uplink_ingress_l3",
+    "uplink_egress_l3",
+];
 
 fn direction(name: &str) -> TcAttachType {
-    if name.starts_with("uplink_egress") { TcAttachType::Egress } else { TcAttachType::Ingress }
+    if name.starts_with("uplink_egress") || name == super::DENIAL_HOOK {
+        TcAttachType::Egress
+    } else {
+        TcAttachType::Ingress
+    }
 }
 
 fn handle(name: &str) -> TcHandle {

@@ -6,7 +6,8 @@ use std::{
 };
 
 /// Every program but those for BPF LSM, which most machines refuse.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
+    "denial_egress",
     "socket_egress",
     "socket_ingress",
     "uplink_egress",

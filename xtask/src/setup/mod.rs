@@ -4,6 +4,7 @@
 
 mod apt;
 mod packages;
+mod resolved;
 mod rust_src;
 mod tools;
 
@@ -43,7 +44,8 @@ pub fn run(place: &Place, options: &Options) -> Result<()> {
         let system = scope.spawn(|| -> Result<bool> {
             let source = step("rust-src", || rust_src::ensure(place, &compiler))?;
             let packages = !options.build_only && step("packages", || packages::ensure(place, PACKAGES))?;
-            Ok(source || packages)
+            let resolved = !options.build_only && step("resolved", || resolved::ensure(place))?;
+            Ok(source || packages || resolved)
         });
         let tools = scope.spawn(|| tools::ensure(place, options));
         let lost = |_| Err(anyhow!("a setup thread panicked; its message stands above"));

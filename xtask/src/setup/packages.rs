@@ -30,6 +30,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("libc6-dev", "headers for the clients in C"),
     ("libfaketime", "steps the daemon's wall clock in the tests"),
     ("librsvg2-bin", "rsvg-convert: the bench's plots as PNG"),
+    ("libsystemd-shared", "what systemd-resolved needs, which is unpacked and not installed"),
     ("musl-tools", "builds the client that uses musl's resolver"),
     ("nftables", "nft: service addresses, translated to a resolver's; what the bench compares with"),
     ("podman", "makes a container, as people do"),

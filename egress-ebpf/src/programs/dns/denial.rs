@@ -6,6 +6,8 @@ use aya_ebpf::{
 };
 use egress_ebpf::packet::Packet;
 
+use crate::programs::uplink::NEXT;
+
 /// Bytes of an Ethernet address.
 const MAC: u32 = 6;
 /// Recursion desired, and checking disabled: an answer repeats them (RFC 1035, 4.1.1; RFC 4035, 3.1.6).
@@ -14,13 +16,13 @@ const REPEATED: u16 = 0x0110;
 const NO_SUCH_NAME: u16 = 0x8083;
 
 /// Turns a refused query into its own answer, without records, and sends it back in by the interface that it was leaving
-/// by. Returns what the program is to return, or `None` where it could not be done.
+/// by; `on_loopback` it need only go on. Returns what the program is to return, or `None` where it could not be done.
 ///
 /// `packet` is a UDP query that was found well-formed. Nothing in it that a workload chose is believed when it comes in
 /// again: no query of its name is pending, and an answer with an error code teaches nothing.
 #[inline(always)]
-pub fn answer(skb: *mut __sk_buff, packet: &Packet, network_offset: u32) -> Option<i32> {
-    match egress_deny(skb, packet, network_offset) {
+pub fn answer(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, on_loopback: bool) -> Option<i32> {
+    match egress_deny(skb, packet, network_offset, u32::from(on_loopback)) {
         0 => None,
         returned => Some(returned),
     }
@@ -29,14 +31,14 @@ pub fn answer(skb: *mut __sk_buff, packet: &Packet, network_offset: u32) -> Opti
 /// Global: the verifier checks it once, not again for every way that leads here. 0 where it could not be done.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_deny(skb: *mut __sk_buff, packet: *const Packet, network_offset: u32) -> i32 {
+extern "C" fn egress_deny(skb: *mut __sk_buff, packet: *const Packet, network_offset: u32, on_loopback: u32) -> i32 {
     // SAFETY: null or valid, as the verifier makes sure.
     let Some(packet) = (unsafe { packet.as_ref() }) else { return 0 };
-    turn_round(skb, packet, network_offset).unwrap_or(0)
+    turn_round(skb, packet, network_offset, on_loopback != 0).unwrap_or(0)
 }
 
 #[inline(always)]
-fn turn_round(skb: *mut __sk_buff, packet: &Packet, network_offset: u32) -> Option<i32> {
+fn turn_round(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, on_loopback: bool) -> Option<i32> {
     let (addresses, length) = if packet.version == 4 { (12, 4) } else { (8, 16) };
     let transport = network_offset + u32::from(packet.transport);
     let flags_at = network_offset + u32::from(packet.payload) + 2;
@@ -63,7 +65,16 @@ fn turn_round(skb: *mut __sk_buff, packet: &Packet, network_offset: u32) -> Opti
     }
     store(skb, flags_at, &new)?;
     // SAFETY: the context is valid.
-    Some(unsafe { bpf_redirect((*skb).ifindex, u64::from(BPF_F_INGRESS)) } as i32)
+    unsafe {
+        // Its way back is not by the policy routing of a mark.
+        (*skb).mark = 0;
+        if on_loopback {
+            // It comes in again by itself, and with its route: without one the kernel takes the source, an address of this
+            // host, for a forged one.
+            return Some(NEXT);
+        }
+        Some(bpf_redirect((*skb).ifindex, u64::from(BPF_F_INGRESS)) as i32)
+    }
 }
 
 /// Swaps two fields of `N` bytes, one right after the other.

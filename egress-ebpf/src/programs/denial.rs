@@ -1,0 +1,34 @@
+//! Egress of interfaces whose packets are not judged: loopback, where a local stub is asked, and under `exec` the uplinks. Only
+//! queries that the cgroup's hook refused and left are taken here, and answered (decisions 0018 and 0031).
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use egress_ebpf::{
+    abi::PROTO_UDP,
+    packet::{EtherType, Fragment, link},
+};
+
+use super::{
+    cgroup_skb::LOOPBACK_IFINDEX,
+    dns, global,
+    skb::Direct,
+    uplink::{LEFT_TO_UPLINK, NEXT, SHOT},
+};
+
+/// Egress of an interface with an Ethernet header; loopback has one. What has the mark never goes on as it came.
+#[classifier]
+pub fn denial_egress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid.
+    let (mark, ifindex) = unsafe { ((*skb).mark, (*skb).ifindex) };
+    if mark != LEFT_TO_UPLINK {
+        return NEXT;
+    }
+    let EtherType::Ip(offset) = link(Direct(skb)) else { return SHOT };
+    let offset = offset as u32;
+    match global::parse(skb, offset) {
+        Ok(packet) if packet.proto == PROTO_UDP && matches!(packet.fragment, Fragment::Whole) => {
+            dns::denial::answer(skb, &packet, offset, ifindex == LOOPBACK_IFINDEX).unwrap_or(SHOT)
+        }
+        _ => SHOT,
+    }
+}

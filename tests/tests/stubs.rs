@@ -1,0 +1,177 @@
+//! Resolvers on the node: systemd-resolved, dnsmasq, a node-local cache, a cluster's DNS behind a translated address. With
+//! each an allowed name is reached with the first packet (P4), a forbidden one is answered and not asked outside (P5), and
+//! refused candidates of a search list do not hold a lookup up.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use egress_tests::clients::{Library, look_up};
+use egress_tests::local_stubs::LocalStub;
+use egress_tests::stub::{Style, resolve};
+use egress_tests::world::{DNS_V4, NODE_V4};
+use egress_tests::{Cgroup, Daemon, Governed, MountNs, Place, Service, World};
+use hickory_proto::rr::RecordType;
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// Well below the 5 s that every one of these libraries waits for one answer.
+const STALL: Duration = Duration::from_secs(1);
+const ALLOWED: &str = "www.example.com";
+const RULES: &str = "rules: [{name: web, to: [www.example.com, '*.cdn.example.net'], ports: [7000/tcp]}]\n";
+
+fn world() -> World {
+    let world = World::new().unwrap();
+    world.dns.set_text(ALLOWED, 30, &["203.0.113.80", "2001:db8::80"]);
+    for n in 0..20 {
+        world.dns.set_text(&format!("n{n}.cdn.example.net"), 30, &[&format!("198.51.100.{}", 10 + n)]);
+    }
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    world
+}
+
+/// The node under a policy, its resolv.conf naming `stub`, and the daemon taking the system's resolvers.
+fn governed(world: World, cgroup: Cgroup, stub: &str, dns: &str) -> Governed {
+    world.set_resolvers(&[stub]).unwrap();
+    let policy = format!("version: 1\n{dns}{RULES}");
+    let daemon = Daemon::builder(&world).policy_text(&policy).cgroup(&cgroup).resolvers(&[]).start().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    Governed { daemon, inside, beside, cgroup, world }
+}
+
+/// A place with another resolv.conf, as a container with the host's network has one.
+fn pod_like(test: &Governed, stub: &str) -> Place {
+    let dir = test.world.dir().join("container");
+    std::fs::create_dir(&dir).unwrap();
+    let mounts = MountNs::new(&dir, &test.world.node_ns).unwrap();
+    let search = "search apps.svc.cluster.local svc.cluster.local cluster.local some.corp\noptions ndots:5\n";
+    mounts.set_resolv_conf(&format!("nameserver {stub}\n{search}")).unwrap();
+    test.inside.clone().with_mounts(&mounts)
+}
+
+/// Names never asked before: resolved, and a connection begun at once.
+fn first_packets_pass(test: &Governed, place: &Place, stub: &str) {
+    let server = SocketAddr::new(stub.parse().unwrap(), 53);
+    for n in 0..20 {
+        let style = if n % 2 == 0 { Style::Go } else { Style::Musl };
+        let name = format!("n{n}.cdn.example.net");
+        let echoed = place.fork(LIMIT, || {
+            let address = resolve_v4(style, server, &name)?;
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, 7000), Duration::from_secs(3))?;
+            stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+            stream.write_all(b"hello")?;
+            let mut back = [0; 5];
+            stream.read_exact(&mut back)?;
+            Ok(back == *b"hello")
+        });
+        let log = || std::fs::read_to_string(test.world.dir().join(format!("stub-{stub}.log"))).unwrap_or_default();
+        assert!(matches!(echoed, Ok(true)), "{name}: {echoed:?}\n{:#?}\n{}", test.daemon.events(true), log());
+    }
+}
+
+fn resolve_v4(style: Style, server: SocketAddr, name: &str) -> anyhow::Result<IpAddr> {
+    let found = resolve(style, server, name)?;
+    found.into_iter().find(IpAddr::is_ipv4).ok_or_else(|| anyhow::anyhow!("no IPv4 address"))
+}
+
+/// A forbidden name and the candidates of a search list: answered, each within milliseconds, and nothing of them leaves.
+fn refused_names_are_answered(test: &Governed, place: &Place) {
+    for library in Library::ALL {
+        let lookups = look_up(library, place, &[ALLOWED, "forbidden.example.com"], LIMIT).unwrap();
+        let (allowed, refused) = (&lookups[0], &lookups[1]);
+        println!(
+            "{library:?}: {:?} behind refused candidates, {:?} refused: {}",
+            allowed.took, refused.took, refused.error
+        );
+        assert!(!allowed.addresses.is_empty() && allowed.error.is_empty(), "{library:?}: {allowed:?}");
+        assert!(refused.addresses.is_empty(), "{library:?}: {refused:?}");
+        assert!(allowed.took < STALL && refused.took < STALL, "{library:?}: {lookups:?}");
+    }
+    for word in [&b"corp"[..], b"cluster", b"forbidden"] {
+        let leaked = |frame: &egress_tests::Frame| frame.bytes.windows(word.len()).any(|bytes| bytes == word);
+        test.world.sniffer.assert_none("a refused question", leaked);
+    }
+}
+
+#[test]
+fn systemd_resolved_works_by_default() {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let stub = LocalStub::resolved(&world, &world.node().in_cgroup(&cgroup)).unwrap();
+    let test = governed(world, cgroup, "127.0.0.53", "");
+    first_packets_pass(&test, &test.inside, "127.0.0.53");
+    refused_names_are_answered(&test, &pod_like(&test, "127.0.0.53"));
+    drop(stub);
+}
+
+#[test]
+fn dnsmasq_works_at_loopback_and_at_the_nodes_address() {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let place = world.node().in_cgroup(&cgroup);
+    let stubs = ["127.0.0.1", NODE_V4].map(|at| LocalStub::dnsmasq(&world, &place, at).unwrap());
+    let dns = format!("dns: {{resolvers: [127.0.0.1, {NODE_V4}, 203.0.113.53]}}\n");
+    let test = governed(world, cgroup, "127.0.0.1", &dns);
+    first_packets_pass(&test, &test.inside, "127.0.0.1");
+    first_packets_pass(&test, &test.inside, NODE_V4);
+    let place = pod_like(&test, "127.0.0.1");
+    refused_names_are_answered(&test, &place);
+    let text = std::fs::read_to_string(test.world.dir().join("container/resolv.conf")).unwrap();
+    std::fs::write(test.world.dir().join("container/resolv.conf"), text.replace("127.0.0.1", NODE_V4)).unwrap();
+    refused_names_are_answered(&test, &place);
+    drop(stubs);
+}
+
+#[test]
+fn a_node_local_cache_works() {
+    let world = world();
+    world
+        .node_ns
+        .ip("link add nodelocaldns type bridge\naddr add 169.254.20.10/32 dev nodelocaldns\nlink set nodelocaldns up")
+        .unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let stub = LocalStub::dnsmasq(&world, &world.node().in_cgroup(&cgroup), "169.254.20.10").unwrap();
+    let test = governed(world, cgroup, "169.254.20.10", "dns: {resolvers: [169.254.20.10, 203.0.113.53]}\n");
+    first_packets_pass(&test, &test.inside, "169.254.20.10");
+    refused_names_are_answered(&test, &pod_like(&test, "169.254.20.10"));
+    drop(stub);
+}
+
+/// A stub outside of the governed cgroup, under `exec` and `--interface none`: nobody judges what it asks, so what it is asked
+/// for is (P5).
+#[test]
+fn a_stub_that_is_not_governed_is_no_tunnel() {
+    let world = world();
+    let stub = LocalStub::dnsmasq(&world, &world.node(), "127.0.0.1").unwrap();
+    world.set_resolvers(&["127.0.0.1"]).unwrap();
+    let (_cgroup, place) = world.governed("exec").unwrap();
+    let said = |name: &str| {
+        let dig = ["dig", "+time=2", "+tries=1", name];
+        let args = [&["exec", "--allow", "*.cdn.example.net:7000", "--"][..], &dig[..]].concat();
+        egress_tests::daemon::egress(&place, &args, LIMIT).unwrap()
+    };
+    assert!(said("n1.cdn.example.net").stdout.contains("198.51.100.11"));
+    assert_eq!(world.dns.count("n1.cdn.example.net"), 1);
+    let refused = said("secret.forbidden.example.com");
+    assert!(refused.stdout.contains("NXDOMAIN"), "{refused:?}");
+    assert_eq!(world.dns.count("secret.forbidden.example.com"), 0, "asked at {DNS_V4}");
+    drop(stub);
+}
+
+/// What the stub has in its cache from before the start is learned from the stub's own answer (P4).
+#[test]
+fn what_a_stub_has_in_its_cache_is_learned() {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let stub = LocalStub::dnsmasq(&world, &world.node().in_cgroup(&cgroup), "127.0.0.1").unwrap();
+    for n in 0..20 {
+        let server = SocketAddr::new(stub.address, 53);
+        let found = world.node().fork(LIMIT, || resolve(Style::Go, server, &format!("n{n}.cdn.example.net")));
+        assert_eq!(found.unwrap().len(), 1);
+    }
+    let test = governed(world, cgroup, "127.0.0.1", &format!("dns: {{resolvers: [127.0.0.1, {DNS_V4}]}}\n"));
+    test.world.dns.forget();
+    first_packets_pass(&test, &test.inside, "127.0.0.1");
+    // That there is no AAAA record was said without an SOA record, so it is asked for again.
+    let asked: Vec<_> = test.world.dns.asked().into_iter().filter(|asked| asked.kind == RecordType::A).collect();
+    assert!(asked.is_empty(), "the stub's cache did not answer: {asked:?}");
+}
