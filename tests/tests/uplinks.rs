@@ -18,7 +18,10 @@ const ALLOWED: &str = "203.0.113.10:7000";
 const DENIED: &str = "198.51.100.77:7000";
 
 fn world() -> World {
-    let world = World::new().unwrap();
+    serving(World::new().unwrap())
+}
+
+fn serving(world: World) -> World {
     world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
     world.serve(Service::UdpEcho, "0.0.0.0:7000").unwrap();
     world.serve(Service::Http, "0.0.0.0:80").unwrap();
@@ -27,7 +30,10 @@ fn world() -> World {
 }
 
 fn governed(interfaces: Option<&[&str]>) -> Governed {
-    let world = world();
+    governed_over(world(), interfaces)
+}
+
+fn governed_over(world: World, interfaces: Option<&[&str]>) -> Governed {
     let cgroup = Cgroup::new("governed").unwrap();
     let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup);
     let builder = match interfaces {
@@ -178,6 +184,8 @@ fn a_named_interface_may_come_later() {
         pump.kill().unwrap();
         pump.wait().unwrap();
         assert!(alive);
+        let denied = "198.51.100.77".parse().ok();
+        test.world.sniffer.assert_none("while it came", |frame| frame.destination == denied);
         assert_judged(&test, when);
         let status = test.daemon.status().unwrap();
         assert_eq!(status["health"]["healthy"], true, "{status:#}");
@@ -186,24 +194,66 @@ fn a_named_interface_may_come_later() {
     }
 }
 
-/// P2, measured: how long packets without a governed socket pass by an interface that was just given the default route.
-/// Sockets of the cgroup are refused throughout. Decision 0024 says why this is not nothing.
+/// P2, measured: how long packets without a governed socket pass by an interface that was just given the default route, and
+/// how many: of a process of the node outside the cgroup, and of a container (forwarded), at full rate. Sockets of the cgroup
+/// are refused throughout. Decision 0024 says why this is not nothing. `EGRESS_ROUTE_RUNS` runs (3).
 #[test]
 fn a_new_default_route_is_open_for_milliseconds_at_most() {
-    let test = governed(None);
+    const PUMP: &str = "import socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+ try: s.sendto(time.monotonic_ns().to_bytes(8, 'little'), (sys.argv[1], 7000))
+ except OSError: pass
+";
+    let runs = std::env::var("EGRESS_ROUTE_RUNS").map_or(3, |runs| runs.parse().unwrap());
+    let test = governed_over(serving(World::with_pod().unwrap()), None);
+    let senders = [
+        ("the node", test.beside.clone(), "198.51.100.77"),
+        ("a container", test.world.pod(), "198.51.100.79"),
+        ("a governed socket", test.inside.clone(), "198.51.100.78"),
+    ];
+    // One after the other, each at full rate.
+    for (who, place, to) in &senders {
+        let denied = to.parse().ok();
+        let mut open = Vec::new();
+        let mut took = Vec::new();
+        for _ in 0..runs {
+            let mut pump = place.command(python()).args(["-c", PUMP, to]).stdin(Stdio::null()).spawn().unwrap();
+            test.world.add_uplink(5).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            test.world.sniffer.assert_none("before the route", |frame| frame.destination == denied);
+            test.world.sniffer.clear();
+            test.world.node_ns.ip("route replace default via 198.18.5.1 dev up5").unwrap();
+            let begun = Instant::now();
+            wait_governed(&test, "up5");
+            took.push(begun.elapsed());
+            let frames = test.world.sniffer.matching(Duration::from_millis(50), |frame| frame.destination == denied);
+            test.world.sniffer.clear();
+            test.world.sniffer.assert_none("once governed", |frame| frame.destination == denied);
+            let times: Vec<_> = frames.iter().map(|f| u64::from_le_bytes(f.payload[..8].try_into().unwrap())).collect();
+            let span = times.iter().max().zip(times.iter().min()).map_or(0, |(last, first)| last - first);
+            open.push((Duration::from_nanos(span), frames.len()));
+            assert!(pump.try_wait().unwrap().is_none());
+            pump.kill().unwrap();
+            pump.wait().unwrap();
+            test.world.node_ns.ip("route replace default via 192.0.2.1 dev up0\nlink del up5").unwrap();
+        }
+        open.sort_unstable();
+        took.sort_unstable();
+        let (middle, most) = (runs / 2, runs - 1);
+        println!(
+            "{who}: open for {:?}, at most {:?} (packets: {} and {}), of {runs} runs",
+            open[middle].0, open[most].0, open[middle].1, open[most].1
+        );
+        println!(
+            "  governed, and seen so by `egress status`, {:?} after the route, at most {:?}",
+            took[middle], took[most]
+        );
+        assert!(open[most].0 < Duration::from_secs(2), "{open:?}");
+        assert!(*who != "a governed socket" || open[most].1 == 0, "{open:?}");
+    }
     test.world.add_uplink(5).unwrap();
-    let inside = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nwhile True:\n try: s.sendto(b'leak', ('198.51.100.78', 7000))\n except OSError: pass\n";
-    let mut pump = test.inside.command(python()).args(["-c", inside]).stdin(Stdio::null()).spawn().unwrap();
-    test.world.sniffer.clear();
     test.world.node_ns.ip("route replace default via 198.18.5.1 dev up5").unwrap();
-    let begun = Instant::now();
     wait_governed(&test, "up5");
-    let took = begun.elapsed();
-    pump.kill().unwrap();
-    pump.wait().unwrap();
-    println!("governed, and seen so by `egress status`, {took:?} after the route");
-    let governed_socket = "198.51.100.78".parse().unwrap();
-    test.world.sniffer.assert_none("a governed socket", |frame| frame.destination == Some(governed_socket));
-    assert!(took < Duration::from_secs(2), "{took:?}");
     assert_judged(&test, "measured");
 }

@@ -18,7 +18,7 @@ rules:
 const UNIT: &str = include_str!("../../../deploy/systemd/egress.service");
 /// What tests cannot wait for, or must see.
 const DROP_IN: &str = "[Service]
-WatchdogSec=2
+WatchdogSec=4
 StandardOutput=append:/run/egress.log
 StandardError=append:/run/egress.log
 ";
