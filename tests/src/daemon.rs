@@ -20,7 +20,8 @@ use crate::world::{DNS_V4, UPLINK, World};
 /// What the daemon says, once, when every attach point is in.
 pub const READY: &str = "enforcement is on";
 const START_LIMIT: Duration = Duration::from_secs(20);
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// A machine that is loaded by others has taken more than ten seconds to tear a killed process down.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// A time limit of a quick machine, as it is here: ten times as long in an emulated one (`cargo xtask vm`).
 #[must_use]

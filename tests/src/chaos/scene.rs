@@ -34,6 +34,7 @@ const EXTRA: &str = "  - {name: extra, to: [203.0.113.99, '*.extra.example.com']
 /// Where nothing may arrive.
 pub const FORBIDDEN: &str = "198.51.100.77";
 /// Names that each asker may use up in one act (20 a second); each has an address of its own in 20.0.0.0/14.
+/// An act of more than five minutes runs out of them.
 const NAMES: u32 = 6_000;
 
 /// What a run of traffic came to.
