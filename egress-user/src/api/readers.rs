@@ -51,3 +51,22 @@ impl Drop for Admitted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p9_one_user_of_the_group_leaves_places_for_others_and_root_needs_none() {
+        let readers = Arc::new(Readers::new(Limits { readers: 3, per_user: 2, ..Limits::default() }));
+        let peer = |uid, role| Peer { uid, pid: None, role };
+        let mut admitted: Vec<_> = (0..2).map(|_| readers.admit(&peer(1000, Role::Reader)).unwrap()).collect();
+        assert!(readers.admit(&peer(1000, Role::Reader)).is_none(), "a third one of the same user");
+        let other = readers.admit(&peer(1001, Role::Reader)).unwrap();
+        assert!(readers.admit(&peer(1002, Role::Reader)).is_none(), "a fourth one of all");
+        assert!(readers.admit(&peer(0, Role::Root)).is_some());
+        drop(other);
+        admitted.pop();
+        assert!(readers.admit(&peer(1000, Role::Reader)).is_some(), "a place that is free again");
+    }
+}

@@ -22,7 +22,7 @@ pub use scene::{Outcome, Scene};
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "chaos", about = "Breaks the daemon and what it needs, under traffic, and counts what gets out")]
 pub struct Options {
-    /// How often the daemon is killed in each of five moments; `egress detach` half as often.
+    /// How often the daemon is killed in each of four moments; in a change of the policy, and `egress detach`, half as often.
     #[arg(long, default_value_t = 60)]
     pub kills: u32,
     /// How often the policy is swapped.
@@ -109,8 +109,10 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     act(&mut scene, "the same through the socket, at once", options.floods, true, &mut |scene| {
         acts::floods(scene, options.floods).map(|rate| println!("{rate:.0} policies a minute"))
     })?;
-    act(&mut scene, "kill -9 in apply, confirm, rollback", options.kills, true, &mut |scene| {
-        acts::changes(scene, options.kills, &mut random)
+    // Half as many: three of four wait for a deadline of three seconds.
+    let changes = options.kills.div_ceil(2);
+    act(&mut scene, "kill -9 in apply, confirm, rollback", changes, true, &mut |scene| {
+        acts::changes(scene, changes, &mut random)
     })?;
     act(&mut scene, "the resolver fails, in five ways", 10, false, &mut acts::resolver_flaps)?;
     act(&mut scene, "the uplink goes down and up", 10, false, &mut |scene| acts::link_flaps(scene, 10))?;

@@ -33,8 +33,8 @@ rules:
 const EXTRA: &str = "  - {name: extra, to: [203.0.113.99, '*.extra.example.com'], ports: [7000/tcp]}\n";
 /// Where nothing may arrive.
 pub const FORBIDDEN: &str = "198.51.100.77";
-/// Names that each asker may use up in one act (20 a second); each has an address of its own in 20.0.0.0/14.
-/// An act of more than five minutes runs out of them.
+/// Names that each asker may use up in one act (20 a second, so an act must end within five minutes); each has an address of
+/// its own in 20.0.0.0/14.
 const NAMES: u32 = 6_000;
 
 /// What a run of traffic came to.
