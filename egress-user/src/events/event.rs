@@ -163,6 +163,19 @@ pub struct Refusal {
     pub count: u32,
 }
 
+impl Refusal {
+    /// The workload in a few words: its pod by namespace and name, else its container by runtime and short id.
+    pub fn place(&self) -> Option<String> {
+        if let (Some(namespace), Some(name)) = (&self.pod_namespace, &self.pod_name) {
+            return Some(format!("pod {namespace}/{name}"));
+        }
+        self.container.as_ref().map(|container| {
+            let id = container.id.get(..12).unwrap_or(&container.id);
+            format!("{} {id}", container.runtime.as_deref().unwrap_or("container"))
+        })
+    }
+}
+
 /// ICMP's type and code (RFC 792, RFC 4443).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Icmp {

@@ -233,11 +233,7 @@ fn ports(refusal: &Refusal) -> Option<Ports> {
 /// Who sent it. Everything in it was escaped when the event was made.
 fn user(refusal: &Refusal) -> Option<String> {
     let process = refusal.process.as_ref().map(|process| process.comm.clone());
-    let place = refusal.container.as_ref().map(|container| {
-        let id = container.id.get(..12).unwrap_or(&container.id);
-        format!("{} {id}", container.runtime.as_deref().unwrap_or("container"))
-    });
-    match (process, place) {
+    match (process, refusal.place()) {
         (Some(process), Some(place)) => Some(format!("{process} in {place}")),
         (process, place) => process.or(place),
     }

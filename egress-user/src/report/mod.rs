@@ -104,11 +104,7 @@ impl Run {
 
 fn source(refusal: &Refusal) -> String {
     let process = refusal.process.as_ref().map(|process| process.comm.clone());
-    let place = refusal.container.as_ref().map(|container| {
-        let id = container.id.get(..12).unwrap_or(&container.id);
-        format!("{} {id}", container.runtime.as_deref().unwrap_or("container"))
-    });
-    match (process, place) {
+    match (process, refusal.place()) {
         (Some(process), Some(place)) => format!("{process} in {place}"),
         (None, None) => "forwarded, or without a process".to_owned(),
         (process, place) => process.or(place).unwrap_or_default(),

@@ -87,6 +87,12 @@ fn a_pod_is_told_by_namespace_and_name() {
     let pod = root.path().join("pods/shop_cart-0_1b2c3d4e-0000-4000-8000-0123456789ab");
     fs::create_dir_all(pod).unwrap();
     assert_eq!(of(&mut enricher(root.path())), (Some("shop".into()), Some("cart-0".into())));
+    let event = enricher(root.path()).enrich_at(&RawEvent::Drop(Box::new(event)), &Nothing, &CLOCK);
+    assert_eq!(
+        event.refusal().unwrap().place().as_deref(),
+        Some("pod shop/cart-0"),
+        "as `learn` and `report` write it"
+    );
 }
 
 #[test]
