@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use egress_tests::clients::{Library, look_up};
 use egress_tests::local_stubs::LocalStub;
+use egress_tests::resolvers::Resolver;
 use egress_tests::stub::{Style, resolve};
 use egress_tests::world::{DNS_V4, NODE_V4};
 use egress_tests::{Cgroup, Daemon, Governed, MountNs, Place, Service, World};
@@ -174,4 +175,52 @@ fn what_a_stub_has_in_its_cache_is_learned() {
     // That there is no AAAA record was said without an SOA record, so it is asked for again.
     let asked: Vec<_> = test.world.dns.asked().into_iter().filter(|asked| asked.kind == RecordType::A).collect();
     assert!(asked.is_empty(), "the stub's cache did not answer: {asked:?}");
+}
+
+/// The address that a cluster gives its DNS; nobody has it, the node translates it.
+const CLUSTER: &str = "10.96.0.10";
+
+fn translate(world: &World, to: &str) {
+    let rules = format!(
+        "table ip cluster {{ chain output {{ type nat hook output priority -100;\n\
+         ip daddr {CLUSTER} udp dport 53 dnat to {to}\nip daddr {CLUSTER} tcp dport 53 dnat to {to}\n}}\n}}\n"
+    );
+    let file = world.dir().join("nat.nft");
+    std::fs::write(&file, rules).unwrap();
+    let run = world.node().run("nft", &["-f", &file.to_string_lossy()], LIMIT).unwrap();
+    assert!(run.ok(), "{run:?}");
+}
+
+/// The hooks at sockets see the cluster's address, those below the translation the resolver's: the policy names both, and
+/// the answer is learned where it enters.
+#[test]
+fn a_cluster_address_of_a_resolver_outside_works() {
+    let world = world();
+    let resolver = Resolver::unbound(&world, "203.0.113.54").unwrap();
+    translate(&world, "203.0.113.54");
+    let cgroup = Cgroup::new("governed").unwrap();
+    let test = governed(world, cgroup, CLUSTER, &format!("dns: {{resolvers: [{CLUSTER}, 203.0.113.54]}}\n"));
+    first_packets_pass(&test, &test.inside, CLUSTER);
+    refused_names_are_answered(&test, &pod_like(&test, CLUSTER));
+    drop(resolver);
+}
+
+/// The same with the resolver on this node: names are learned from what it asks itself. A refused name's answer does not
+/// come back through the translation, so the search domains are `dns.internal`.
+#[test]
+fn a_cluster_address_of_a_stub_on_the_node_works() {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let stub = LocalStub::dnsmasq(&world, &world.node().in_cgroup(&cgroup), NODE_V4).unwrap();
+    translate(&world, NODE_V4);
+    let dns = format!("dns: {{resolvers: [{CLUSTER}, {NODE_V4}, {DNS_V4}], internal: [cluster.local, some.corp]}}\n");
+    let test = governed(world, cgroup, CLUSTER, &dns);
+    first_packets_pass(&test, &test.inside, CLUSTER);
+    let place = pod_like(&test, CLUSTER);
+    for library in Library::ALL {
+        let lookup = look_up(library, &place, &[ALLOWED], LIMIT).unwrap().remove(0);
+        println!("{library:?}: {:?} behind internal candidates", lookup.took);
+        assert!(!lookup.addresses.is_empty() && lookup.took < STALL, "{library:?}: {lookup:?}");
+    }
+    drop(stub);
 }

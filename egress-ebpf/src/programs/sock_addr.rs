@@ -102,7 +102,8 @@ fn stays_here(address: &Address) -> bool {
     address.high == 0 && (address.low == 0 || address.low == 1_u64.to_be())
 }
 
-/// Whether the destination may be this node itself (someone here listens on it, or asked this very socket by a connected one),
+/// Whether the destination may be this node itself (the socket's own address, or someone here listens on it, or asked this very
+/// socket by a connected one),
 /// or whoever sent a datagram first.
 // Not inlined: with its tuple in the hook's frame, kernel 6.1 counts more than 512 bytes of stack down to `report`.
 #[inline(never)]
@@ -120,11 +121,13 @@ fn may_pass(ctx: *mut bpf_sock_addr, hook: u8, destination: &Destination) -> boo
             return true;
         }
     }
+    if near_address(ctx, destination.version) == destination.address {
+        return true;
+    }
     // SAFETY: all-zero is a valid tuple.
     let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
     let port = destination.port.to_be();
-    // To an address of its own a host sends from that same address. A socket that is bound to another one is not found by a
-    // connected one, and waits for the packet's verdict no longer than it must: its `sendto` fails.
+    // To an address of its own a host sends from that same address: so a client is found that is connected to this socket.
     let near = near_port(ctx).to_be();
     let size = if destination.version == 4 {
         let own = u32::from_ne_bytes(destination.address.v4_bytes());
@@ -151,6 +154,29 @@ fn may_pass(ctx: *mut bpf_sock_addr, hook: u8, destination: &Destination) -> boo
         bpf_sk_release(found.cast());
     }
     true
+}
+
+/// The address that the socket is bound to, all zeros for none. What it sends there comes back to this host.
+#[inline(always)]
+fn near_address(ctx: *mut bpf_sock_addr, version: u8) -> Address {
+    // SAFETY: the context is valid, and its socket is a full one where it is not null.
+    unsafe {
+        let sk = (*ctx).__bindgen_anon_1.sk;
+        if sk.is_null() {
+            return Address { high: 0, low: 0 };
+        }
+        if version == 4 {
+            return Address::v4((*sk).src_ip4.to_ne_bytes());
+        }
+        // Fields are read 32 bits at a time.
+        let [a, b, c, d] = [
+            u64::from((*sk).src_ip6[0]),
+            u64::from((*sk).src_ip6[1]),
+            u64::from((*sk).src_ip6[2]),
+            u64::from((*sk).src_ip6[3]),
+        ];
+        Address { high: b << 32 | a, low: d << 32 | c }
+    }
 }
 
 /// The port that the socket is bound to; 0 for none yet.
