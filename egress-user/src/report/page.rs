@@ -81,7 +81,7 @@ pub(super) fn html(run: &Run, title: &str) -> String {
             "<p class=\"none\">Nothing was blocked, and nothing was seen that a policy does not allow.</p>\n",
         );
     } else {
-        page.push_str("<section>\n<h2>Who talked to whom</h2>\n<p class=\"legend\"><span class=\"p\"></span> passed, and no rule allows it (audit) <span class=\"b\"></span> \u{2715} blocked. Wider is more often, on a logarithmic scale.</p>\n");
+        page.push_str("<section>\n<h2>Who talked to whom</h2>\n<p class=\"legend\"><span class=\"key\"><span class=\"p\"></span> passed without a rule (audit)</span> <span class=\"key\"><span class=\"b\"></span> \u{2715} blocked</span> Wider is more often, on a logarithmic scale.</p>\n");
         page.push_str(&picture::flows(run, 960.0, "wide"));
         page.push_str(&picture::flows(run, 380.0, "narrow"));
         page.push_str("\n</section>\n");

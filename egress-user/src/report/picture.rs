@@ -9,6 +9,10 @@ const SOURCES: usize = 10;
 const DESTINATIONS: usize = 18;
 /// Height of a label's row.
 const ROW: f64 = 26.0;
+/// Between a label and its bands.
+const GAP: f64 = 8.0;
+/// How much wider the labels of what was blocked are.
+const BOLD: f64 = 1.13;
 
 /// A band between a source and a destination.
 struct Band {
@@ -59,9 +63,8 @@ pub(super) fn flows(run: &Run, width: f64, id: &str) -> String {
 fn draw(bands: &[Band], left: &[String], right: &[String], width: f64, id: &str) -> String {
     let rows = left.len().max(right.len()).max(1);
     let height = rows as f64 * ROW + 12.0;
-    // Labels take the outer parts: the left one a quarter, the right one nearly half.
-    let (x1, x2) = (width * 0.24, width * 0.54);
-    let letters = |room: f64| ((room - 12.0) / 8.4) as usize;
+    // Labels take the outer parts: the left one a quarter, the right one half.
+    let (x1, x2) = (width * 0.23, width * 0.48);
     let at = |index: usize, of: usize| 6.0 + (index as f64 + 0.5) * (rows as f64 * ROW / of.max(1) as f64);
     let mut svg = format!(
         "<svg class=\"{id}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-labelledby=\"{id}-t\">\
@@ -90,41 +93,55 @@ fn draw(bands: &[Band], left: &[String], right: &[String], width: f64, id: &str)
         let _ = write!(
             svg,
             "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\"><title>{}</title>{}</text>",
-            x1 - 8.0,
+            x1 - GAP,
             y + 4.5,
             text(label),
-            text(&cut(label, letters(x1)))
+            text(&cut(label, x1 - GAP))
         );
     }
     for (index, label) in right.iter().enumerate() {
         let blocked = bands.iter().any(|band| band.to == index && band.blocked);
         let y = at(index, right.len());
-        let mark = if blocked { "\u{2715} " } else { "" };
+        let room = width - x2 - GAP;
+        let (mark, room) = if blocked { ("\u{2715} ", (room - 15.0) / BOLD) } else { ("", room) };
         let _ = write!(
             svg,
             "<text x=\"{:.0}\" y=\"{:.1}\"{}><title>{}</title>{mark}{}</text>",
-            x2 + 8.0,
+            x2 + GAP,
             y + 4.5,
             if blocked { " class=\"x\"" } else { "" },
             text(label),
-            text(&cut(label, letters(width - x2) - mark.chars().count()))
+            text(&cut(label, room))
         );
     }
     svg.push_str("</svg>");
     svg
 }
 
-/// The middle goes: a name's end says as much as its start.
-fn cut(label: &str, most: usize) -> String {
-    let letters: Vec<char> = label.chars().collect();
-    if letters.len() <= most || most < 5 {
-        return letters.into_iter().take(most.max(5)).collect();
+/// How wide a letter is at 13 px, in the widest of the usual system fonts (DejaVu Sans).
+fn wide(letter: char) -> f64 {
+    match letter {
+        'i' | 'j' | 'l' | 'I' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' | '/' | '[' | ']' | ' ' => 5.1,
+        'm' | 'M' | 'w' | 'W' | '@' | '%' | '\u{2026}' => 13.2,
+        _ if letter.is_ascii_uppercase() => 10.3,
+        _ if letter.is_ascii() => 8.4,
+        _ => 14.0,
     }
-    let end = most / 2;
-    let start = most - end - 1;
-    let head: String = letters[..start].iter().collect();
-    let tail: String = letters[letters.len() - end..].iter().collect();
-    format!("{head}\u{2026}{tail}")
+}
+
+/// As much of a label as has `room`. The middle goes: a name's end says as much as its start.
+fn cut(label: &str, room: f64) -> String {
+    if label.chars().map(wide).sum::<f64>() <= room {
+        return label.to_owned();
+    }
+    let half = (room - wide('\u{2026}')) / 2.0;
+    let fitting = |used: &mut f64, letter: char| {
+        *used += wide(letter);
+        (*used <= half).then_some(letter)
+    };
+    let head: String = label.chars().scan(0.0, fitting).collect();
+    let tail: Vec<char> = label.chars().rev().scan(0.0, fitting).collect();
+    format!("{head}\u{2026}{}", tail.iter().rev().collect::<String>())
 }
 
 /// One destination over the run's time: bars in equal steps.
