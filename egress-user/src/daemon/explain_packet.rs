@@ -153,7 +153,8 @@ fn points(core: &Core, hook: Option<&str>, destination: IpAddr) -> Result<Vec<Po
         .iter()
         .map(|point| (point.hook, point.target.clone(), point.interface, point.present(), point.info()))
         .collect();
-    let first = attached.iter().map(|(_, _, index, ..)| *index).find(|index| *index != 0);
+    // Loopback and the host side of workloads' veths have programs too.
+    let first = attached.iter().find(|(hook, ..)| hook.starts_with("uplink_egress")).map(|(_, _, index, ..)| *index);
     let mut points = Vec::new();
     for (program, at, interface, present, info) in attached {
         let (kind, ifindex) = match program {
