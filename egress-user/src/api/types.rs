@@ -34,6 +34,9 @@ pub struct Status {
     pub counters: Vec<Counter>,
     /// Events that the kernel's ring buffer had no room for, since the programs were attached.
     pub events_lost: u64,
+    /// Where events are written besides the control socket.
+    #[serde(default)]
+    pub sinks: Vec<SinkStatus>,
     /// What became of queries, answers and addresses; what never happened is left out.
     #[serde(default)]
     pub learning: Vec<LearnCounter>,
@@ -43,6 +46,17 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// Whether all is well.
     pub health: Health,
+}
+
+/// A sink of events (`run --events`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkStatus {
+    /// As on the command line, without how it is written.
+    pub sink: String,
+    /// Events that it took.
+    pub written: u64,
+    /// Events that it missed: it was too slow, or away for too long.
+    pub lost: u64,
 }
 
 /// Where the policy came from.

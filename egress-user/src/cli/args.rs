@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use crate::policy::{self, Destination, ItemError, Mode, Sources};
 use crate::{
     api::{EventFilter, PacketSpec},
-    events::{Filter, To},
+    events::{Filter, SinkSpec, To},
 };
 
 /// Which policy: shared by `run`, `exec` and `explain`.
@@ -89,6 +89,10 @@ pub struct RunArgs {
     /// Serve metrics at this address
     #[arg(long, value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// Write events here too; may be repeated: `stdout` (`stdout:json`, `stdout:pretty`), `file:PATH` (JSON lines),
+    /// `journal`, `otlp:http://HOST:PORT`
+    #[arg(long, value_name = "SINK")]
+    pub events: Vec<SinkSpec>,
     /// Let this group (name or number) read from the daemon's socket; only root changes anything
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub socket_group: Option<u32>,

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -12,12 +13,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, args::RunArgs, disabled, output};
 use crate::{
-    api::{Server, SocketOptions, Texts},
+    api::{Server, SocketOptions, Source as _, Texts},
     daemon::{
         self, Applied, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady, PolicyFiles,
         Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
     datapath::{Cgroup, Pins, Room, Uplink},
+    events::{Opened, SinkSpec, Subscribed, start_sinks},
     metrics::{Metrics, Timed},
     policy::{self, DomainName},
     privilege,
@@ -26,6 +28,9 @@ use crate::{
         system::{self, SystemResolvers},
     },
 };
+
+/// How long the sinks may write, at the end, what was published before it.
+const SINKS_END: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT. Enforcement stays on (P2), unless `--detach-on-exit`.
 pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
@@ -58,6 +63,7 @@ struct Started {
     names: Option<SystemResolvers>,
     server: Server,
     metrics: Option<Metrics>,
+    sinks: Vec<Subscribed>,
     core: Arc<Core>,
     pins: Option<Pins>,
     change: Changing,
@@ -88,6 +94,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
     let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
     let metrics = args.metrics.map(bind_metrics).transpose()?;
+    let sinks = args.events.iter().map(open_sink).collect::<Result<Vec<_>, _>>()?;
     // Made now: later the daemon may write below it, and make no other.
     let _ = std::fs::create_dir_all(&args.state);
     let store = Store::new(&args.state);
@@ -106,12 +113,23 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
         scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>(),
     );
     let (core, events) = Core::new(enforcement, ready.policy, ready.texts.names());
+    core.measures().set_sinks(sinks.iter().map(Opened::tally).collect());
+    let sinks = sinks.into_iter().map(|sink| sink.subscribe(core.hub())).collect();
     core.recall_names(&NamesFile::new(&args.state));
     ring::read(&core, events, |_| {}).context("start the thread that reads the kernel's events")?;
-    privilege::restrict(privilege::Role::Control, &writable(socket, &args.state, pins.as_ref()))
+    privilege::restrict(privilege::Role::Control, &writable(socket, args, pins.as_ref()))
         .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
     let change = Changing { base, store, stored, texts: ready.texts, trial, files: followed };
-    Ok(Started { names, server, metrics, core, pins, change, what })
+    Ok(Started { names, server, metrics, sinks, core, pins, change, what })
+}
+
+fn open_sink(spec: &SinkSpec) -> Result<Opened, Failure> {
+    Opened::new(spec).map_err(|error| {
+        Failure::machine(
+            format!("cannot write events to {spec}: {error}"),
+            "give a file in a directory that is there, and that root may write to",
+        )
+    })
 }
 
 fn bind_metrics(address: SocketAddr) -> Result<Metrics, Failure> {
@@ -184,14 +202,21 @@ fn enforce(
     Ok((ready, enforcement, false))
 }
 
-/// Where the running daemon writes: its socket's directory, its state and its pins.
-fn writable(socket: &Path, state: &Path, pins: Option<&Pins>) -> Vec<PathBuf> {
+/// Where the running daemon writes: its socket's directory, its state, its pins and its files of events.
+fn writable(socket: &Path, args: &RunArgs, pins: Option<&Pins>) -> Vec<PathBuf> {
     let socket = socket.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
-    socket.into_iter().chain([state]).map(Path::to_owned).chain(pins.map(|pins| pins.bpffs().to_owned())).collect()
+    let events = args.events.iter().filter_map(SinkSpec::writes_in);
+    socket
+        .into_iter()
+        .chain([args.state.as_path()])
+        .chain(events)
+        .map(Path::to_owned)
+        .chain(pins.map(|pins| pins.bpffs().to_owned()))
+        .collect()
 }
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
-    let Started { names, server, metrics, core, pins, change, what } = started;
+    let Started { names, server, metrics, sinks, core, pins, change, what } = started;
     let mut watcher = system::watch(system::Paths::default()).ok();
     if let Some(watcher) = &mut watcher
         && Some(&*watcher.resolvers.borrow()) != names.as_ref()
@@ -222,7 +247,11 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
         core.prepare_uplinks()?;
         follow_uplinks(&core, &wanted);
     }
-    output::print(&format!("{what}\n"));
+    let running = start_sinks(sinks).context("start the threads that write events")?;
+    // What reads events from standard output finds nothing else there.
+    let say =
+        if args.events.iter().any(|sink| matches!(sink, SinkSpec::Stdout(_))) { output::eprint } else { output::print };
+    say(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     tokio::spawn(files.follow(Arc::clone(&changer)));
@@ -264,12 +293,14 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     }
     let _ = stop.send(());
     let _ = serving.await;
+    core.hub().close();
+    tokio::task::block_in_place(|| running.finish(SINKS_END));
     tokio::task::block_in_place(|| core.write_names(&NamesFile::new(&args.state)));
     if args.detach_on_exit
         && let Some(pins) = pins
     {
         pins.detach_all()?;
-        output::print("enforcement is off\n");
+        say("enforcement is off\n");
     }
     Ok(ExitCode::SUCCESS)
 }

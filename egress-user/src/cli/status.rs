@@ -69,6 +69,9 @@ pub fn render(status: &Status, style: Style, now: Timestamp) -> String {
     for map in status.maps.iter().filter(fills) {
         warn(&format!("map {} holds {} of {} entries", map.name, map.entries, map.capacity), style, &mut text);
     }
+    for sink in status.sinks.iter().filter(|sink| sink.lost > 0) {
+        warn(&format!("{} events did not reach {}", sink.lost, sink.sink), style, &mut text);
+    }
     if status.events_lost > 0 {
         warn(&format!("{} events were lost (verdicts are not affected)", status.events_lost), style, &mut text);
     }

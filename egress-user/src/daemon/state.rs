@@ -12,10 +12,10 @@ use super::{Book, Enforcement, sweep::Told, trouble::Troubles};
 use crate::{
     api::{
         AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameStatus,
-        PacketExplanation, PacketQuestion, PolicyStatus, RuleStatus, Source, Status,
+        PacketExplanation, PacketQuestion, PolicyStatus, RuleStatus, SinkStatus, Source, Status,
     },
     datapath::{Attached, Datapath, Error, Installed, Learned, Settings, boot_ticks},
-    events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
+    events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Tally, Timestamp},
     metrics::Measures,
     policy::{Action, Compiled, Mode, Proto},
     resolve::{Answer, AnswerSink, Failure, Refresher},
@@ -322,6 +322,10 @@ impl Core {
     }
 }
 
+fn sink_status(tally: &Tally) -> SinkStatus {
+    SinkStatus { sink: tally.name().to_owned(), written: tally.written(), lost: tally.lost() }
+}
+
 impl Source for Core {
     fn status(&self) -> Status {
         let active = self.active();
@@ -377,6 +381,7 @@ impl Source for Core {
                 })
                 .collect(),
             events_lost: drops_lost + answers_lost,
+            sinks: self.measures.sinks().iter().map(|tally| sink_status(tally)).collect(),
             learning: learning
                 .into_iter()
                 .map(|(what, count)| LearnCounter { what: what.name().to_owned(), loses: what.loses(), count })

@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
 
 use super::Event;
 
@@ -116,6 +119,24 @@ impl Subscription {
             Ok(event) => Some(Item::Event(event)),
             Err(RecvError::Lagged(count)) => Some(Item::Lost(count)),
             Err(RecvError::Closed) => None,
+        }
+    }
+
+    /// The same for a thread of its own, which waits.
+    pub fn next_blocking(&mut self) -> Option<Item> {
+        match self.receiver.blocking_recv() {
+            Ok(event) => Some(Item::Event(event)),
+            Err(RecvError::Lagged(count)) => Some(Item::Lost(count)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+
+    /// The next item if it is there already.
+    pub fn try_next(&mut self) -> Option<Item> {
+        match self.receiver.try_recv() {
+            Ok(event) => Some(Item::Event(event)),
+            Err(TryRecvError::Lagged(count)) => Some(Item::Lost(count)),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => None,
         }
     }
 }

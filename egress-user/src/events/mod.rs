@@ -14,6 +14,7 @@ mod hub;
 mod pods;
 mod pretty;
 mod process;
+mod sink;
 mod summary;
 mod time;
 
@@ -29,6 +30,7 @@ pub use event::{
 pub use filter::{Filter, To};
 pub use hub::{Hub, Item, RECENT, Subscription};
 pub use pretty::{Style, line};
+pub use sink::{Opened, Running, SinkSpec, Subscribed, Tally, start as start_sinks};
 pub use summary::Summary;
 pub use time::{Clock, Timestamp};
 

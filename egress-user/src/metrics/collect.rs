@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 
 use super::Measures;
-use crate::api::{Source, Status};
+use crate::api::{SinkStatus, Source, Status};
 
 /// Rules that have a label of their own; what further rules did is summed up under `_other`.
 const RULES: usize = 500;
@@ -50,6 +50,11 @@ impl StatusCollector {
     fn rest(&self, status: &Status, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let lost = [(Labels::new(), status.events_lost)];
         counters(encoder, "egress_events_lost", "Events that the kernel's ring buffer had no room for", lost)?;
+        let sink = |sink: &SinkStatus, value| (vec![("sink", sink.sink.clone())], value);
+        let written = status.sinks.iter().map(|one| sink(one, one.written));
+        counters(encoder, "egress_sink_events", "Events that a sink took", written)?;
+        let missed = status.sinks.iter().map(|one| sink(one, one.lost));
+        counters(encoder, "egress_sink_events_lost", "Events that a sink missed", missed)?;
         let known = status.names.iter().filter(|name| !name.addresses.is_empty()).count();
         let failing = status.names.iter().filter(|name| name.last_error.is_some()).count();
         let addresses: usize = status.names.iter().map(|name| name.addresses.len()).sum();

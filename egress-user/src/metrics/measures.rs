@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    events::Timestamp,
+    events::{Tally, Timestamp},
     resolve::{Ask, Family, Outcome, Reason},
 };
 
@@ -35,6 +35,8 @@ pub struct Measures {
     noticed: Histogram,
     /// When the policy in force was put there, in microseconds since 1970.
     applied: Arc<AtomicU64>,
+    /// One for each `run --events`, in its order; written once.
+    sinks: Arc<OnceLock<Vec<Arc<Tally>>>>,
 }
 
 impl Default for Measures {
@@ -46,6 +48,7 @@ impl Default for Measures {
             resolver_failures: Labelled::new_with_constructor(counter),
             noticed: Histogram::new(DELAY_BUCKETS),
             applied: Arc::new(AtomicU64::new(Timestamp::now().0)),
+            sinks: Arc::default(),
         }
     }
 }
@@ -54,6 +57,17 @@ impl Measures {
     /// A policy is in force from now on.
     pub fn policy_applied(&self) {
         self.applied.store(Timestamp::now().0, Ordering::Relaxed);
+    }
+
+    /// The sinks of events, told once.
+    pub fn set_sinks(&self, sinks: Vec<Arc<Tally>>) {
+        // A second word would be the same one.
+        let _ = self.sinks.set(sinks);
+    }
+
+    /// The sinks of events.
+    pub fn sinks(&self) -> &[Arc<Tally>] {
+        self.sinks.get().map_or(&[], Vec::as_slice)
     }
 
     /// When the policy in force was put there.

@@ -40,6 +40,8 @@ async fn the_state_is_told_as_openmetrics() {
         "egress_map_capacity{map=\"ADDRESSES_4\"} 65536",
         "egress_map_bytes{map=\"ADDRESSES_4\"} 5242880",
         "egress_events_lost_total 5",
+        "egress_sink_events_total{sink=\"file:/var/log/egress.jsonl\"} 7",
+        "egress_sink_events_lost_total{sink=\"file:/var/log/egress.jsonl\"} 2",
         "egress_attach_points{hook=\"tcx/egress\",state=\"missing\"} 1",
         "egress_attach_points{hook=\"cgroup_skb/egress\",state=\"present\"} 1",
         "egress_names_failing 1",

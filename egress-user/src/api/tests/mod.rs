@@ -100,6 +100,7 @@ pub(crate) fn status() -> Status {
             Counter { reason: "denied".into(), passes: false, packets: 0, bytes: 0 },
         ],
         events_lost: 5,
+        sinks: vec![SinkStatus { sink: "file:/var/log/egress.jsonl".into(), written: 7, lost: 2 }],
         learning: vec![
             LearnCounter { what: "added".into(), loses: false, count: 900 },
             LearnCounter { what: "map-full".into(), loses: true, count: 3 },

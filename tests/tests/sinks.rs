@@ -1,0 +1,156 @@
+//! `egress run --events`: what is told reaches every sink, and a sink that fails holds up nothing. Needs root.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    os::unix::net::UnixDatagram,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use egress_tests::{Cgroup, Daemon, Place, World};
+use opentelemetry_proto::tonic::{collector::logs::v1::ExportLogsServiceRequest, logs::v1::LogRecord};
+use prost::Message;
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(15);
+const POLICY: &str = "version: 1
+rules:
+  - {name: named, to: [api.example.com], ports: [443/tcp]}
+";
+
+fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < LIMIT, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// `count` datagrams that no rule allows, each to a port of its own, so that none is folded.
+fn refused(inside: &Place, from: u16, count: u16) {
+    let script = format!(
+        "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nfor n in range({from}, {from} + {count}):\n try: s.sendto(b'x', ('198.51.100.9', n))\n except PermissionError: pass"
+    );
+    assert!(inside.run("/usr/bin/python3", &["-c", &script], LIMIT).unwrap().ok());
+}
+
+type Records = Arc<Mutex<Vec<LogRecord>>>;
+
+/// A collector for OTLP over HTTP: takes every request until the test ends.
+fn collect(listener: TcpListener) -> Records {
+    let records = Records::default();
+    let all = Arc::clone(&records);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while stream.read_line(&mut head).unwrap() > 2 {}
+            let head = head.to_ascii_lowercase();
+            assert!(head.starts_with("post /v1/logs http/1.1\r\n"), "{head}");
+            assert!(head.contains("content-type: application/x-protobuf\r\n"), "{head}");
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap();
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            let request = ExportLogsServiceRequest::decode(body.as_slice()).unwrap();
+            for scope in request.resource_logs.into_iter().flat_map(|resource| resource.scope_logs) {
+                all.lock().unwrap().extend(scope.log_records);
+            }
+            stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        }
+    });
+    records
+}
+
+fn ports(text: &str) -> Vec<u64> {
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter_map(|event| event["destination_port"].as_u64()).collect()
+}
+
+#[test]
+fn events_reach_every_sink() {
+    let world = World::new().unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let inside = world.node().in_cgroup(&cgroup);
+    let (file, journal) = (world.dir().join("events.jsonl"), world.dir().join("journal"));
+    let entries = UnixDatagram::bind(&journal).unwrap();
+    entries.set_nonblocking(true).unwrap();
+    let listener = world.node_ns.run(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let url = format!("otlp:http://{}", listener.local_addr().unwrap());
+    let records = collect(listener);
+    let mut builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup);
+    for sink in ["stdout:json", &format!("file:{}", file.display()), &format!("journal:{}", journal.display()), &url] {
+        builder = builder.arg("--events").arg(sink);
+    }
+    let mut daemon = builder.start().unwrap();
+    refused(&inside, 7000, 20);
+    let want: Vec<u64> = (7000..7020).collect();
+    wait("the file", || (ports(&fs::read_to_string(&file).unwrap()) == want).then_some(()));
+    wait("standard output", || (ports(&daemon.output()) == want).then_some(()));
+    let mut told = Vec::new();
+    wait("the journal", || {
+        let mut buffer = [0; 65_536];
+        while let Ok(length) = entries.recv(&mut buffer) {
+            let entry = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            told.extend(
+                entry.lines().find_map(|line| line.strip_prefix("EGRESS_DESTINATION_PORT=")?.parse::<u64>().ok()),
+            );
+        }
+        (told == want).then_some(())
+    });
+    wait("the collector", || {
+        let records = records.lock().unwrap();
+        (records.iter().filter(|record| record.event_name == "egress.dropped").count() == 20).then_some(())
+    });
+    // The file is moved away, as logrotate does it; and what is told last is written before the daemon ends.
+    fs::rename(&file, world.dir().join("events.jsonl.1")).unwrap();
+    refused(&inside, 8000, 3);
+    let sinks = wait("the counts", || {
+        let status = daemon.status().unwrap();
+        let sinks = status["sinks"].as_array().unwrap().clone();
+        sinks.iter().all(|sink| sink["written"].as_u64() >= Some(23)).then_some(sinks)
+    });
+    assert_eq!(sinks.len(), 4);
+    assert!(sinks.iter().all(|sink| sink["lost"] == 0), "{sinks:?}");
+    assert!(daemon.stop().unwrap().success());
+    assert_eq!(ports(&fs::read_to_string(&file).unwrap()), [8000, 8001, 8002]);
+}
+
+/// P6, P1: a full disk, a journal and a collector that are not there: enforcement and the sinks that work go on.
+#[test]
+fn sinks_that_fail_hold_up_nothing() {
+    let world = World::new().unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let inside = world.node().in_cgroup(&cgroup);
+    let file = world.dir().join("events.jsonl");
+    let mut builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup);
+    let gone = format!("journal:{}", world.dir().join("gone").display());
+    for sink in ["file:/dev/full", &gone, "otlp:http://127.0.0.1:9", &format!("file:{}", file.display())] {
+        builder = builder.arg("--events").arg(sink);
+    }
+    let mut daemon = builder.start().unwrap();
+    refused(&inside, 7000, 20);
+    wait("the file that works", || (ports(&fs::read_to_string(&file).unwrap()).len() == 20).then_some(()));
+    wait("a word on each that does not", || {
+        (daemon.output().matches("events do not reach this sink").count() == 3).then_some(())
+    });
+    assert_eq!(daemon.status().unwrap()["mode"], "enforce");
+    let started = Instant::now();
+    assert!(daemon.stop().unwrap().success());
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_sink_that_cannot_be_opened_is_said_before_anything_is_in_force() {
+    let world = World::new().unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup);
+    let run = builder.arg("--events").arg("file:/nowhere/events.jsonl").run_to_end(LIMIT).unwrap();
+    assert_eq!(run.code(), Some(3), "{run:?}");
+    assert!(run.stderr.contains("cannot write events to file:/nowhere/events.jsonl"), "{run:?}");
+}
