@@ -80,7 +80,14 @@ impl Enforcement {
         }
         programs.extend(datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name));
         programs.push("control");
-        object.load_programs(&programs);
+        // Links that nothing is pinned for may stand before the rest is there: what they answer is marked by the rest.
+        let mut ahead = Vec::new();
+        if scope.pins.is_none() && !scope.answered.is_empty() {
+            ahead = datapath::answering_ahead(&mut object, &scope.answered, |object| object.load_programs(&programs));
+        } else {
+            object.load_programs(&programs);
+        }
+        let mut ahead = ahead.into_iter();
         let events = object.take_events()?;
         let mut datapath = Datapath::new(object)?;
         let waits = matches!(datapath.settle()?, Settled::Pending(_));
@@ -111,7 +118,8 @@ impl Enforcement {
             attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);
         }
         for interface in &scope.answered {
-            match datapath::attach_uplink(datapath.object(), interface, scope.pins.as_ref()) {
+            let ahead = ahead.next().flatten();
+            match datapath::attach_answering(datapath.object(), interface, scope.pins.as_ref(), ahead) {
                 Ok(points) => attached.extend(points),
                 // The cgroup's hook refuses all the same.
                 Err(error) => tracing::warn!(%error, "refused names get an error there, not an answer"),

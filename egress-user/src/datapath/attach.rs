@@ -177,7 +177,54 @@ pub fn cgroup(object: &mut Object, cgroup: &Cgroup, pins: Option<&Pins>) -> Resu
 ///
 /// Only when they are in force does the cgroup's hook leave refused queries to them (decisions 0018 and 0031).
 pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
-    let result = uplink_hooks(object, uplink, pins);
+    in_force(object, uplink, |object| uplink_hooks(object, uplink, pins))
+}
+
+/// Links of the program that answers to these interfaces, made while `meanwhile` runs: the kernel waits some 10 ms for each
+/// (`tcx_entry_sync` in kernel/bpf/tcx.c, a grace period of RCU), which a command's start need not. Until [`answering`] says
+/// so, nothing is left to them. `None` for an interface where it failed.
+pub fn answering_ahead(
+    object: &mut Object,
+    interfaces: &[Uplink],
+    meanwhile: impl FnOnce(&mut Object),
+) -> Vec<Option<OwnedFd>> {
+    let program = object.program(DENIAL_HOOK).and_then(|program| {
+        program.try_clone_to_owned().map_err(|source| Error::Attach { what: DENIAL_HOOK.to_owned(), source })
+    });
+    let Ok(program) = program else {
+        meanwhile(object);
+        return interfaces.iter().map(|_| None).collect();
+    };
+    std::thread::scope(|scope| {
+        let attach = |to: &Uplink| sys::link_create(program.as_fd(), to.index, AttachType::TcxEgress).ok();
+        let attaching = scope.spawn(move || interfaces.iter().map(attach).collect());
+        meanwhile(object);
+        attaching.join().unwrap_or_default()
+    })
+}
+
+/// [`uplink`] for an interface where refused queries are answered and nothing else is judged, with its link if it was made
+/// ahead.
+pub fn answering(
+    object: &mut Object,
+    interface: &Uplink,
+    pins: Option<&Pins>,
+    ahead: Option<OwnedFd>,
+) -> Result<Vec<Attached>, Error> {
+    in_force(object, interface, |object| {
+        let Some(link) = ahead else { return uplink_hooks(object, interface, pins) };
+        let (target, interface) = (interface.name.clone(), interface.index);
+        Ok(vec![Attached { hook: DENIAL_HOOK, target, interface, link: Some(link), pin: None, filter: None }])
+    })
+}
+
+/// Tells the cgroup's hook whether an interface's programs are in force, after `attach`.
+fn in_force(
+    object: &mut Object,
+    uplink: &Uplink,
+    attach: impl FnOnce(&mut Object) -> Result<Vec<Attached>, Error>,
+) -> Result<Vec<Attached>, Error> {
+    let result = attach(object);
     if result.is_ok() {
         uplinks(object)?.set(&uplink.index, &[uplink.index, 0], sys::ANY)?;
     } else {

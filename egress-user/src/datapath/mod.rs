@@ -26,8 +26,8 @@ mod table;
 mod workload;
 
 pub use attach::{
-    Attached, CGROUP_HOOKS, Cgroup, DENIAL_HOOK, LSM_HOOKS, Uplink, cgroup as attach_cgroup, forget_uplink,
-    keep_uplinks, lsm as attach_lsm, uplink as attach_uplink,
+    Attached, CGROUP_HOOKS, Cgroup, DENIAL_HOOK, LSM_HOOKS, Uplink, answering as attach_answering, answering_ahead,
+    cgroup as attach_cgroup, forget_uplink, keep_uplinks, lsm as attach_lsm, uplink as attach_uplink,
 };
 pub use clsact::{remove as remove_clsact, remove_one as remove_clsact_of};
 pub use confirm::{Settled, deadline_after};
