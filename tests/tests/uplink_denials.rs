@@ -3,13 +3,18 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use egress_tests::bench::raw;
 use egress_tests::mntns::BPFFS;
 use egress_tests::world::DNS_V4;
 use egress_tests::{Cgroup, Daemon, Governed, NetNs, World};
-use egress_user::datapath::{Pins, sys};
+use egress_user::datapath::{
+    Pins,
+    sys::{self, AttachType},
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const POLICY: &str = "version: 1\nrules: [{name: web, to: [www.example.com], ports: [80/tcp]}]\n";
@@ -143,6 +148,22 @@ fn refused_queries_stay_while_an_uplink_is_made_anew() {
     assert_stayed(&test, "moved away and back");
 }
 
+/// As many programs at an interface's egress as the kernel takes (one less than `BPF_MPROG_MAX`), none of which ends the chain of calls:
+/// there is no room for ours.
+fn crowd(test: &Governed, interface: &str) -> Vec<OwnedFd> {
+    let index = test.world.node_ns.ifindex(interface).unwrap();
+    let attach = || {
+        let one = || {
+            let program = raw::constant(raw::CLASSIFIER, -1).unwrap();
+            sys::link_create(program.as_fd(), index, AttachType::TcxEgress)
+        };
+        let links: Vec<OwnedFd> = std::iter::repeat_with(one).map_while(Result::ok).take(100).collect();
+        assert_eq!(links.len(), 63);
+        links
+    };
+    test.world.node_ns.run(attach)
+}
+
 /// Its program was taken away, and the daemon cannot attach it again.
 #[test]
 fn refused_queries_stay_when_an_uplink_cannot_be_attached_again() {
@@ -150,14 +171,12 @@ fn refused_queries_stay_when_an_uplink_cannot_be_attached_again() {
     assert_eq!(few(&test), Asked { nxdomain: 5, ..Asked::default() });
     let pin = format!("if{}-uplink_egress", test.world.node_ns.ifindex("up1").unwrap());
     let taken = || {
-        use std::os::fd::AsFd as _;
         let path = Pins::new(Path::new(BPFFS)).link(&pin);
         sys::link_detach(sys::open_pin(&path)?.as_fd())?;
-        std::fs::remove_file(&path)?;
-        // In the way of the next pin.
-        Ok(std::fs::create_dir(&path)?)
+        Ok(std::fs::remove_file(&path)?)
     };
     test.beside.fork(LIMIT, taken).unwrap();
+    let _crowd = crowd(&test, "up1");
     // Any change makes the daemon look.
     test.world.node_ns.ip("link set up2 mtu 1400").unwrap();
     let start = Instant::now();
@@ -176,14 +195,13 @@ fn refused_queries_stay_when_an_uplinks_program_went_between_two_daemons() {
     test.daemon.kill().unwrap();
     let index = test.world.node_ns.ifindex("up1").unwrap();
     let went = || {
-        use std::os::fd::AsFd as _;
         let path = Pins::new(Path::new(BPFFS)).link(&format!("if{index}-uplink_egress"));
         sys::link_detach(sys::open_pin(&path)?.as_fd())?;
-        // So that the next one fails half way, when the cgroup's hooks are its own.
-        std::fs::remove_file(&path)?;
-        Ok(std::fs::create_dir(&path)?)
+        Ok(std::fs::remove_file(&path)?)
     };
     test.beside.fork(LIMIT, went).unwrap();
+    // So that the next one fails half way, when the cgroup's hooks are its own.
+    let _crowd = crowd(&test, "up1");
     let builder = Daemon::builder(&test.world);
     let file = builder.policy_file(0);
     let run = builder.policy(file).cgroup(&test.cgroup).interfaces(&["up0", "up1"]).run_to_end(LIMIT).unwrap();

@@ -38,7 +38,7 @@ fn append(path: &Path) -> io::Result<fs::File> {
 }
 
 impl Write for File {
-    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<()> {
+    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<u64> {
         if !self.is_current() {
             self.file = append(&self.path)?;
         }
@@ -53,6 +53,7 @@ impl Write for File {
             if before.is_file() {
                 let _ = self.file.set_len(before.len());
             }
-        })
+        })?;
+        Ok(0)
     }
 }

@@ -64,12 +64,24 @@ impl FromStr for SinkSpec {
             ("-" | "stdout", None) => Ok(Self::Stdout(Form::Detect)),
             ("stdout", Some("json")) => Ok(Self::Stdout(Form::Json)),
             ("stdout", Some("pretty")) => Ok(Self::Stdout(Form::Pretty)),
-            ("file", Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            ("file", Some(path)) if !path.is_empty() => file(path.into()),
             ("journal", None) => Ok(Self::Journal(JOURNAL.into())),
             ("journal", Some(path)) if !path.is_empty() => Ok(Self::Journal(path.into())),
             ("otlp", Some(url)) => otlp::endpoint(url).map(Self::Otlp),
             _ => Err(format!("a sink is one of {FORMS}")),
         }
+    }
+}
+
+/// The daemon may write in the file's directory, since the file is made anew there: that must not be every directory.
+fn file(path: PathBuf) -> Result<SinkSpec, String> {
+    let spec = SinkSpec::File(path);
+    match spec.writes_in() {
+        Some(directory) if directory != Path::new("/") => Ok(spec),
+        _ => Err(
+            "give the file a directory of its own, like file:/var/log/egress/events.jsonl: the daemon may write there"
+                .into(),
+        ),
     }
 }
 
@@ -95,9 +107,9 @@ impl SinkSpec {
 
 /// Where one sink writes. Called from the sink's own thread, which it may block.
 trait Write: Send {
-    /// Writes all of `events`, or says why not; after an error nothing of them may be left half-written where it can be
+    /// Writes all of `events`, or says why not. `Ok` tells how many of them were refused for good. After an error nothing of them may be left half-written where it can be
     /// taken back.
-    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<()>;
+    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<u64>;
 
     /// The rest of the batch is given up: how many of its events, from the first on, arrived all the same.
     fn gave_up(&mut self) -> u64 {

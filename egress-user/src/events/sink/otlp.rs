@@ -87,9 +87,9 @@ impl Otlp {
 }
 
 impl Write for Otlp {
-    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<()> {
+    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<u64> {
         let body = request(events, &self.host).encode_to_vec();
-        let send = post(&self.uri, body);
+        let send = post(&self.uri, body, events.len() as u64);
         match self.runtime.block_on(async { tokio::time::timeout(TIMEOUT, send).await }) {
             Ok(result) => result,
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", TIMEOUT.as_secs()))),
@@ -101,7 +101,8 @@ impl Write for Otlp {
     }
 }
 
-async fn post(uri: &Uri, body: Vec<u8>) -> io::Result<()> {
+/// How many of the `count` records the collector refused for good; an error where it is worth another try.
+async fn post(uri: &Uri, body: Vec<u8>, count: u64) -> io::Result<u64> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
@@ -117,16 +118,22 @@ async fn post(uri: &Uri, body: Vec<u8>) -> io::Result<()> {
     let status = response.status();
     let answer = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(io::Error::other)?.to_bytes();
     driver.abort();
-    if !status.is_success() {
+    // OTLP/HTTP, "Retryable Response Codes": what else fails would fail again.
+    if matches!(status.as_u16(), 429 | 502 | 503 | 504) {
         return Err(io::Error::other(format!("the collector answers {status}")));
+    }
+    if !status.is_success() {
+        tracing::warn!(%status, count, "the collector refuses events for good: they are lost");
+        return Ok(count);
     }
     if let Some(partial) = ExportLogsServiceResponse::decode(answer).ok().and_then(|answer| answer.partial_success)
         && partial.rejected_log_records > 0
     {
         // The specification: they must not be sent again.
         tracing::warn!(rejected = partial.rejected_log_records, message = %partial.error_message.escape_debug(), "the collector rejects events");
+        return Ok(u64::try_from(partial.rejected_log_records).unwrap_or_default());
     }
-    Ok(())
+    Ok(0)
 }
 
 /// One request with every event as a log record.

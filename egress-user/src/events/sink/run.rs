@@ -96,8 +96,10 @@ impl Sink {
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match self.writer.write(batch) {
-                Ok(()) => {
-                    self.tally.written.fetch_add(own, Ordering::Relaxed);
+                Ok(refused) => {
+                    let refused = refused.min(own);
+                    self.tally.written.fetch_add(own - refused, Ordering::Relaxed);
+                    self.tally.lost.fetch_add(refused, Ordering::Relaxed);
                     self.owed = 0;
                     if std::mem::take(&mut self.failing) {
                         tracing::info!(

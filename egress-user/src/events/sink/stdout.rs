@@ -22,7 +22,7 @@ impl Stdout {
 }
 
 impl Write for Stdout {
-    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<()> {
+    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<u64> {
         let mut text = Vec::new();
         for event in events {
             match self.pretty {
@@ -33,6 +33,7 @@ impl Write for Stdout {
         }
         let mut out = io::stdout().lock();
         out.write_all(&text)?;
-        out.flush()
+        out.flush()?;
+        Ok(0)
     }
 }

@@ -48,6 +48,7 @@ fn a_sink_is_named_as_the_command_line_takes_it() {
         ("stdout:xml", "a sink is one of"),
         ("file:", "a sink is one of"),
         ("kafka:x", "a sink is one of"),
+        ("file:/events.jsonl", "a directory of its own"),
         ("otlp:https://x:4318", "TLS is not spoken here"),
         ("otlp:http://u:p@x", "user and password are not sent"),
         ("otlp:x:4318", "is no OTLP endpoint"),
@@ -159,12 +160,12 @@ struct Fake {
 }
 
 impl Write for Fake {
-    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<()> {
+    fn write(&mut self, events: &[Arc<Event>]) -> io::Result<u64> {
         if let Some(kind) = *self.down.lock().unwrap() {
             return Err(kind.into());
         }
         self.got.lock().unwrap().extend_from_slice(events);
-        Ok(())
+        Ok(0)
     }
 }
 
@@ -215,9 +216,9 @@ fn a_sink_that_was_away_for_a_moment_misses_nothing() {
 fn a_sink_that_hangs_holds_up_nobody() {
     struct Hangs(mpsc::Receiver<()>);
     impl Write for Hangs {
-        fn write(&mut self, _: &[Arc<Event>]) -> io::Result<()> {
+        fn write(&mut self, _: &[Arc<Event>]) -> io::Result<u64> {
             let _ = self.0.recv();
-            Ok(())
+            Ok(0)
         }
     }
     let (hub, (release, held)) = (Hub::new(16), mpsc::channel());
@@ -236,4 +237,42 @@ fn a_sink_that_hangs_holds_up_nobody() {
     running.finish(Duration::from_secs(10));
     assert_eq!(tally.written() + tally.lost(), 10_001);
     assert!(tally.lost() > 9_000, "{tally:?}");
+}
+
+/// The answers of a collector, one for each request.
+fn collector(answers: Vec<Vec<u8>>) -> hyper::Uri {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = otlp::endpoint(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            // A request of one event is far below this, and sent whole.
+            let _ = stream.read(&mut [0; 65_536]).unwrap();
+            stream.write_all(&answer).unwrap();
+        }
+    });
+    uri
+}
+
+#[test]
+fn what_a_collector_refuses_for_good_is_lost_and_not_sent_again() {
+    use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
+    use prost::Message as _;
+    let partial = ExportLogsPartialSuccess { rejected_log_records: 1, error_message: "too old".into() };
+    let body = ExportLogsServiceResponse { partial_success: Some(partial) }.encode_to_vec();
+    let mut rejects = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
+    rejects.extend_from_slice(&body);
+    let uri = collector(vec![
+        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n".to_vec(),
+        rejects,
+        b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_vec(),
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec(),
+    ]);
+    let mut sink = otlp::Otlp::new(uri).unwrap();
+    let event = [Arc::new(refusal(1))];
+    assert_eq!(sink.write(&event).unwrap(), 1, "400");
+    assert_eq!(sink.write(&event).unwrap(), 1, "one rejected");
+    assert!(sink.write(&event).unwrap_err().to_string().contains("503"));
+    assert_eq!(sink.write(&event).unwrap(), 0);
 }
