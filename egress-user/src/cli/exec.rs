@@ -26,7 +26,7 @@ use self::cgroup::ExecCgroup;
 use super::{Failure, args::ExecArgs, output};
 use crate::{
     daemon::{self, Believe, Core, Enforcement, Scope, ring},
-    datapath::{Room, Settings, netns_cookie},
+    datapath::{self, Room, Settings, netns_cookie},
     events::{Event, Style, Summary},
     policy::{self, Compiled},
     resolve::system::{self, SystemResolvers},
@@ -37,6 +37,7 @@ const LAST_EVENTS: Duration = Duration::from_millis(20);
 
 /// Runs the command; ends with its exit status, or 128 and the signal's number that ended it.
 pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
+    datapath::prepare();
     let system = system::read(&system::Paths::default()).ok();
     let mut sources = args.policy.sources();
     args.overrides.apply(&mut sources);

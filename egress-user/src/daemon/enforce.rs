@@ -71,19 +71,17 @@ impl Enforcement {
         // A cgroup that was made for this policy, with nothing pinned, has no past.
         let has_past = scope.pins.is_some() || scope.cgroup.is_populated();
         let mut object = load(policy, scope, has_past, on_trial)?;
-        let mut programs = vec!["socket_egress", "socket_ingress"];
+        // The one that answers is short, and attaching it takes longest.
+        let mut programs = vec![datapath::DENIAL_HOOK, "socket_egress", "socket_ingress"];
         if !scope.uplinks.is_empty() {
             programs.extend(["uplink_ingress", "uplink_egress", datapath::WORKLOAD_HOOK]);
-        }
-        if !scope.answered.is_empty() {
-            programs.push(datapath::DENIAL_HOOK);
         }
         programs.extend(datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name));
         programs.push("control");
         // Links that nothing is pinned for may stand before the rest is there: what they answer is marked by the rest.
         let mut ahead = Vec::new();
         if scope.pins.is_none() && !scope.answered.is_empty() {
-            ahead = datapath::answering_ahead(&mut object, &scope.answered, |object| object.load_programs(&programs));
+            ahead = datapath::load_and_answer(&mut object, &programs, &scope.answered);
         } else {
             object.load_programs(&programs);
         }

@@ -7,6 +7,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use super::{
@@ -180,27 +181,18 @@ pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Resu
     in_force(object, uplink, |object| uplink_hooks(object, uplink, pins))
 }
 
-/// Links of the program that answers to these interfaces, made while `meanwhile` runs: the kernel waits some 10 ms for each
-/// (`tcx_entry_sync` in kernel/bpf/tcx.c, a grace period of RCU), which a command's start need not. Until [`answering`] says
-/// so, nothing is left to them. `None` for an interface where it failed.
-pub fn answering_ahead(
-    object: &mut Object,
-    interfaces: &[Uplink],
-    meanwhile: impl FnOnce(&mut Object),
-) -> Vec<Option<OwnedFd>> {
-    let program = object.program(DENIAL_HOOK).and_then(|program| {
-        program.try_clone_to_owned().map_err(|source| Error::Attach { what: DENIAL_HOOK.to_owned(), source })
+/// Loads these programs, as [`Object::load_programs`], and attaches the one that answers to these interfaces meanwhile: the
+/// kernel waits some 10 ms for each (`tcx_entry_sync` in include/net/tcx.h, a grace period of RCU), which a command's start
+/// need not. Until [`answering`] says so, nothing is left to them. `None` for an interface where it failed.
+pub fn load_and_answer(object: &mut Object, programs: &[&str], interfaces: &[Uplink]) -> Vec<Option<OwnedFd>> {
+    let links = Mutex::new(Vec::new());
+    object.load_programs_and(programs, |name, program| {
+        if name == DENIAL_HOOK {
+            let attach = |to: &Uplink| sys::link_create(program, to.index, AttachType::TcxEgress).ok();
+            links.lock().unwrap_or_else(PoisonError::into_inner).extend(interfaces.iter().map(attach));
+        }
     });
-    let Ok(program) = program else {
-        meanwhile(object);
-        return interfaces.iter().map(|_| None).collect();
-    };
-    std::thread::scope(|scope| {
-        let attach = |to: &Uplink| sys::link_create(program.as_fd(), to.index, AttachType::TcxEgress).ok();
-        let attaching = scope.spawn(move || interfaces.iter().map(attach).collect());
-        meanwhile(object);
-        attaching.join().unwrap_or_default()
-    })
+    links.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// [`uplink`] for an interface where refused queries are answered and nothing else is judged, with its link if it was made

@@ -26,8 +26,8 @@ mod table;
 mod workload;
 
 pub use attach::{
-    Attached, CGROUP_HOOKS, Cgroup, DENIAL_HOOK, LSM_HOOKS, Uplink, answering as attach_answering, answering_ahead,
-    cgroup as attach_cgroup, forget_uplink, keep_uplinks, lsm as attach_lsm, uplink as attach_uplink,
+    Attached, CGROUP_HOOKS, Cgroup, DENIAL_HOOK, LSM_HOOKS, Uplink, answering as attach_answering,
+    cgroup as attach_cgroup, forget_uplink, keep_uplinks, load_and_answer, lsm as attach_lsm, uplink as attach_uplink,
 };
 pub use clsact::{remove as remove_clsact, remove_one as remove_clsact_of};
 pub use confirm::{Settled, deadline_after};
@@ -37,7 +37,7 @@ pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_coo
 pub use install::{Datapath, Installed, Learned};
 pub use judge::Judged;
 pub use lower::{Bases, Elements, Resolver, Settings, lower};
-pub use object::{Object, Room, Sizes};
+pub use object::{Object, Room, Sizes, prepare};
 pub use pins::Pins;
 pub use reclaim::{Reclaimed, Walk};
 pub use rehearse::{Rehearsed, Scene, packet};

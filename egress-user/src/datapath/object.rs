@@ -1,6 +1,10 @@
 //! The embedded eBPF object: its maps sized, its programs loaded.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+    thread::{self, JoinHandle},
+};
 
 use aya::{Ebpf, EbpfLoader, programs::Program};
 
@@ -111,6 +115,22 @@ pub struct Object {
     ebpf: Ebpf,
 }
 
+/// What [`prepare`] began.
+static AHEAD: Mutex<Option<JoinHandle<EbpfLoader<'static>>>> = Mutex::new(None);
+
+/// Begins, on a thread, what [`Object::load`] does first, whatever the policy: for a start that must be fast.
+pub fn prepare() {
+    *AHEAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::spawn(loader));
+}
+
+/// aya's loader reads the kernel's types (some 20 ms) when it is made. The programs use no CO-RE relocation: relocating by
+/// them would take as long again.
+fn loader() -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
+}
+
 impl Object {
     /// The ELF object that is loaded.
     pub fn elf() -> &'static [u8] {
@@ -122,9 +142,8 @@ impl Object {
     pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Self, Error> {
         let paths: Vec<_> =
             pins.map(|pins| super::pins::MAPS.iter().map(|name| (*name, pins.map(name))).collect()).unwrap_or_default();
-        let mut loader = EbpfLoader::new();
-        // The programs use no CO-RE relocation; parsing the kernel's types would be half of the start-up time.
-        loader.btf(None);
+        let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut loader = ahead.and_then(|thread| thread.join().ok()).unwrap_or_else(loader);
         for (name, size) in sizes.of() {
             loader.map_max_entries(name, size);
         }
@@ -179,18 +198,29 @@ impl Object {
     /// Loads these programs side by side: the verifier takes tens of milliseconds for the larger ones, which go first. What fails is
     /// told by [`Object::program`], which tries it again.
     pub fn load_programs(&mut self, names: &[&str]) {
+        self.load_programs_and(names, |_, _| {});
+    }
+
+    /// The same, and calls `loaded` with each program's name as soon as it is loaded, on that program's own thread.
+    pub fn load_programs_and(&mut self, names: &[&str], loaded: impl Fn(&str, BorrowedFd<'_>) + Sync) {
         let place = |name: &str| names.iter().position(|wanted| *wanted == name);
         let mut wanted: Vec<_> = self
             .ebpf
             .programs_mut()
-            .filter_map(|(name, program)| Some((place(name)?, program)))
-            .filter(|(_, program)| program.fd().is_err())
+            .filter_map(|(name, program)| Some((place(name)?, name, program)))
+            .filter(|(_, _, program)| program.fd().is_err())
             .collect();
         // In the order given, so that the longest begins first.
-        wanted.sort_by_key(|(place, _)| *place);
-        std::thread::scope(|scope| {
-            for (_, program) in wanted {
-                scope.spawn(|| load_program(program));
+        wanted.sort_by_key(|(place, _, _)| *place);
+        let loaded = &loaded;
+        thread::scope(|scope| {
+            for (_, name, program) in wanted {
+                scope.spawn(move || {
+                    load_program(program);
+                    if let Ok(fd) = program.fd() {
+                        loaded(name, fd.as_fd());
+                    }
+                });
             }
         });
     }
