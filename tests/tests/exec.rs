@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use egress_tests::daemon::{binary, egress};
 use egress_tests::held::python;
 use egress_tests::mntns::BPFFS;
-use egress_tests::{Cgroup, Place, Run, Service, World};
+use egress_tests::{Cgroup, Frame, Place, Run, Service, World};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -190,6 +190,47 @@ fn a_killed_exec_takes_its_command_along() {
     let alive: Vec<_> = pids.iter().filter(|pid| kill(Pid::from_raw(**pid), None).is_ok()).collect();
     let zombies = |pid: &&&i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z "));
     assert_eq!(alive.iter().filter(|pid| !zombies(pid)).count(), 0, "{alive:?}");
+}
+
+/// P1, P2: a command whose `exec` is killed while it starts runs under the policy or not at all; the next `exec` takes up what
+/// is left.
+#[test]
+fn killed_while_it_starts_the_command_never_runs_ungoverned() {
+    let test = test();
+    // Bash itself sends the datagrams: at once, and with no program between it and the policy.
+    let script = "echo > /dev/udp/203.0.113.10/7000; echo > /dev/udp/198.51.100.77/7000";
+    for delay in (0..300).step_by(12) {
+        let mut command = test.place.command(&binary().unwrap().to_string_lossy());
+        command
+            .args(["exec", "--allow", "203.0.113.10:7000/udp", "--", "bash", "-c", script])
+            .env("EGRESS_BPFFS", BPFFS);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        signal(&child, Signal::SIGKILL);
+        child.wait().unwrap();
+    }
+    let to = |address: &'static str| move |frame: &Frame| frame.destination == Some(address.parse().unwrap());
+    let run = test.exec(&["-q", "--allow", "203.0.113.10:7000/udp"], &["bash", "-c", script]);
+    test.world.sniffer.wait_for(LIMIT, to("203.0.113.10")).expect("the allowed datagram");
+    test.world.sniffer.assert_none("a command without its policy", to("198.51.100.77"));
+    assert!(!run.ok(), "{run:?}");
+    test.assert_cgroups_go();
+}
+
+/// What ends `exec` before its command leaves nothing: no cgroup, no process that waits in it.
+#[test]
+fn a_command_that_is_not_started_leaves_nothing() {
+    let test = test();
+    let file = test.world.dir().join("wrong.yaml");
+    std::fs::write(&file, "version: 1\nallow: [{names: a.example.com, port: 1}]\n").unwrap();
+    let run = test.exec(&["--policy", file.to_str().unwrap()], &["true"]);
+    assert!(run.code() == Some(2) && run.stderr.contains("wrong.yaml:2:"), "{run:?}");
+    assert_eq!(test.cgroups(), [""; 0]);
+    let run = test.exec(&["--allow", ALLOW, "--user", "nosuchuser"], &["true"]);
+    assert!(run.code() == Some(2) && run.stderr.contains("`nosuchuser`"), "{run:?}");
+    let run = test.exec(&["--allow", ALLOW], &[file.to_str().unwrap()]);
+    assert!(run.code() == Some(126) && run.stderr.contains("must be executable"), "{run:?}");
+    test.assert_cgroups_go();
 }
 
 /// Section 4: SIGTERM goes to the command, whose answer counts.

@@ -6,6 +6,8 @@
 
 mod cgroup;
 mod child;
+mod held;
+mod user;
 
 use std::{
     ffi::OsString,
@@ -19,10 +21,11 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nix::unistd::Pid;
 
 pub use cgroup::remove_leftovers;
 
-use self::cgroup::ExecCgroup;
+use self::{cgroup::ExecCgroup, held::Held, user::User};
 use super::{Failure, args::ExecArgs, output};
 use crate::{
     daemon::{self, Believe, Core, Enforcement, Scope, ring},
@@ -37,7 +40,7 @@ const LAST_EVENTS: Duration = Duration::from_millis(20);
 
 /// Runs the command; ends with its exit status, or 128 and the signal's number that ended it.
 pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
-    datapath::prepare();
+    let waiting = Waiting::begin(&args.command, args.user.as_deref());
     let system = system::read(&system::Paths::default()).ok();
     let mut sources = args.policy.sources();
     args.overrides.apply(&mut sources);
@@ -52,7 +55,7 @@ pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
     let loaded = policy::load(&sources)?;
     let summary = Arc::new(Mutex::new(Summary::new()));
     let seen = Arc::clone(&summary);
-    let code = govern(loaded.compiled, system.as_ref(), args.user.as_deref(), &args.command, move |event| {
+    let code = waiting?.govern(loaded.compiled, system.as_ref(), move |event| {
         seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(event);
     })?;
     let summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -64,45 +67,68 @@ pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// Runs a command under a policy, and hands each event to `seen`. Gives the exit code of the command.
-pub(super) fn govern(
-    policy: Compiled,
-    system: Option<&SystemResolvers>,
-    user: Option<&str>,
-    command: &[OsString],
-    seen: impl Fn(&Event) + Send + 'static,
-) -> anyhow::Result<ExitCode> {
-    let user = user.map(child::User::find).transpose()?;
-    let machine = |error: crate::datapath::Error| Failure::machine(error.to_string(), "run it as root");
-    let exec_cgroup = ExecCgroup::make().map_err(machine)?;
-    let scope = Scope {
-        cgroup: exec_cgroup.open().map_err(machine)?,
-        uplinks: Vec::new(),
-        answered: daemon::answered_for_command(),
-        pins: None,
-        room: Room::default(),
-    };
-    let resolvers = daemon::resolvers(&policy, system, Believe::AtCgroup);
-    let settings = Settings {
-        resolvers,
-        cgroup_level: scope.cgroup.level,
-        cgroup_id: scope.cgroup.id,
-        teaching_netns: netns_cookie(),
-    };
-    let enforcement = Enforcement::start(&policy, settings, &scope, false).map_err(machine)?;
-    // Before any thread is started: the janitor is a fork of this process and inherits its links.
-    let janitor = exec_cgroup.start_janitor().context("start the process that cleans up")?;
-    let (core, events) = Core::new(enforcement, policy, Vec::new());
-    let child = child::spawn(command, &exec_cgroup, user.as_ref())?;
-    let code = supervise(&core, events, child, seen)?;
-    janitor.finish(&exec_cgroup);
-    Ok(code)
+/// A command whose process waits for its policy, in a cgroup of its own.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    // In this order: the cgroup can be removed when the process is gone.
+    held: Held,
+    cgroup: ExecCgroup,
+}
+
+impl Waiting {
+    /// Begins what needs no policy. To be called before any thread is started.
+    pub fn begin(command: &[OsString], user: Option<&str>) -> anyhow::Result<Self> {
+        let user = user.map(User::find).transpose()?;
+        let cgroup = ExecCgroup::make().map_err(machine)?;
+        let held = Held::fork(command, &cgroup, user.as_ref())?;
+        datapath::prepare();
+        held.enter();
+        Ok(Self { held, cgroup })
+    }
+
+    /// Runs the command under a policy, and hands each event to `seen`. Gives the exit code of the command.
+    pub fn govern(
+        self,
+        policy: Compiled,
+        system: Option<&SystemResolvers>,
+        seen: impl Fn(&Event) + Send + 'static,
+    ) -> anyhow::Result<ExitCode> {
+        // In this order: what is bound last is dropped first.
+        let Self { cgroup, held } = self;
+        let scope = Scope {
+            cgroup: cgroup.open().map_err(machine)?,
+            uplinks: Vec::new(),
+            answered: daemon::answered_for_command(),
+            pins: None,
+            has_past: false,
+            room: Room::default(),
+        };
+        let resolvers = daemon::resolvers(&policy, system, Believe::AtCgroup);
+        let settings = Settings {
+            resolvers,
+            cgroup_level: scope.cgroup.level,
+            cgroup_id: scope.cgroup.id,
+            teaching_netns: netns_cookie(),
+        };
+        let enforcement = Enforcement::start(&policy, settings, &scope, false).map_err(machine)?;
+        // Before any thread is started: the janitor is a fork of this process and inherits its links.
+        let janitor = cgroup.start_janitor().context("start the process that cleans up")?;
+        let (core, events) = Core::new(enforcement, policy, Vec::new());
+        let child = held.start()?;
+        let code = supervise(&core, events, child, seen)?;
+        janitor.finish(&cgroup);
+        Ok(code)
+    }
+}
+
+fn machine(error: datapath::Error) -> Failure {
+    Failure::machine(error.to_string(), "run it as root")
 }
 
 fn supervise(
     core: &Arc<Core>,
     events: aya::maps::RingBuf<aya::maps::MapData>,
-    child: std::process::Child,
+    child: Pid,
     seen: impl Fn(&Event) + Send + 'static,
 ) -> anyhow::Result<ExitCode> {
     let ended = Arc::new(AtomicBool::new(false));

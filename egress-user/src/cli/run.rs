@@ -345,7 +345,8 @@ pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Optio
             "there is no interface {missing}: governed as soon as it appears; `ip link` lists those there are"
         );
     }
-    Ok(Scope { cgroup, uplinks, answered: vec![Uplink::loopback()], pins, room: Room::default() })
+    let has_past = pins.is_some() || cgroup.is_populated();
+    Ok(Scope { cgroup, uplinks, answered: vec![Uplink::loopback()], pins, has_past, room: Room::default() })
 }
 
 fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {

@@ -20,6 +20,9 @@ pub struct Scope {
     pub answered: Vec<Uplink>,
     /// Where to pin what must outlive this process; `None` to pin nothing.
     pub pins: Option<Pins>,
+    /// Whether anything may have been governed, or have run ungoverned, in the cgroup before: `false` only for a cgroup made for
+    /// one command that has not begun.
+    pub has_past: bool,
     /// What the tables are to hold, beside the policy.
     pub room: Room,
 }
@@ -68,9 +71,7 @@ impl Enforcement {
         let bpf_lsm = datapath::bpf_lsm();
         // 15 ms, for LSM alone: beside everything that comes before.
         let kernel = (bpf_lsm != Some(false)).then(|| thread::spawn(aya::Btf::from_sys_fs));
-        // A cgroup that was made for this policy, with nothing pinned, has no past.
-        let has_past = scope.pins.is_some() || scope.cgroup.is_populated();
-        let mut object = load(policy, scope, has_past, on_trial)?;
+        let mut object = load(policy, scope, on_trial)?;
         // The one that answers is short, and attaching it takes longest.
         let mut programs = vec![datapath::DENIAL_HOOK, "socket_egress", "socket_ingress"];
         if !scope.uplinks.is_empty() {
@@ -105,7 +106,7 @@ impl Enforcement {
             }
             None => datapath.install(policy, &settings, &[])?,
         };
-        if has_past {
+        if scope.has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
         }
         // Before any of them is let go.
@@ -136,7 +137,7 @@ impl Enforcement {
             }
         }
         // Again for those that were accepted while the programs were being attached.
-        if has_past {
+        if scope.has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
         }
         if let Some(pins) = &scope.pins {
@@ -192,8 +193,8 @@ fn lsm(
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and
 /// the pinned links are given programs that use these. `as_it_is`: what is asked for is in the pinned maps, or nowhere.
-fn load(policy: &Compiled, scope: &Scope, has_past: bool, as_it_is: bool) -> Result<Object, Error> {
-    let sizes = if has_past { Sizes::for_policy(policy, scope.room) } else { Sizes::for_command(policy) };
+fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<Object, Error> {
+    let sizes = if scope.has_past { Sizes::for_policy(policy, scope.room) } else { Sizes::for_command(policy) };
     let Some(pins) = &scope.pins else { return Object::load(&sizes, None) };
     let pinned = || Object::load(&sizes, Some(pins)).and_then(Datapath::check);
     if as_it_is {

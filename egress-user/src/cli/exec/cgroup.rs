@@ -100,6 +100,13 @@ impl ExecCgroup {
     }
 }
 
+impl Drop for ExecCgroup {
+    /// Removes a cgroup that nothing was run in; of one that has processes the janitor takes care.
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
 /// The janitor, seen from the process that forked it.
 #[derive(Debug)]
 pub struct Janitor {

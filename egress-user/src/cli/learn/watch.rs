@@ -58,10 +58,11 @@ pub fn watch(args: &LearnArgs, socket: &Path, sink: &Arc<Mutex<Sink>>) -> anyhow
 }
 
 fn command(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<ExitCode> {
+    let waiting = exec::Waiting::begin(&args.command, args.user.as_deref());
     let system = system::read(&system::Paths::default()).ok();
     let policy = watching(&args.resolver, system.as_ref())?;
     let sink = Arc::clone(sink);
-    exec::govern(policy, system.as_ref(), args.user.as_deref(), &args.command, move |event| lock(&sink).add(event))
+    waiting?.govern(policy, system.as_ref(), move |event| lock(&sink).add(event))
 }
 
 /// With programs of its own, which nothing pins.
