@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::cgroup::Cgroup;
 use crate::mntns::BPFFS;
 use crate::place::{Place, Run};
+use crate::skip::in_vm;
 use crate::world::{DNS_V4, UPLINK, World};
 
 /// What the daemon says, once, when every attach point is in.
@@ -26,7 +27,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// A time limit of a quick machine, as it is here: ten times as long in an emulated one (`cargo xtask vm`).
 #[must_use]
 pub fn patient(limit: Duration) -> Duration {
-    if std::env::var_os("EGRESS_VM").is_some() { limit * 10 } else { limit }
+    if in_vm() { limit * 10 } else { limit }
 }
 
 /// The `egress` binary that was built with these tests: `EGRESS_BIN`, or `egress` in the profile directory of this
@@ -68,6 +69,9 @@ pub struct DaemonBuilder<'w> {
     place: Place,
     policies: Vec<OsString>,
     cgroup: Option<PathBuf>,
+    default_cgroup: bool,
+    /// Whether every policy so far is one of audit mode; `None` without any.
+    audits: Option<bool>,
     interfaces: Vec<String>,
     default_routes: bool,
     resolvers: Vec<String>,
@@ -79,6 +83,7 @@ impl DaemonBuilder<'_> {
     /// A policy file, a directory, or the name of an embedded policy.
     #[must_use]
     pub fn policy(mut self, policy: impl Into<OsString>) -> Self {
+        self.audits = Some(false);
         self.policies.push(policy.into());
         self
     }
@@ -88,10 +93,13 @@ impl DaemonBuilder<'_> {
     /// # Panics
     /// When the world's directory cannot be written.
     #[must_use]
-    pub fn policy_text(self, text: &str) -> Self {
+    pub fn policy_text(mut self, text: &str) -> Self {
+        let audits = self.audits != Some(false) && text.lines().any(|line| line == "mode: audit");
         let path = self.policy_file(self.policies.len());
         std::fs::write(&path, text).expect("write the policy into the world's directory");
-        self.policy(path)
+        self = self.policy(path);
+        self.audits = Some(audits);
+        self
     }
 
     /// Where the n-th policy text goes, for tests that change it.
@@ -100,7 +108,14 @@ impl DaemonBuilder<'_> {
         self.world.dir().join(format!("policy-{n}.yaml"))
     }
 
-    /// The governed cgroup. Without one the daemon is refused: a test must never govern the root cgroup.
+    /// No `--cgroup`: the root of what the daemon's place sees, which must not be this machine's, but in audit mode.
+    #[must_use]
+    pub fn default_cgroup(mut self) -> Self {
+        self.default_cgroup = true;
+        self
+    }
+
+    /// The governed cgroup. Without one the daemon is refused: a test must never govern the machine's root cgroup.
     #[must_use]
     pub fn cgroup(mut self, cgroup: &Cgroup) -> Self {
         self.cgroup = Some(cgroup.path().to_owned());
@@ -149,11 +164,17 @@ impl DaemonBuilder<'_> {
     }
 
     fn command(&self) -> Result<(std::process::Command, PathBuf)> {
-        let cgroup = self.cgroup.as_ref().ok_or_else(|| anyhow!("name the governed cgroup: .cgroup(&cgroup)"))?;
+        let harmless = self.audits == Some(true) || self.place.has_cgroup_namespace() || in_vm();
+        if self.cgroup.is_none() && !(self.default_cgroup && harmless) {
+            bail!("name the governed cgroup: .cgroup(&cgroup)");
+        }
         let socket = self.world.dir().join("egress.sock");
         let binary = binary()?;
         let mut command = self.place.command(&binary.to_string_lossy());
-        command.arg("run").arg("--cgroup").arg(cgroup).arg("--socket").arg(&socket);
+        command.arg("run").arg("--socket").arg(&socket);
+        if let Some(cgroup) = &self.cgroup {
+            command.arg("--cgroup").arg(cgroup);
+        }
         for policy in &self.policies {
             command.arg("--policy").arg(policy);
         }
@@ -216,6 +237,8 @@ impl Daemon {
             place: world.node(),
             policies: Vec::new(),
             cgroup: None,
+            default_cgroup: false,
+            audits: None,
             interfaces: vec![UPLINK.to_owned()],
             default_routes: false,
             resolvers: vec![DNS_V4.to_owned()],

@@ -2,6 +2,7 @@
 //!
 //! Not `ip netns exec`: it remounts /sys, which hides the cgroup and bpffs mounts.
 
+use std::ffi::CString;
 use std::io::{self, BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
@@ -17,7 +18,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, mount_point};
 use crate::mntns::MountNs;
 use crate::netns::{NetNs, raw, setns_raw};
 
@@ -26,6 +27,7 @@ pub struct Place {
     net: Option<Arc<OwnedFd>>,
     mnt: Option<Arc<OwnedFd>>,
     procs: Option<Arc<OwnedFd>>,
+    cgroup_mount: Option<Arc<CString>>,
 }
 
 /// How a command went. `status` is `None` when the time limit killed it.
@@ -66,6 +68,18 @@ impl Place {
     pub fn in_cgroup(mut self, cgroup: &Cgroup) -> Self {
         self.procs = Some(cgroup.procs());
         self
+    }
+
+    /// Whether it sees a cgroup tree of its own, so that a daemon there governs nobody else.
+    pub(crate) const fn has_cgroup_namespace(&self) -> bool {
+        self.cgroup_mount.is_some()
+    }
+
+    /// In a cgroup namespace whose root is the cgroup of this place, and a mount namespace that shows it, as a container has it.
+    pub fn in_cgroup_namespace(mut self) -> Result<Self> {
+        let point = mount_point()?;
+        self.cgroup_mount = Some(Arc::new(CString::new(point.into_os_string().into_encoded_bytes())?));
+        Ok(self)
     }
 
     /// A command that will run in this place, and die with the thread that spawns it.
@@ -142,6 +156,21 @@ impl Place {
         }
         if let Some(net) = raw(self.net.as_ref()) {
             setns_raw(net, CloneFlags::CLONE_NEWNET)?;
+        }
+        if let Some(point) = &self.cgroup_mount {
+            let (none, null, data) = (c"none".as_ptr(), std::ptr::null(), std::ptr::null());
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            // SAFETY: system calls on static strings and one that the place keeps; the mount namespace is this process's own.
+            let failed = unsafe {
+                libc::unshare(libc::CLONE_NEWCGROUP | libc::CLONE_NEWNS) != 0
+                    || libc::mount(none, c"/".as_ptr(), null, private, data) != 0
+                    // Over itself the kernel mounts no file system (EBUSY).
+                    || libc::umount2(point.as_ptr(), libc::MNT_DETACH) != 0
+                    || libc::mount(none, point.as_ptr(), c"cgroup2".as_ptr(), 0, data) != 0
+            };
+            if failed {
+                return Err(io::Error::last_os_error());
+            }
         }
         Ok(())
     }

@@ -1,10 +1,9 @@
 //! P1, of the sockets that would send past every egress hook: BPF LSM refuses them to governed processes, to no others.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Result;
-use egress_tests::{Cgroup, Daemon, Place, World};
+use egress_tests::{Cgroup, Daemon, Place, World, skip};
 use serde::{Deserialize, Serialize};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -12,16 +11,6 @@ const OFF: &str = "BPF LSM is not on here; boot with `lsm=...,bpf`";
 const FORBIDDEN: &str = "this machine lets not even root load an LSM program (EPERM)";
 const DENY_ALL: &str = "version: 1\n";
 const AUDIT: &str = "version: 1\nmode: audit\n";
-
-/// Says in the file that `cargo xtask test` prints that this test could not be run, and why.
-fn skip(test: &str, why: &str) {
-    let line = format!("{test}: {why}\n");
-    eprint!("skipped: {line}");
-    if let Some(path) = std::env::var_os("EGRESS_SKIPS") {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-        file.write_all(line.as_bytes()).unwrap();
-    }
-}
 
 /// Whether the kernel calls BPF LSM programs; unmounted securityfs counts as no, as it does to the daemon's warning.
 fn bpf_lsm() -> bool {
@@ -102,6 +91,27 @@ fn a_governed_process_gets_no_socket_past_the_hooks() {
     let told = second.events(true).unwrap();
     assert!(told.iter().any(|event| event["reason"] == "bypass-socket"), "{told:?}");
     assert!(second.detach().unwrap().ok());
+}
+
+/// A daemon in a cgroup namespace cannot know how deep its cgroup is.
+#[test]
+fn a_cgroup_namespaces_processes_get_none_either() {
+    let name = "a_cgroup_namespaces_processes_get_none_either";
+    if !bpf_lsm() {
+        return skip(name, OFF);
+    }
+    let world = World::new().unwrap();
+    let cgroup = Cgroup::new("lsm").unwrap();
+    let below = cgroup.child("below").unwrap();
+    let other = Cgroup::new("free").unwrap();
+    let container = world.node().in_cgroup(&cgroup).in_cgroup_namespace().unwrap();
+    let daemon = Daemon::builder(&world).policy_text(DENY_ALL).default_cgroup().place(container).start().unwrap();
+    if forbidden(&daemon) {
+        return skip(name, FORBIDDEN);
+    }
+    assert_eq!(ask(&world.node().in_cgroup(&below)), BYPASS_REFUSED);
+    assert_eq!(ask(&world.node().in_cgroup(&other)), NOTHING_REFUSED);
+    assert_eq!(ask(&world.node()), NOTHING_REFUSED);
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! P2: uplinks of kinds that not every kernel has: VLAN, bond, WireGuard. Where the kernel lacks one, its test says so;
 //! `cargo xtask vm` has a kernel with all. What is sent here is sent from outside the governed cgroup.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use egress_tests::probe::{tcp, udp};
-use egress_tests::{Cgroup, Daemon, Governed, Place, Service, World};
+use egress_tests::{Cgroup, Daemon, Governed, Place, Service, World, skip};
 
 /// The last rule is for WireGuard's own datagrams, which leave by the first uplink.
 const POLICY: &str = "version: 1
@@ -28,10 +27,7 @@ fn governed(test: &str, kind: &str) -> Option<Governed> {
     };
     if let Err(error) = world.node_ns.ip(&probe) {
         assert!(error.to_string().contains("Unknown device type"), "{error}");
-        if let Some(path) = std::env::var_os("EGRESS_SKIPS") {
-            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-            writeln!(file, "{test}: this kernel has no {kind} interfaces; `cargo xtask vm` runs it").unwrap();
-        }
+        skip(test, &format!("this kernel has no {kind} interfaces; `cargo xtask vm` runs it"));
         return None;
     }
     world.node_ns.ip("link del probe0").unwrap();

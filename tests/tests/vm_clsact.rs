@@ -1,22 +1,19 @@
 //! Kernels before 6.6, which have no tcx: clsact filters at the uplink (P1, P2). Run by `cargo xtask vm`.
 
 use std::collections::HashSet;
-use std::io::Write as _;
 use std::time::Duration;
 
-use egress_tests::{Governed, Place};
+use egress_tests::skip::kernel;
+use egress_tests::{Governed, Place, skip};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const ALLOW: &str = "version: 1\nrules:\n  - name: open\n    to: [203.0.113.80]\n    ports: [443/tcp]\n";
 
-/// Says in the file that `cargo xtask test` prints that this kernel attaches by tcx.
+/// Whether this kernel attaches by tcx; then the test is skipped.
 fn has_tcx(test: &str) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
-    let tcx = (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 6);
-    if tcx && let Some(path) = std::env::var_os("EGRESS_SKIPS") {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-        writeln!(file, "{test}: this kernel has tcx; `cargo xtask vm --kernel 6.1` runs it").unwrap();
+    let tcx = kernel() >= (6, 6);
+    if tcx {
+        skip(test, "this kernel has tcx; `cargo xtask vm --kernel 6.1` runs it");
     }
     tcx
 }

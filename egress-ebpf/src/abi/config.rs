@@ -21,7 +21,7 @@ pub struct Config {
     pub min_ttl: Ticks,
     /// How long a learned address outlives its TTL (`dns.grace`).
     pub grace: Ticks,
-    /// The depth of the governed cgroup below the cgroup v2 root, which has depth 0.
+    /// The depth of the governed cgroup below the cgroup v2 root, which has depth 0; or [`Config::LEVEL_UNKNOWN`].
     pub cgroup_level: u32,
     /// The id of the governed cgroup (its directory's inode number), or 0 where no cgroup is governed.
     pub cgroup_id: u64,
@@ -66,6 +66,8 @@ impl Live {
 }
 
 impl Config {
+    /// In `cgroup_level`: a cgroup namespace hides how deep the governed cgroup is.
+    pub const LEVEL_UNKNOWN: u32 = u32::MAX;
     /// Drop what no rule allows; without it (audit) everything passes and what would be dropped is reported.
     pub const ENFORCE: u32 = 1 << 0;
     /// Only names in the name table may be asked (`dns.queries: allowlisted`).

@@ -60,13 +60,29 @@ fn defer(earlier: i32) -> i32 {
     if (-MAX_ERRNO..0).contains(&earlier) { earlier } else { -EPERM }
 }
 
+/// How deep a governed cgroup is looked for where its own depth is not known.
+const DEPTHS: u32 = 64;
+
 /// The live policy, if it governs the process that is running.
 #[inline(always)]
 fn governing() -> Option<&'static Config> {
     let config = live_by(exact)?;
     // SAFETY: helper 123 takes a depth, and gives 0 where the process's cgroup is not as deep as that.
-    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(config.cgroup_level as i32) };
-    (config.cgroup_id != 0 && ancestor == config.cgroup_id).then_some(config)
+    let ancestor = |depth: u32| unsafe { bpf_get_current_ancestor_cgroup_id(depth as i32) };
+    if config.cgroup_id == 0 {
+        return None;
+    }
+    if config.cgroup_level != Config::LEVEL_UNKNOWN {
+        return (ancestor(config.cgroup_level) == config.cgroup_id).then_some(config);
+    }
+    for depth in 0..DEPTHS {
+        match ancestor(depth) {
+            0 => return None,
+            id if id == config.cgroup_id => return Some(config),
+            _ => {}
+        }
+    }
+    None
 }
 
 #[inline(never)]

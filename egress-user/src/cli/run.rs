@@ -306,7 +306,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
 }
 
 /// What the command line says of every policy.
-fn base(args: &RunArgs, believe: Believe, cgroup: (u32, u64)) -> anyhow::Result<Base> {
+fn base(args: &RunArgs, believe: Believe, cgroup: (Option<u32>, u64)) -> anyhow::Result<Base> {
     let mut sources = args.policy.sources();
     args.overrides.apply(&mut sources);
     if sources.policies.is_empty() && sources.allow.is_empty() {

@@ -125,6 +125,9 @@ impl Enforcement {
             }
         }
         let mut warnings = super::machine_warnings();
+        if scope.cgroup.level.is_none() {
+            warnings.push(format!("cgroup {}: {}", scope.cgroup.path.display(), super::NAMESPACED));
+        }
         if let Some(kernel) = kernel {
             match lsm(datapath.object(), kernel, scope.pins.as_ref()) {
                 Ok(hooks) => attached.extend(hooks),

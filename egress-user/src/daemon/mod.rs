@@ -43,6 +43,9 @@ use crate::datapath::bpf_lsm;
 const BYPASS: &str = "a workload in the host's network namespace with CAP_NET_RAW can send past every egress hook \
                       (AF_PACKET with PACKET_QDISC_BYPASS, AF_XDP)";
 
+const NAMESPACED: &str = "it is seen from a cgroup namespace, not from the node: processes outside of it are not governed by their sockets; to \
+                          govern the node mount its cgroup v2 here (in Kubernetes a hostPath of /sys/fs/cgroup), and name it with `--cgroup`";
+
 /// What the machine cannot guarantee, a sentence each, with the remedy.
 pub fn machine_warnings() -> Vec<String> {
     let mut warnings = Vec::new();

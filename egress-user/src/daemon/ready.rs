@@ -18,7 +18,7 @@ pub struct Base {
     /// Where answers can be believed.
     pub believe: Believe,
     /// The governed cgroup's depth and id.
-    pub cgroup: (u32, u64),
+    pub cgroup: (Option<u32>, u64),
 }
 
 /// A policy that may be installed.
@@ -75,7 +75,7 @@ pub fn settings(
     policy: &Compiled,
     system: Option<&SystemResolvers>,
     believe: Believe,
-    cgroup: (u32, u64),
+    cgroup: (Option<u32>, u64),
 ) -> Result<Settings, NotReady> {
     let resolvers = resolvers(policy, system, believe);
     if resolvers.is_empty() {

@@ -11,7 +11,8 @@ use std::{
 };
 
 use super::{
-    Error, Object, Pins, Table, cgroup_root, clsact,
+    Error, Object, Pins, Table, clsact,
+    host::{cgroup_root, cgroup_root_of, is_machine_root},
     sys::{self, AttachType},
 };
 
@@ -41,8 +42,8 @@ pub struct Cgroup {
     pub path: PathBuf,
     /// Its id: the directory's inode number.
     pub id: u64,
-    /// Its depth below the root, which has 0.
-    pub level: u32,
+    /// Its depth below the machine's root, which has 0; `None` where a cgroup namespace hides that.
+    pub level: Option<u32>,
     dir: File,
 }
 
@@ -52,13 +53,13 @@ impl Cgroup {
     /// # Errors
     /// [`Error::NoCgroup`], [`Error::NotACgroup`], or that the directory is not there.
     pub fn open(path: Option<&Path>) -> Result<Self, Error> {
-        let root = cgroup_root()?;
         let path = match path {
             Some(path) => fs::canonicalize(path).map_err(|error| Error::path("open the cgroup", path, error))?,
-            None => root.clone(),
+            None => cgroup_root()?,
         };
+        let root = cgroup_root_of(&path)?;
         let Ok(below) = path.strip_prefix(&root) else { return Err(Error::NotACgroup { path, root }) };
-        let level = below.components().count() as u32;
+        let level = is_machine_root(&root).then(|| below.components().count() as u32);
         let dir = File::open(&path).map_err(|error| Error::path("open the cgroup", &path, error))?;
         let id = dir.metadata().map_err(|error| Error::path("look at", &path, error))?.ino();
         if !path.join("cgroup.procs").exists() {

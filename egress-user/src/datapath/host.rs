@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs, io,
     net::SocketAddr,
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -13,17 +13,35 @@ use procfs::net::{TcpNetEntry, TcpState};
 
 use super::Error;
 
-/// The mount point of cgroup v2, from the mount table: hybrid hosts have it below `/sys/fs/cgroup/unified`.
-pub fn cgroup_root() -> Result<PathBuf, Error> {
+/// Where cgroup v2 is mounted, from the mount table, in its order: hybrid hosts have it below `/sys/fs/cgroup/unified`, and a
+/// container can have its own beside the host's.
+fn cgroup_mounts() -> Result<Vec<PathBuf>, Error> {
     let mounts = procfs::process::Process::myself()
         .and_then(|process| process.mountinfo())
         .map_err(|error| Error::path("read", "/proc/self/mountinfo", io::Error::other(error)))?;
-    mounts
-        .0
-        .into_iter()
-        .find(|mount| mount.fs_type == "cgroup2" && mount.mount_point.is_dir())
-        .map(|mount| mount.mount_point)
-        .ok_or(Error::NoCgroup)
+    let points = mounts.0.into_iter().filter(|mount| mount.fs_type == "cgroup2" && mount.mount_point.is_dir());
+    Ok(points.map(|mount| mount.mount_point).collect())
+}
+
+/// Where cgroup v2 is mounted: the machine's whole tree, where that can be seen.
+pub fn cgroup_root() -> Result<PathBuf, Error> {
+    let mounts = cgroup_mounts()?;
+    let whole = mounts.iter().find(|point| is_machine_root(point));
+    whole.or(mounts.first()).cloned().ok_or(Error::NoCgroup)
+}
+
+/// The mount that a directory of cgroup v2 is in.
+pub fn cgroup_root_of(path: &Path) -> Result<PathBuf, Error> {
+    let mounts = cgroup_mounts()?;
+    let longest =
+        mounts.into_iter().filter(|point| path.starts_with(point)).max_by_key(|point| point.as_os_str().len());
+    longest.map_or_else(cgroup_root, Ok)
+}
+
+/// Whether a directory is the machine's root cgroup, and not that of a cgroup namespace: its inode is 1
+/// (`cgroup_setup_root` in kernel/cgroup/cgroup.c).
+pub fn is_machine_root(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.ino() == 1)
 }
 
 /// Now, in the ticks of the kernel's tables.

@@ -26,8 +26,8 @@ pub struct Resolver {
 pub struct Settings {
     /// The trusted resolvers.
     pub resolvers: Vec<Resolver>,
-    /// The governed cgroup's depth below the root.
-    pub cgroup_level: u32,
+    /// The governed cgroup's depth below the machine's root, where it is known.
+    pub cgroup_level: Option<u32>,
     /// The governed cgroup's id, 0 for none.
     pub cgroup_id: u64,
     /// The network namespace whose sockets may teach names, 0 for any.
@@ -237,7 +237,7 @@ fn config(policy: &Compiled, settings: &Settings, generation: u32, elements: &El
         builtins: builtins(&policy.builtins),
         min_ttl: ticks(policy.dns.min_ttl),
         grace: ticks(policy.dns.grace),
-        cgroup_level: settings.cgroup_level,
+        cgroup_level: settings.cgroup_level.unwrap_or(Config::LEVEL_UNKNOWN),
         cgroup_id: settings.cgroup_id,
         teaching_netns: settings.teaching_netns,
     }

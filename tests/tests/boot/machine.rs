@@ -1,12 +1,11 @@
 //! A systemd in namespaces of its own, over the node of a world: its cgroup v2 root is a cgroup of the test's.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use egress_tests::{Cgroup, Place, Run, Service, World, daemon};
+use egress_tests::{Cgroup, Place, Run, Service, World, daemon, skip};
 
 use crate::PATIENCE;
 
@@ -39,10 +38,7 @@ const SYSTEMD: &str = "/lib/systemd/systemd";
 /// A world for the machine; `None`, and said where `cargo xtask test` prints it, without systemd.
 pub fn ready(test: &str) -> Option<World> {
     if !Path::new(SYSTEMD).exists() {
-        if let Some(path) = std::env::var_os("EGRESS_SKIPS") {
-            let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-            writeln!(file, "{test}: there is no {SYSTEMD} here").unwrap();
-        }
+        skip(test, &format!("there is no {SYSTEMD} here"));
         return None;
     }
     let world = World::new().unwrap();
