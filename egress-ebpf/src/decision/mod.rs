@@ -23,7 +23,7 @@ use crate::{
         Address, AddressEntry, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, ORIGIN_IN, PROTO_TCP,
         PeerKey, ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
     },
-    packet::{Headers, Packet, quoted},
+    packet::{Fragment, Headers, Packet, quoted},
     reason::Reason,
 };
 
@@ -132,9 +132,18 @@ fn from_resolver<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> boo
     tables.resolver(&ResolverKey { generation, address, port, pad: 0 }).is_some()
 }
 
-/// The verdict for a later fragment.
+/// Whether the packet is a fragment that its own headers do not decide: [`fragment`] does.
+#[inline(always)]
+const fn is_odd_fragment(packet: &Packet) -> bool {
+    !matches!(packet.fragment, Fragment::Whole | Fragment::First)
+}
+
+/// The verdict for such a fragment: a later one passes behind its first one.
 #[inline(never)]
-fn later_fragment<T: Tables>(tables: &T, packet: &Packet, zone: u8, now: Ticks) -> Verdict {
+fn fragment<T: Tables>(tables: &T, packet: &Packet, zone: u8, now: Ticks) -> Verdict {
+    if matches!(packet.fragment, Fragment::FirstExtended) {
+        return Verdict::plain(Reason::Malformed);
+    }
     let passed = tables.fragment(&fragment_key(packet, zone));
     let lives = passed.is_some_and(|seen| now.saturating_sub(seen) <= FRAGMENT_LIFE);
     Verdict::plain(if lives { Reason::Fragment } else { Reason::OrphanFragment })

@@ -1,7 +1,8 @@
 //! The governed cgroup: packets that have a socket.
 
 use super::{
-    Destination, Tables, Verdict, fresh, from_resolver, inward_key, later_fragment, outward_key, policy::PORT_DNS,
+    Destination, Tables, Verdict, fragment, fresh, from_resolver, inward_key, is_odd_fragment, outward_key,
+    policy::PORT_DNS,
 };
 use crate::{
     abi::{
@@ -49,8 +50,8 @@ pub fn leaves_socket<T: Tables>(
     if sender.loopback && config.builtins & BUILTIN_LOOPBACK != 0 {
         return Verdict::plain(by_loopback(tables, config, packet, sender, state));
     }
-    if let Fragment::Later = packet.fragment {
-        return later_fragment(tables, packet, ZONE_SOCKET, now);
+    if is_odd_fragment(packet) {
+        return fragment(tables, packet, ZONE_SOCKET, now);
     }
     let known = known_flow(tables, packet, sender, state);
     if let Some(flow) = known

@@ -1,6 +1,6 @@
 //! The uplinks: packets without a governed socket. Forwarded ones, AF_PACKET's, tunnels', the kernel's own.
 
-use super::{Destination, Tables, Verdict, fresh, from_resolver, inward_key, later_fragment, outward_key};
+use super::{Destination, Tables, Verdict, fragment, fresh, from_resolver, inward_key, is_odd_fragment, outward_key};
 use crate::{
     abi::{Config, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
     packet::{Fragment, Packet},
@@ -17,8 +17,8 @@ pub fn leaves_uplink<T: Tables>(
     packet: &Packet,
     now: Ticks,
 ) -> Verdict {
-    if let Fragment::Later = packet.fragment {
-        return later_fragment(tables, packet, ZONE_UPLINK, now);
+    if is_odd_fragment(packet) {
+        return fragment(tables, packet, ZONE_UPLINK, now);
     }
     let known = tables.flow(&outward_key(packet, ZONE_UPLINK));
     if let Some(flow) = known

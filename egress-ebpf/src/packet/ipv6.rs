@@ -9,6 +9,10 @@ use crate::{
 /// Extension headers that one packet may have. Real packets have two at most; a longer chain is dropped as malformed.
 const EXTENSIONS_MAX: u32 = 8;
 
+/// Where the transport header starts at most, from the network header on: direct packet access wraps at 16 KiB, and would
+/// read another place for a header behind that.
+const TRANSPORT_MAX: u16 = 8192;
+
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -52,6 +56,7 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
             next: packet.proto,
             fragment: 0,
             fragment_id: 0,
+            fragment_end: 0,
             found: Found::Chain,
         };
         repeat(EXTENSIONS_MAX, &mut walk);
@@ -61,6 +66,9 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
             Found::Chain | Found::Bad => return Parsed::Malformed,
             Found::Route => return Parsed::SourceRoute,
         }
+        if walk.at > TRANSPORT_MAX {
+            return Parsed::Malformed;
+        }
         packet.proto = walk.next;
         packet.transport = walk.at;
         packet.fragment_id = walk.fragment_id;
@@ -69,6 +77,7 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
             packet.fragment = match (fragment_offset, walk.fragment & 1) {
                 // An atomic fragment (RFC 6946) is a whole datagram.
                 (0, 0) => Fragment::Whole,
+                (0, _) if walk.at != walk.fragment_end => Fragment::FirstExtended,
                 (0, _) => Fragment::First,
                 _ => Fragment::Later,
             };
@@ -103,6 +112,8 @@ struct Extensions<H: Headers> {
     next: u8,
     fragment: u16,
     fragment_id: u32,
+    /// Where the fragment header ends; 0 where there is none.
+    fragment_end: u16,
     found: Found,
 }
 
@@ -122,7 +133,7 @@ impl<H: Headers> Step for Extensions<H> {
             return false;
         };
         if self.next == FRAGMENT {
-            if self.fragment != 0 || self.fragment_id != 0 {
+            if self.fragment_end != 0 {
                 // A fragment inside a fragment: no sender makes it, and reassembly would judge another header.
                 self.found = Found::Bad;
                 return false;
@@ -130,6 +141,7 @@ impl<H: Headers> Step for Extensions<H> {
             self.fragment = u16::from_be_bytes([header[2], header[3]]) & 0xfff9;
             self.fragment_id = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
             self.at += 8;
+            self.fragment_end = self.at;
             self.next = header[0];
             if self.fragment >> 3 != 0 {
                 // What follows is the middle of a datagram, not a header.

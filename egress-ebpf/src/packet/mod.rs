@@ -80,8 +80,11 @@ pub struct Packet {
 pub enum Fragment {
     /// Not a fragment.
     Whole,
-    /// The first one: it has the transport header.
+    /// The first one: it has the transport header, whole.
     First,
+    /// A first one with extension headers behind its fragment header: a later one can overlap its transport header, and
+    /// say what it likes of its own protocol (RFC 8200, 4.5).
+    FirstExtended,
     /// A later one: no ports, no flags.
     Later,
 }

@@ -196,9 +196,25 @@ fn ipv4_fragments_are_told_apart() {
     assert_eq!(of(0x4000, &tcp(TCP_SYN)).unwrap().fragment, Fragment::Whole);
     // A first fragment without its whole TCP header could be completed by what was not judged.
     assert_eq!(of(0x2000, &tcp(0)[..16]), Err(Reason::Malformed));
-    // RFC 1858: an offset of 8 bytes overwrites the flags.
-    assert_eq!(of(1, &tcp(0)), Err(Reason::Malformed));
-    for field in [2, 0x2002, 0x1fff] {
+    // What stands behind the packet's own end is not in it, and a header is whole with its options.
+    let cut = |proto, body: &[u8], length: u16| {
+        let mut packet = v4(proto, 0x2000, &[], body);
+        packet[2..4].copy_from_slice(&(20 + length).to_be_bytes());
+        read(&packet)
+    };
+    assert_eq!(cut(TCP, &tcp(0), 20).map(|packet| packet.fragment), Ok(Fragment::First));
+    assert_eq!(cut(TCP, &tcp(0), 16), Err(Reason::Malformed));
+    assert_eq!(cut(UDP, &UDP_HEADER, 0), Err(Reason::Malformed));
+    assert_eq!(cut(1, &[8; 8], 0), Err(Reason::Malformed));
+    let mut options = [tcp(0), vec![1; 20]].concat();
+    options[12] = 10 << 4;
+    assert_eq!(cut(TCP, &options, 40).map(|packet| packet.payload), Ok(60));
+    assert_eq!(cut(TCP, &options, 39), Err(Reason::Malformed));
+    // RFC 1858, RFC 3128: offsets of 8 and 16 bytes overwrite the flags, the checksum.
+    for field in [1, 2, 0x2001, 0x2002] {
+        assert_eq!(of(field, &tcp(0)), Err(Reason::Malformed));
+    }
+    for field in [3, 0x2003, 0x1fff] {
         let packet = of(field, &[0xee; 3]).unwrap();
         assert_eq!((packet.fragment, packet.source_port, packet.destination_port), (Fragment::Later, 0, 0));
         assert_eq!((packet.tcp_flags, packet.payload), (0, 0));
@@ -226,6 +242,16 @@ fn ipv6_extension_headers_are_walked() {
         let packet = read(&v6(&[(60, padding())], proto, &[0; 8])).unwrap();
         assert_eq!((packet.proto, packet.has_ports()), (proto, false));
     }
+    // As far as direct packet access reaches, and some.
+    let long = |last| {
+        [
+            vec![(60, [&[255_u8][..], &[0; 2046]].concat()); 3],
+            vec![(60, [&[last][..], &vec![0; usize::from(last) * 8 + 6]].concat())],
+        ]
+        .concat()
+    };
+    assert_eq!(of(&long(250)).unwrap().transport, 8192);
+    assert_eq!(of(&long(251)), Err(Reason::Malformed));
     // A length that leads out of the packet, and one so large that 16 bits would wrap.
     assert_eq!(of(&[(60, [&[255_u8][..], &padding()[1..]].concat())]), Err(Reason::Malformed));
 }
@@ -244,6 +270,12 @@ fn ipv6_fragments_are_told_apart() {
     // What follows a later fragment's header is data, whatever it looks like.
     assert_eq!(read(&v6(&[fragment(185, false)], 43, &[0; 8])).unwrap().fragment, Fragment::Later);
     assert_eq!(of(&[fragment(0, true), fragment(0, true)], &UDP_HEADER), Err(Reason::Malformed));
+    let of_nothing = (44, vec![0; 7]);
+    assert_eq!(of(&[of_nothing, fragment(0, true)], &UDP_HEADER), Err(Reason::Malformed));
+    // Extension headers before the fragment header are every fragment's, behind it the first one's alone.
+    assert_eq!(of(&[(60, padding()), fragment(0, true)], &UDP_HEADER).unwrap().fragment, Fragment::First);
+    assert_eq!(of(&[fragment(0, true), (60, padding())], &UDP_HEADER).unwrap().fragment, Fragment::FirstExtended);
+    assert_eq!(of(&[fragment(0, false), (60, padding())], &UDP_HEADER).unwrap().fragment, Fragment::Whole);
     assert_eq!(of(&[fragment(0, true), (43, padding())], &UDP_HEADER), Err(Reason::SourceRoute));
     assert_eq!(read(&v6(&[fragment(1, false)], TCP, &tcp(0))), Err(Reason::Malformed));
 }

@@ -3,35 +3,40 @@
 use super::{Fragment, Headers, Packet, Parsed, icmp};
 use crate::abi::{PROTO_TCP, PROTO_UDP};
 
+/// Bytes of a TCP header without options.
+const TCP_HEADER: u16 = 20;
+
 /// Fills in what the transport header says. `fragment_offset` is in units of 8 bytes.
 #[inline(always)]
 pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet, fragment_offset: u16) -> Parsed {
     if matches!(packet.fragment, Fragment::Later) {
-        // RFC 1858: a second fragment at offset 1 overwrites the flags of the TCP header that was judged.
-        if packet.proto == PROTO_TCP && fragment_offset == 1 {
+        // RFC 1858, RFC 3128: a later fragment over the TCP header that was judged, at offset 1 over its flags.
+        if packet.proto == PROTO_TCP && fragment_offset * 8 < TCP_HEADER {
             return Parsed::Malformed;
         }
         return Parsed::Good;
     }
     let at = offset + usize::from(packet.transport);
-    match packet.proto {
+    let length = match packet.proto {
         PROTO_TCP => {
             // The whole header must be in a first fragment, or a later one could change what was judged.
             let Some(header) = headers.read::<20>(at) else { return Parsed::Malformed };
             let length = u16::from(header[12] >> 4) * 4;
-            if length < 20 {
+            if length < TCP_HEADER {
                 return Parsed::Malformed;
             }
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
             packet.tcp_flags = header[13];
             packet.payload = packet.transport.wrapping_add(length);
+            length
         }
         PROTO_UDP => {
             let Some(header) = headers.read::<8>(at) else { return Parsed::Malformed };
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
             packet.payload = packet.transport.wrapping_add(8);
+            8
         }
         _ if packet.is_icmp() => {
             let Some(header) = headers.read::<8>(at) else { return Parsed::Malformed };
@@ -39,8 +44,13 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet, 
             if icmp::is_echo(packet) {
                 packet.source_port = u16::from_be_bytes([header[4], header[5]]);
             }
+            8
         }
-        _ => {}
+        _ => 0,
+    };
+    // RFC 7112: what the buffer has behind the packet's own end its receiver takes from the next fragment.
+    if !matches!(packet.fragment, Fragment::Whole) && packet.transport.wrapping_add(length) > packet.end {
+        return Parsed::Malformed;
     }
     Parsed::Good
 }

@@ -15,7 +15,7 @@ use egress_ebpf::{
         PROTO_TCP, PROTO_UDP, Process, ResolverKey, ZONE_SOCKET,
     },
     decision::{self, Sender, SocketKind, Tables, Verdict},
-    packet::{Fragment, Packet, plain},
+    packet::{Packet, plain},
     reason::Reason,
 };
 
@@ -126,9 +126,7 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     let about_arrival = |error: &Packet| global::is_about_arrival(skb, 0, error);
     let verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
     if verdict.reason.passes() && rehearsed.is_none() {
-        if let Fragment::First = packet.fragment {
-            maps::remember_fragment(packet, ZONE_SOCKET, now);
-        }
+        maps::remember_fragment(packet, &verdict, ZONE_SOCKET, now);
         if verdict.remember != ORIGIN_NONE {
             sockets::remember(sk, cookie, packet, &verdict, config.generation, now, state);
         }

@@ -10,9 +10,9 @@ use egress_ebpf::{
         AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, DropFold, DropKey, Flow, FlowKey, FragmentKey,
         GrantEntry, Hits, PeerKey, Rehearsal, ResolverKey, ResolverTrust, SocketState, Ticks,
     },
-    decision::fragment_key,
-    packet::Packet,
-    reason::REASONS,
+    decision::{Verdict, fragment_key},
+    packet::{Fragment, Packet},
+    reason::{REASONS, Reason},
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -95,9 +95,17 @@ pub static EVENTS_LOST: PerCpuArray<u64, 2> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<[u8; 8], 1048576> = RingBuf::new();
 
-/// Remembers that the first fragment of a datagram passed.
+/// Remembers that the first fragment of a datagram passes, if it is one. One to a resolver does not: no name can be read
+/// of a query in fragments.
+#[inline(always)]
+pub fn remember_fragment(packet: &Packet, verdict: &Verdict, zone: u8, now: Ticks) {
+    if matches!(packet.fragment, Fragment::First) && !matches!(verdict.reason, Reason::Dns) {
+        remember_first(packet, zone, now);
+    }
+}
+
 // Not inlined, for the stack's sake.
 #[inline(never)]
-pub fn remember_fragment(packet: &Packet, zone: u8, now: Ticks) {
+fn remember_first(packet: &Packet, zone: u8, now: Ticks) {
     let _ = FRAGMENTS.insert(&fragment_key(packet, zone), &now, 0);
 }

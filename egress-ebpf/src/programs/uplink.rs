@@ -168,7 +168,7 @@ fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
 #[inline(always)]
 pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32) -> Verdict {
     let now = now();
-    let has_headers = packet.has_ports() && !matches!(packet.fragment, Fragment::Later);
+    let has_headers = packet.has_ports() && matches!(packet.fragment, Fragment::Whole | Fragment::First);
     let verdict =
         if has_headers && judged_by_cgroup(skb, config, packet.proto, packet.source_port, packet.destination_port) {
             Verdict::plain(Reason::Judged)
@@ -177,9 +177,7 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32)
             decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
         };
     if verdict.reason.passes() && !rehearsal::is_on(skb, config) {
-        if let Fragment::First = packet.fragment {
-            maps::remember_fragment(packet, ZONE_UPLINK, now);
-        }
+        maps::remember_fragment(packet, &verdict, ZONE_UPLINK, now);
         if verdict.remember != ORIGIN_NONE {
             remember(packet, &verdict, config.generation, now);
         }
