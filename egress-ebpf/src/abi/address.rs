@@ -34,6 +34,12 @@ impl Address {
         Self { high: 0, low: u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d]) }
     }
 
+    /// An IPv4 address from its bytes in network order, read as a little-endian number.
+    #[inline(always)]
+    pub const fn v4_word(address: u32) -> Self {
+        Self { high: 0, low: ((address as u64) << 32 | 0xffff_0000).to_le() }
+    }
+
     /// The bytes in network order.
     #[inline(always)]
     pub const fn bytes(self) -> [u8; 16] {

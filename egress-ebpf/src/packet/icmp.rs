@@ -49,24 +49,22 @@ pub fn quoted<H: Headers>(headers: H, offset: usize, error: &Packet) -> Option<P
     parse(Quoted(headers), inner).ok()
 }
 
-/// Reads past a quote's end as zeros, so that a TCP header of which only the ports were quoted parses.
+/// Reads a TCP header of which only the first 8 bytes were quoted as one without flags.
 #[derive(Clone, Copy)]
 struct Quoted<H>(H);
 
 impl<H: Headers> Headers for Quoted<H> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        if let Some(bytes) = self.0.read::<N>(offset) {
-            return Some(bytes);
-        }
-        if N != 20 {
-            return None;
-        }
-        let head = self.0.read::<8>(offset)?;
-        let mut bytes = [0; N];
-        bytes[..8].copy_from_slice(&head);
+        self.0.read(offset)
+    }
+
+    #[inline(always)]
+    fn tcp(&self, at: usize) -> Option<(u32, u32)> {
         // A data offset of five words: the least that a TCP header has.
-        bytes[12] = 5 << 4;
-        Some(bytes)
+        self.0.tcp(at).or_else(|| {
+            self.0.read_32(at + 4)?;
+            Some((self.0.read_32(at)?, 5 << 4))
+        })
     }
 }

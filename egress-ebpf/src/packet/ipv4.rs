@@ -16,8 +16,13 @@ const OPTION_SSRR: u8 = 137;
 
 #[inline(always)]
 pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) -> Parsed {
-    let Some(header) = headers.read::<20>(offset) else { return Parsed::Malformed };
-    let length = usize::from(header[0] & 0xf) * 4;
+    // By words: the BPF target would load and store an array of bytes one by one.
+    let (Some(first), Some(second), Some(third)) =
+        (headers.read_64(offset), headers.read_64(offset + 8), headers.read_32(offset + 16))
+    else {
+        return Parsed::Malformed;
+    };
+    let length = (first & 0xf) as usize * 4;
     if length < 20 {
         return Parsed::Malformed;
     }
@@ -27,26 +32,26 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
             bad => return bad,
         }
     }
-    let flags = u16::from_be_bytes([header[6], header[7]]);
+    let flags = ((first >> 48) as u16).swap_bytes();
     let fragment = match (flags & 0x1fff, flags & 0x2000) {
         (0, 0) => Fragment::Whole,
         (0, _) => Fragment::First,
         _ => Fragment::Later,
     };
     *packet = Packet {
-        source: Address::v4([header[12], header[13], header[14], header[15]]),
-        destination: Address::v4([header[16], header[17], header[18], header[19]]),
+        source: Address::v4_word((second >> 32) as u32),
+        destination: Address::v4_word(third),
         source_port: 0,
         destination_port: 0,
         version: 4,
-        proto: header[9],
-        hops: header[8],
+        proto: (second >> 8) as u8,
+        hops: second as u8,
         tcp_flags: 0,
         fragment,
-        fragment_id: u32::from(u16::from_be_bytes([header[4], header[5]])).to_be(),
+        fragment_id: u32::from(((first >> 32) as u16).swap_bytes()).to_be(),
         transport: length as u16,
         payload: 0,
-        end: u16::from_be_bytes([header[2], header[3]]),
+        end: ((first >> 16) as u16).swap_bytes(),
     };
     transport::parse(headers, offset, packet, flags & 0x1fff)
 }

@@ -20,25 +20,22 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 #[inline(always)]
 pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) -> Parsed {
-    let Some(header) = headers.read::<8>(offset) else { return Parsed::Malformed };
-    let (Some(source_high), Some(source_low)) = (headers.read::<8>(offset + 8), headers.read::<8>(offset + 8 + 8))
-    else {
+    let Some(header) = headers.read_64(offset) else { return Parsed::Malformed };
+    let (Some(source_high), Some(source_low)) = (headers.read_64(offset + 8), headers.read_64(offset + 16)) else {
         return Parsed::Malformed;
     };
-    let (Some(destination_high), Some(destination_low)) =
-        (headers.read::<8>(offset + 24), headers.read::<8>(offset + 24 + 8))
-    else {
+    let (Some(high), Some(low)) = (headers.read_64(offset + 24), headers.read_64(offset + 32)) else {
         return Parsed::Malformed;
     };
-    let payload = u16::from_be_bytes([header[4], header[5]]);
+    let payload = ((header >> 32) as u16).swap_bytes();
     *packet = Packet {
-        source: address(source_high, source_low),
-        destination: address(destination_high, destination_low),
+        source: Address { high: source_high.to_le(), low: source_low.to_le() },
+        destination: Address { high: high.to_le(), low: low.to_le() },
         source_port: 0,
         destination_port: 0,
         version: 6,
-        proto: header[6],
-        hops: header[7],
+        proto: (header >> 48) as u8,
+        hops: (header >> 56) as u8,
         tcp_flags: 0,
         fragment: Fragment::Whole,
         fragment_id: 0,
@@ -84,11 +81,6 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
         }
     }
     transport::parse(headers, offset, packet, fragment_offset)
-}
-
-#[inline(always)]
-const fn address(high: [u8; 8], low: [u8; 8]) -> Address {
-    Address { high: u64::from_ne_bytes(high), low: u64::from_ne_bytes(low) }
 }
 
 #[inline(always)]

@@ -35,6 +35,13 @@ pub trait Headers: Copy {
     fn read_32(&self, offset: usize) -> Option<u32> {
         self.read(offset).map(u32::from_le_bytes)
     }
+    /// Of a TCP header at `at`: the word with the ports, and the one that begins with its length and flags. `None` where its 20
+    /// fixed bytes are not all there.
+    #[inline(always)]
+    fn tcp(&self, at: usize) -> Option<(u32, u32)> {
+        self.read_32(at + 16)?;
+        Some((self.read_32(at)?, self.read_32(at + 12)?))
+    }
 }
 
 impl Headers for &[u8] {

@@ -39,7 +39,7 @@ pub fn plain<H: Headers>(headers: H, offset: usize) -> Option<Plain> {
             if first & 0xff3f << 48 != 0 {
                 return None;
             }
-            (mapped((second >> 32) as u32), mapped(headers.read_32(offset + 16)?), (second >> 8) as u8, offset + 20)
+            (Address::v4_word((second >> 32) as u32), Address::v4_word(headers.read_32(offset + 16)?), (second >> 8) as u8, offset + 20)
         }
         version if version >> 4 == 6 => {
             let source = Address { high: second.to_le(), low: headers.read_64(offset + 16)?.to_le() };
@@ -48,29 +48,20 @@ pub fn plain<H: Headers>(headers: H, offset: usize) -> Option<Plain> {
         }
         _ => return None,
     };
-    let ports = headers.read_32(at)?;
-    let tcp_flags = match proto {
+    let (ports, tcp_flags) = match proto {
         PROTO_TCP => {
-            // To the header's end, as far as it is fixed.
-            headers.read_32(at + 16)?;
-            let lengths = headers.read_32(at + 12)? as u16;
+            let (ports, lengths) = headers.tcp(at)?;
             if lengths & 0xf0 < 5 << 4 {
                 return None;
             }
-            (lengths >> 8) as u8
+            (ports, (lengths >> 8) as u8)
         }
         PROTO_UDP => {
             headers.read_32(at + 4)?;
-            0
+            (headers.read_32(at)?, 0)
         }
         _ => return None,
     };
     let (source_port, destination_port) = ((ports as u16).swap_bytes(), ((ports >> 16) as u16).swap_bytes());
     Some(Plain { source, destination, source_port, destination_port, proto, tcp_flags })
-}
-
-/// An IPv4 address, its bytes as a little-endian number, as IPv4-mapped.
-#[inline(always)]
-const fn mapped(address: u32) -> Address {
-    Address { high: 0, low: ((address as u64) << 32 | 0xffff_0000).to_le() }
 }

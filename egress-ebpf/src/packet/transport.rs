@@ -20,21 +20,19 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet, 
     let length = match packet.proto {
         PROTO_TCP => {
             // The whole header must be in a first fragment, or a later one could change what was judged.
-            let Some(header) = headers.read::<20>(at) else { return Parsed::Malformed };
-            let length = u16::from(header[12] >> 4) * 4;
+            let Some((ports, lengths)) = headers.tcp(at) else { return Parsed::Malformed };
+            let length = (lengths as u16 & 0xf0) >> 2;
             if length < TCP_HEADER {
                 return Parsed::Malformed;
             }
-            packet.source_port = u16::from_be_bytes([header[0], header[1]]);
-            packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
-            packet.tcp_flags = header[13];
+            set_ports(packet, ports);
+            packet.tcp_flags = (lengths >> 8) as u8;
             packet.payload = packet.transport.wrapping_add(length);
             length
         }
         PROTO_UDP => {
-            let Some(header) = headers.read::<8>(at) else { return Parsed::Malformed };
-            packet.source_port = u16::from_be_bytes([header[0], header[1]]);
-            packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
+            let Some(header) = headers.read_64(at) else { return Parsed::Malformed };
+            set_ports(packet, header as u32);
             packet.payload = packet.transport.wrapping_add(8);
             8
         }
@@ -53,4 +51,11 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet, 
         return Parsed::Malformed;
     }
     Parsed::Good
+}
+
+/// The first word of a TCP or UDP header.
+#[inline(always)]
+fn set_ports(packet: &mut Packet, ports: u32) {
+    packet.source_port = (ports as u16).swap_bytes();
+    packet.destination_port = ((ports >> 16) as u16).swap_bytes();
 }
