@@ -15,9 +15,9 @@ const BOUNDS: [(&str, u32, u32); 14] = [
     ("uplink_ingress_l3", 48_000, 512),
     ("workload_ingress", 22_500, 512),
     ("connect4", 5_600, 384),
-    ("connect6", 5_600, 384),
-    ("sendmsg4", 5_700, 384),
-    ("sendmsg6", 5_700, 384),
+    ("connect6", 5_700, 384),
+    ("sendmsg4", 5_750, 384),
+    ("sendmsg6", 5_800, 384),
     ("socket_create", 250, 96),
     ("control", 2_000, 288),
 ];

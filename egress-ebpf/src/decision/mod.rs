@@ -20,8 +20,8 @@ pub use workload::{Entry, Route, enters_from_workload};
 
 use crate::{
     abi::{
-        Address, AddressEntry, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, ORIGIN_IN, PROTO_TCP,
-        PeerKey, ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
+        Address, AddressEntry, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, ORIGIN_IN,
+        ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PeerKey, ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
     },
     packet::{Fragment, Headers, Packet, quoted},
     reason::Reason,
@@ -31,6 +31,12 @@ use crate::{
 pub trait Tables {
     /// The entry of a learned or written address.
     fn address(&self, address: &Address, generation: u32) -> Option<&AddressEntry>;
+    /// How often addresses were taken out, counted before each time: where it stays the same between a look at an address
+    /// and a look at its slots, the entry was that address's throughout. Tables that do not change say 0.
+    #[inline(always)]
+    fn reclaims(&self) -> u64 {
+        0
+    }
     /// The class of the longest allowed prefix that covers an address.
     fn prefix(&self, address: &Address, generation: u32) -> Option<u32>;
     /// The class of the longest denied prefix that covers an address.
@@ -119,6 +125,19 @@ pub const FRAGMENT_LIFE: Ticks = 30;
 #[inline(always)]
 const fn fresh(flow: &Flow, proto: u8, now: Ticks) -> bool {
     proto == PROTO_TCP || now.saturating_sub(flow.seen) <= IDLE
+}
+
+/// The origin to write down of a datagram that arrives, where `known` is known of its flow: none for the answer to what
+/// the node sent, nor where the same was written down in this tick, which spares the tables a write for each datagram.
+#[inline(always)]
+fn datagram_arrives(config: &Config, known: Option<&Flow>, now: impl FnOnce() -> Ticks) -> u32 {
+    match known {
+        Some(flow) if flow.origin == ORIGIN_OUT => ORIGIN_NONE,
+        Some(flow) if flow.origin == ORIGIN_IN && flow.generation == config.generation && flow.seen == now() => {
+            ORIGIN_NONE
+        }
+        _ => ORIGIN_IN,
+    }
 }
 
 /// Whether a datagram that arrives is a trusted resolver's. It is nothing to reply to: else the next query to that resolver

@@ -76,17 +76,19 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
         }
     }
     let mut refused = Reason::NoRule;
+    let reclaims = tables.reclaims();
     if let Some(entry) = tables.address(&destination.address, generation) {
+        // An entry whose every slot is dead may be reclaimed meanwhile, and its memory given to another address at once:
+        // what was read there counts only if it is this address's still. Where nothing was reclaimed it is.
+        let still = || tables.reclaims() == reclaims || is_still(tables, &destination.address, generation, entry);
         // Nearly every address has one class of a few ports: that is answered without a loop.
         let grant = first(tables, entry, destination.key, now);
-        if grant != 0 && is_still(tables, &destination.address, generation, entry) {
+        if grant != 0 && still() {
             return Verdict { reason: Reason::Rule, grant, remember: ORIGIN_OUT };
         }
         let mut walk = Slots { tables, entry, key: destination.key, now, grant: 0, refused };
         repeat(SLOTS as u32, &mut walk);
-        // An entry whose every slot is dead may be reclaimed meanwhile, and its memory given to another address at once:
-        // what was read there counts only if it is this address's still.
-        if walk.grant != 0 && is_still(tables, &destination.address, generation, entry) {
+        if walk.grant != 0 && still() {
             return Verdict { reason: Reason::Rule, grant: walk.grant, remember: ORIGIN_OUT };
         }
         refused = walk.refused;

@@ -1,8 +1,8 @@
 //! The governed cgroup: packets that have a socket.
 
 use super::{
-    Destination, Tables, Verdict, fragment, fresh, from_resolver, inward_key, is_odd_fragment, outward_key,
-    policy::PORT_DNS,
+    Destination, Tables, Verdict, datagram_arrives, fragment, fresh, from_resolver, inward_key, is_odd_fragment,
+    outward_key, policy::PORT_DNS,
 };
 use crate::{
     abi::{
@@ -191,6 +191,7 @@ pub fn arrives_at_socket<T: Tables>(
     cookie: u64,
     loopback: bool,
     state: Option<&SocketState>,
+    now: impl FnOnce() -> Ticks,
 ) -> u32 {
     if loopback || matches!(packet.fragment, Fragment::Later) {
         return ORIGIN_NONE;
@@ -212,10 +213,7 @@ pub fn arrives_at_socket<T: Tables>(
     {
         return ORIGIN_NONE;
     }
-    match peer(tables, cookie, &packet.source, packet.source_port) {
-        Some(flow) if flow.origin == ORIGIN_OUT => ORIGIN_NONE,
-        _ => ORIGIN_IN,
-    }
+    datagram_arrives(config, peer(tables, cookie, &packet.source, packet.source_port), now)
 }
 
 /// The flow key of a connection whose SYN arrives at a governed socket.

@@ -1,6 +1,6 @@
 //! Flows and replies, on small tables. What rules say is compared with a model elsewhere.
 
-use std::collections::HashMap;
+use std::{cell::Cell, collections::HashMap};
 
 use super::*;
 use crate::{
@@ -106,6 +106,58 @@ impl Tables for Fake {
     }
 }
 
+/// What an address has when it is looked at again.
+enum Again {
+    Nothing,
+    Other(AddressEntry),
+    Same,
+}
+
+/// Tables out of which an address is taken as soon as it was looked at; its memory is another's then.
+struct Reclaiming {
+    fake: Fake,
+    again: Again,
+    looks: Cell<u64>,
+}
+
+impl Tables for Reclaiming {
+    fn address(&self, address: &Address, generation: u32) -> Option<&AddressEntry> {
+        self.looks.set(self.looks.get() + 1);
+        match &self.again {
+            Again::Nothing if self.looks.get() > 1 => None,
+            Again::Other(entry) if self.looks.get() > 1 => Some(entry),
+            _ => self.fake.address(address, generation),
+        }
+    }
+    fn reclaims(&self) -> u64 {
+        self.looks.get()
+    }
+    fn prefix(&self, _address: &Address, _generation: u32) -> Option<u32> {
+        None
+    }
+    fn deny(&self, _address: &Address, _generation: u32) -> Option<u32> {
+        None
+    }
+    fn class(&self, index: u32) -> Option<&ClassChunk> {
+        self.fake.class(index)
+    }
+    fn grant(&self, _index: u32) -> Option<GrantEntry> {
+        None
+    }
+    fn resolver(&self, _key: &ResolverKey) -> Option<ResolverTrust> {
+        None
+    }
+    fn flow(&self, _key: &FlowKey) -> Option<&Flow> {
+        None
+    }
+    fn peer(&self, _key: &PeerKey) -> Option<&Flow> {
+        None
+    }
+    fn fragment(&self, _key: &FragmentKey) -> Option<Ticks> {
+        None
+    }
+}
+
 const CONFIG: Config = Config {
     generation: GENERATION,
     flags: Config::ENFORCE | Config::DENIES_4,
@@ -186,6 +238,27 @@ fn a_verdict_says_what_to_remember() {
         assert_eq!(Verdict::unpack(verdict.pack()), verdict);
     }
     assert_eq!(Verdict::unpack(15).reason, Reason::NoPolicy, "a number that is no reason fails closed");
+}
+
+/// P1: what was read of an entry that was taken out meanwhile opens nothing; one that is there still does.
+#[test]
+fn an_entry_that_is_reclaimed_meanwhile_opens_nothing() {
+    let mut tables = Reclaiming { fake: Fake::new(), again: Again::Nothing, looks: Cell::new(0) };
+    let passes = |tables: &Reclaiming| {
+        tables.looks.set(0);
+        leaves_uplink(tables, &CONFIG, |_| false, &tcp(ALLOWED, 443, TCP_SYN), NOW).reason.passes()
+    };
+    assert!(!passes(&tables));
+    assert!(tables.looks.get() > 1, "it is looked at again");
+    // Another entry, though it opens the same.
+    tables.again = Again::Other(tables.fake.addresses[&ALLOWED]);
+    assert!(!passes(&tables));
+    // By the walk over further slots and ports, too.
+    tables.fake.class.ports.swap(0, 3);
+    assert!(!passes(&tables));
+    // Others' entries were taken out: this one is there still.
+    tables.again = Again::Same;
+    assert!(passes(&tables));
 }
 
 #[test]
@@ -374,7 +447,7 @@ fn what_arrives_at_a_socket_is_remembered_unless_it_is_an_answer() {
     let mut fake = Fake::new();
     let sent = udp(ALLOWED, 123);
     let arrives = |fake: &Fake, packet: &Packet, loopback, state: Option<&SocketState>| {
-        arrives_at_socket(fake, &CONFIG, packet, COOKIE, loopback, state)
+        arrives_at_socket(fake, &CONFIG, packet, COOKIE, loopback, state, || NOW)
     };
     let answer = back(&sent);
     assert_eq!(arrives(&fake, &answer, false, None), ORIGIN_IN, "unsolicited");
@@ -384,8 +457,20 @@ fn what_arrives_at_a_socket_is_remembered_unless_it_is_an_answer() {
     assert_eq!(arrives(&fake, &other, false, Some(&own)), ORIGIN_IN, "from another port");
     fake.peers = [(peer_key(&sent), flow(ORIGIN_OUT, GENERATION, NOW))].into();
     assert_eq!(arrives(&fake, &answer, false, None), ORIGIN_NONE, "an unconnected socket's own flow");
-    assert_eq!(arrives_at_socket(&fake, &CONFIG, &answer, COOKIE + 1, false, None), ORIGIN_IN, "another socket's flow");
+    assert_eq!(
+        arrives_at_socket(&fake, &CONFIG, &answer, COOKIE + 1, false, None, || NOW),
+        ORIGIN_IN,
+        "another socket's flow"
+    );
     assert_eq!(arrives(&fake, &other, true, None), ORIGIN_NONE, "by loopback");
+    let write = |flow| Fake { peers: [(peer_key(&back(&other)), flow)].into(), ..Fake::new() };
+    assert_eq!(arrives(&write(flow(ORIGIN_IN, GENERATION, NOW)), &other, false, None), ORIGIN_NONE, "written already");
+    assert_eq!(arrives(&write(flow(ORIGIN_IN, GENERATION, NOW - 1)), &other, false, None), ORIGIN_IN, "a tick ago");
+    assert_eq!(
+        arrives(&write(flow(ORIGIN_IN, GENERATION - 1, NOW)), &other, false, None),
+        ORIGIN_IN,
+        "before a reload"
+    );
     let later = Packet { fragment: Fragment::Later, ..other };
     assert_eq!(arrives(&fake, &later, false, None), ORIGIN_NONE);
     let segment = |flags| back(&tcp(STRANGER, 443, flags));
@@ -400,29 +485,29 @@ fn what_arrives_at_a_socket_is_remembered_unless_it_is_an_answer() {
 fn what_a_resolver_answers_is_nothing_to_reply_to() {
     let fake = Fake::new();
     let answer = back(&udp(RESOLVER, 53));
-    assert_eq!(arrives_at_socket(&fake, &CONFIG, &answer, COOKIE, false, None), ORIGIN_NONE);
-    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &answer), ORIGIN_NONE);
+    assert_eq!(arrives_at_socket(&fake, &CONFIG, &answer, COOKIE, false, None, || NOW), ORIGIN_NONE);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &answer, || NOW), ORIGIN_NONE);
     let other = back(&udp(STRANGER, 53));
-    assert_eq!(arrives_at_socket(&fake, &CONFIG, &other, COOKIE, false, None), ORIGIN_IN);
-    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &other), ORIGIN_IN);
+    assert_eq!(arrives_at_socket(&fake, &CONFIG, &other, COOKIE, false, None, || NOW), ORIGIN_IN);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &other, || NOW), ORIGIN_IN);
 }
 
 #[test]
 fn what_arrives_on_an_uplink_is_remembered_unless_it_is_an_answer() {
     let mut fake = Fake::new();
     let sent = udp(ALLOWED, 123);
-    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&sent)), ORIGIN_IN);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&sent), || NOW), ORIGIN_IN);
     fake.flows = [(outward_key(&sent, ZONE_UPLINK), flow(ORIGIN_OUT, GENERATION, NOW))].into();
-    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&sent)), ORIGIN_NONE);
-    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&tcp(STRANGER, 443, TCP_SYN))), ORIGIN_IN);
-    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&tcp(STRANGER, 443, TCP_ACK))), ORIGIN_NONE);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&sent), || NOW), ORIGIN_NONE);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&tcp(STRANGER, 443, TCP_SYN)), || NOW), ORIGIN_IN);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &back(&tcp(STRANGER, 443, TCP_ACK)), || NOW), ORIGIN_NONE);
     let echo = |kind: u16| packet(PROTO_ICMP, HERE, kind << 8);
     assert_eq!(
-        (arrives_at_uplink(&fake, &CONFIG, &echo(8)), arrives_at_uplink(&fake, &CONFIG, &echo(0))),
+        (arrives_at_uplink(&fake, &CONFIG, &echo(8), || NOW), arrives_at_uplink(&fake, &CONFIG, &echo(0), || NOW)),
         (ORIGIN_IN, ORIGIN_NONE)
     );
     let later = Packet { fragment: Fragment::Later, ..back(&udp(STRANGER, 1)) };
-    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &later), ORIGIN_NONE);
+    assert_eq!(arrives_at_uplink(&fake, &CONFIG, &later, || NOW), ORIGIN_NONE);
     // The request and its reply have one key, whichever way it is looked from.
     let (request, reply) = (back(&echo(8)), packet(PROTO_ICMP, STRANGER, 0));
     let request =

@@ -1,6 +1,9 @@
 //! The uplinks: packets without a governed socket. Forwarded ones, AF_PACKET's, tunnels', the kernel's own.
 
-use super::{Destination, Tables, Verdict, fragment, fresh, from_resolver, inward_key, is_odd_fragment, outward_key};
+use super::{
+    Destination, Tables, Verdict, datagram_arrives, fragment, fresh, from_resolver, inward_key, is_odd_fragment,
+    outward_key,
+};
 use crate::{
     abi::{Config, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
     packet::{Fragment, Packet},
@@ -20,9 +23,9 @@ pub fn leaves_uplink<T: Tables>(
     if is_odd_fragment(packet) {
         return fragment(tables, packet, ZONE_UPLINK, now);
     }
-    let known = tables.flow(&outward_key(packet, ZONE_UPLINK));
+    // What opens a connection is judged anew, whatever is known of an earlier one.
+    let known = if packet.opens_tcp() { None } else { tables.flow(&outward_key(packet, ZONE_UPLINK)) };
     if let Some(flow) = known
-        && !packet.opens_tcp()
         && fresh(flow, packet.proto, now)
     {
         // Of ICMP only replies answer: an echo request in the same flow is the node's own question.
@@ -42,7 +45,6 @@ pub fn leaves_uplink<T: Tables>(
     }
     if let Some(flow) = known
         && flow.origin == ORIGIN_OUT
-        && !packet.opens_tcp()
         && fresh(flow, packet.proto, now)
         && !matches!(verdict.reason, Reason::Denied)
         && tables.grant(flow.grant).is_some_and(|grant| grant.stands(flow.generation, config.generation))
@@ -57,17 +59,14 @@ pub fn leaves_uplink<T: Tables>(
 
 /// What to remember of a packet that arrives on an uplink: the origin to write, or [`ORIGIN_NONE`].
 #[inline(always)]
-pub fn arrives_at_uplink<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> u32 {
+pub fn arrives_at_uplink<T: Tables>(tables: &T, config: &Config, packet: &Packet, now: impl FnOnce() -> Ticks) -> u32 {
     if matches!(packet.fragment, Fragment::Later) {
         return ORIGIN_NONE;
     }
     match packet.proto {
         PROTO_TCP if packet.opens_tcp() => ORIGIN_IN,
         PROTO_UDP if from_resolver(tables, config, packet) => ORIGIN_NONE,
-        PROTO_UDP => match tables.flow(&inward_key(packet, ZONE_UPLINK)) {
-            Some(flow) if flow.origin == ORIGIN_OUT => ORIGIN_NONE,
-            _ => ORIGIN_IN,
-        },
+        PROTO_UDP => datagram_arrives(config, tables.flow(&inward_key(packet, ZONE_UPLINK)), now),
         _ if packet.is_echo_request() => ORIGIN_IN,
         _ => ORIGIN_NONE,
     }

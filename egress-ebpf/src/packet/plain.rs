@@ -39,7 +39,12 @@ pub fn plain<H: Headers>(headers: H, offset: usize) -> Option<Plain> {
             if first & 0xff3f << 48 != 0 {
                 return None;
             }
-            (Address::v4_word((second >> 32) as u32), Address::v4_word(headers.read_32(offset + 16)?), (second >> 8) as u8, offset + 20)
+            (
+                Address::v4_word((second >> 32) as u32),
+                Address::v4_word(headers.read_32(offset + 16)?),
+                (second >> 8) as u8,
+                offset + 20,
+            )
         }
         version if version >> 4 == 6 => {
             let source = Address { high: second.to_le(), low: headers.read_64(offset + 16)?.to_le() };

@@ -115,8 +115,7 @@ fn established(skb: *mut __sk_buff, config: &Config) -> Option<Verdict> {
 pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     // The hook runs for full sockets only.
     let Some(sk) = socket(skb) else { return Verdict::plain(Reason::Malformed) };
-    // SAFETY: the context is valid, and helper 46 takes it.
-    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    let cookie = cookie(skb, packet);
     // SAFETY: `sk` is a full socket, `skb` the context.
     let (own, loopback) = unsafe { (kind(sk), (*skb).ifindex == LOOPBACK_IFINDEX) };
     let rehearsed = rehearsal::kind_of(skb, config);
@@ -132,6 +131,13 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
         }
     }
     verdict
+}
+
+/// The socket's cookie, by which the flows of datagrams are known; 0 for others, which spares them the call.
+#[inline(always)]
+fn cookie(skb: *mut __sk_buff, packet: &Packet) -> u64 {
+    // SAFETY: the context is valid, and helper 46 takes it.
+    if packet.proto == PROTO_UDP { unsafe { bpf_get_socket_cookie(skb.cast()) } } else { 0 }
 }
 
 #[inline(always)]
@@ -199,10 +205,11 @@ pub fn socket_ingress(ctx: SkBuffContext) -> i32 {
 #[inline(never)]
 fn arrive(skb: *mut __sk_buff, config: &Config, packet: &Packet) {
     let Some(sk) = socket(skb) else { return };
-    // SAFETY: the context is valid, and helper 46 takes it.
-    let (cookie, loopback) = unsafe { (bpf_get_socket_cookie(skb.cast()), (*skb).ifindex == LOOPBACK_IFINDEX) };
+    let cookie = cookie(skb, packet);
+    // SAFETY: the context is valid.
+    let loopback = unsafe { (*skb).ifindex } == LOOPBACK_IFINDEX;
     let state = sockets::state(sk);
-    let origin = decision::arrives_at_socket(&Kernel, config, packet, cookie, loopback, state.as_deref());
+    let origin = decision::arrives_at_socket(&Kernel, config, packet, cookie, loopback, state.as_deref(), now);
     if origin != ORIGIN_IN {
         return;
     }

@@ -14,6 +14,7 @@ use egress_ebpf::{
         Address, AddressEntry, AddressKey4, AddressKey6, CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM, CONTROL_RECORDS,
         Config, ControlHeader, ControlRecord, LearnCount, Live, Slot, Ticks,
     },
+    atomic,
     dns::{self, bytes::opaque},
     learn::{self, Addresses, Inserted, Outcome},
     repeat::{Step, repeat},
@@ -272,6 +273,10 @@ fn reclaim(address: &Address, generation: u32, now: Ticks) -> u64 {
     if !learn::bury(entry, now) {
         return 1;
     }
+    let Some(count) = maps::RECLAIMS.get_ptr_mut(0) else { return 1 };
+    // SAFETY: an array's entry, which programs only read otherwise. A full barrier: who still finds the entry, and the count
+    // as it was when it has read the slots, has read them before the entry's memory is another's.
+    unsafe { atomic::fetch_add(count, 1) };
     let gone = match v4(address) {
         Some(address) => maps::ADDRESSES_4.remove(&AddressKey4 { address, generation }),
         None => maps::ADDRESSES_6.remove(&AddressKey6 { address: *address, generation, pad: 0 }),

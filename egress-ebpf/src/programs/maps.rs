@@ -35,6 +35,10 @@ pub static ADDRESSES_4: HashMap<AddressKey4, AddressEntry, 65536, NO_PREALLOC> =
 #[btf_map]
 pub static ADDRESSES_6: HashMap<AddressKey6, AddressEntry, 65536, NO_PREALLOC> = HashMap::new();
 
+/// How often something was taken out of [`ADDRESSES_4`] and [`ADDRESSES_6`], counted before it is.
+#[btf_map]
+pub static RECLAIMS: Array<u64, 1> = Array::new();
+
 #[btf_map]
 pub static PREFIXES_4: LpmTrie<PrefixData4, u32, 65536> = LpmTrie::new();
 

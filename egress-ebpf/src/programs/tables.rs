@@ -80,6 +80,12 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn reclaims(&self) -> u64 {
+        // SAFETY: an aligned word of an array's entry, read whole. Volatile, so that it is read again where it is asked again.
+        maps::RECLAIMS.get(0).map_or(0, |count| unsafe { core::ptr::from_ref(count).read_volatile() })
+    }
+
+    #[inline(always)]
     fn prefix(&self, address: &Address, generation: u32) -> Option<u32> {
         if address.is_v4() {
             maps::PREFIXES_4.get(&data4(address, generation)).copied()

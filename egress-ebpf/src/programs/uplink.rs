@@ -270,7 +270,7 @@ fn arrive(skb: *mut __sk_buff, config: &'static Config, offset: u32, packet: &Pa
 
 #[inline(never)]
 fn remember_arrival(config: &Config, packet: &Packet) {
-    if decision::arrives_at_uplink(&Kernel, config, packet) == ORIGIN_IN {
+    if decision::arrives_at_uplink(&Kernel, config, packet, now) == ORIGIN_IN {
         let key = decision::inward_key(packet, ZONE_UPLINK);
         let seen = if packet.proto == PROTO_TCP { 0 } else { now() };
         let flow = Flow { seen, generation: config.generation, grant: 0, origin: ORIGIN_IN };

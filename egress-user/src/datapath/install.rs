@@ -49,6 +49,7 @@ pub struct Datapath {
     pub(super) configs: Table<u32, Config>,
     pub(super) addresses_4: Table<AddressKey4, AddressEntry>,
     pub(super) addresses_6: Table<AddressKey6, AddressEntry>,
+    pub(super) reclaims: Table<u32, u64>,
     pub(super) prefixes_4: Table<PrefixKey4, u32>,
     pub(super) prefixes_6: Table<PrefixKey6, u32>,
     pub(super) denies_4: Table<PrefixKey4, u32>,
@@ -77,6 +78,7 @@ impl Datapath {
             configs: object.table("CONFIG")?,
             addresses_4: object.table("ADDRESSES_4")?,
             addresses_6: object.table("ADDRESSES_6")?,
+            reclaims: object.table("RECLAIMS")?,
             prefixes_4: object.table("PREFIXES_4")?,
             prefixes_6: object.table("PREFIXES_6")?,
             denies_4: object.table("DENIES_4")?,
@@ -287,6 +289,8 @@ impl Datapath {
 
     /// Deletes the elements of every generation but `keep`.
     fn sweep(&self, keep: u32) -> Result<(), Error> {
+        // Counted first, as for what the `control` program takes out: nobody else writes the count meanwhile.
+        self.reclaims.set(&0, &(self.reclaims.get(&0)?.unwrap_or(0) + 1), sys::ANY)?;
         self.addresses_4.retain(|key| key.generation != keep)?;
         self.addresses_6.retain(|key| key.generation != keep)?;
         self.prefixes_4.retain(|key| key.generation != keep)?;

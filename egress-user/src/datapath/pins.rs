@@ -24,6 +24,7 @@ pub const MAPS: &[&str] = &[
     "CONFIG",
     "ADDRESSES_4",
     "ADDRESSES_6",
+    "RECLAIMS",
     "PREFIXES_4",
     "PREFIXES_6",
     "DENIES_4",
