@@ -46,7 +46,8 @@ pub fn answers(place: &mut Place, addresses: u32) -> Result<Vec<Figure>> {
         let (median, spread) = (quantile(&own, 0.5), quantile(&own, 0.75) - quantile(&own, 0.25));
         let (what, program) = (format!("{what}, run once"), "uplink_ingress".to_owned());
         let empty = quantile(&base, 0.5);
-        figures.push(Figure { addresses, what, program, nanoseconds: median, empty, spread });
+        let ratio = super::ratio(&own, &base);
+        figures.push(Figure { addresses, what, program, nanoseconds: median, empty, spread, ratio });
     }
     Ok(figures)
 }
