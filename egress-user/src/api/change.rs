@@ -12,6 +12,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
+use super::Cut;
 use super::{Peer, Role, routes::error, server::Connection};
 use crate::policy::Diff;
 
@@ -65,6 +66,9 @@ pub struct Changed {
     pub diff: Diff,
     /// What to think of, a sentence each: traffic that is cut, what a restart will not keep.
     pub warnings: Vec<String>,
+    /// What was reached in the last minutes and will not be any more; absent where the change takes nothing away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Cut>,
     /// The old policy comes back in so many seconds, unless confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm_seconds: Option<u64>,

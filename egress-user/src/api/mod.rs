@@ -12,6 +12,7 @@
 
 mod change;
 mod client;
+mod cut;
 mod explain;
 mod listen;
 mod packet;
@@ -23,6 +24,7 @@ mod types;
 
 pub use change::{ApplyRequest, Change, ChangeError, Changed, Texts};
 pub use client::{Client, ClientError, EventStream};
+pub use cut::{CUT_TOLD, Cut, CutDestination};
 pub use explain::{ExplainError, ExplainedAddress, ExplainedRule, Explanation, NearestRule};
 pub use listen::ListenError;
 pub use packet::{HookVerdict, PacketExplanation, PacketQuestion, PacketSpec, PacketVerdict};

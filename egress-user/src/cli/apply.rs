@@ -1,5 +1,7 @@
 //! `egress apply`: another policy for the running daemon.
 
+mod owners;
+
 use std::{future::Future, path::Path, process::ExitCode};
 
 use super::{Failure, args::ApplyArgs, exit, output};
@@ -21,7 +23,10 @@ pub fn main(args: &ApplyArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     policy::eprint_all(&loaded.warnings, &loaded.files);
     let mut request = ApplyRequest { texts: texts(&loaded, &sources), confirm_seconds: args.confirm, dry_run: true };
     let client = Client::new(socket);
-    let planned = ask(client.apply(&request))?;
+    let mut planned = ask(client.apply(&request))?;
+    if let Some(cut) = &mut planned.cut {
+        owners::name(cut);
+    }
     if args.dry_run {
         tell(&planned, args.json, "nothing was changed (--dry-run)")?;
         return Ok(ExitCode::from(exit::DONE));
@@ -30,7 +35,9 @@ pub fn main(args: &ApplyArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         output::print(&what_changes(&planned));
     }
     request.dry_run = false;
-    let changed = ask(client.apply(&request))?;
+    let mut changed = ask(client.apply(&request))?;
+    // As it was before the change.
+    changed.cut = planned.cut.clone();
     if args.json {
         output::json(&changed)?;
         return Ok(ExitCode::from(exit::DONE));
@@ -85,6 +92,9 @@ fn what_changes(changed: &Changed) -> String {
     }
     for warning in &changed.warnings {
         text.push_str(&format!("warning: {warning}\n"));
+    }
+    if let Some(cut) = &changed.cut {
+        text.push_str(&cut.to_string());
     }
     text
 }

@@ -257,6 +257,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     tokio::spawn(files.follow(Arc::clone(&changer)));
     tokio::spawn(Arc::clone(&core).keep_names(NamesFile::new(&args.state)));
     tokio::spawn(Arc::clone(&core).sweep_forever());
+    tokio::spawn(Arc::clone(&core).note_hits());
     if let Some(metrics) = metrics {
         let source = Arc::clone(&core) as Arc<dyn crate::api::Source>;
         tokio::spawn(metrics.serve(source, core.measures().clone()));

@@ -10,11 +10,13 @@ use std::{
 use egress_ebpf::abi::Ticks;
 
 use super::{
-    Base, Core, Ready, allow_private, asked, resolve_settings,
+    Base, Core, Ready, allow_private, asked,
+    recent::Gone,
+    resolve_settings,
     store::{Applied, Store, Stored},
 };
 use crate::{
-    api::Texts,
+    api::{Cut, Texts},
     datapath::{Error, Settled, boot_ticks},
     policy::{Compiled, Diff, DomainName},
     resolve::{Refresher, Resolver, system::SystemResolvers},
@@ -234,6 +236,15 @@ impl Changer {
         });
     }
 
+    /// What was reached lately and will not be any more; `None` where the change takes nothing away.
+    pub(super) fn cut(&self, diff: &Diff, policy: &Compiled) -> Option<Cut> {
+        let stricter = diff.settings.iter().any(|setting| setting.key == "mode" && setting.after == "enforce");
+        if diff.lost.is_empty() && diff.denied.is_empty() && !stricter {
+            return None;
+        }
+        Some(self.core.cut_by(policy))
+    }
+
     /// What traffic ends with the rules that go.
     pub(super) fn cuts(&self, diff: &Diff, policy: &Compiled) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -242,8 +253,13 @@ impl Changer {
         }
         let hits = self.core.hits_of_gone(policy);
         let lost = |rule: &String| diff.lost.iter().any(|opening| opening.rules.contains(rule));
-        warnings.extend(hits.into_iter().filter(|(rule, ..)| lost(rule)).map(|(rule, item, packets)| {
-            format!("`{item}` of rule `{rule}` goes, by which {packets} packets passed: its connections are cut")
+        warnings.extend(hits.into_iter().filter(|gone| lost(&gone.rule)).map(|Gone { rule, item, packets, lately }| {
+            match lately {
+                0 => format!("`{item}` of rule `{rule}` goes, by which {packets} packets passed, none of them lately"),
+                _ => format!(
+                    "`{item}` of rule `{rule}` goes, by which {lately} packets passed in the last 5 minutes, {packets} in all"
+                ),
+            }
         }));
         warnings
     }

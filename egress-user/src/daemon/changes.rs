@@ -14,7 +14,7 @@ use super::{Active, Core, state::lock};
 use crate::{
     api::Change,
     datapath::{Datapath, Error, Settings},
-    policy::{Action, Compiled},
+    policy::Compiled,
 };
 
 /// Part of [`Core`].
@@ -145,21 +145,5 @@ impl Core {
             message,
         );
         Ok(true)
-    }
-
-    /// What passed by the grants that `next` has not: rule, item, packets.
-    pub fn hits_of_gone(&self, next: &Compiled) -> Vec<(String, String, u64)> {
-        let active = self.active();
-        let kept: std::collections::HashSet<&str> = next.grants.iter().map(|grant| grant.key.as_str()).collect();
-        let datapath = lock(&self.datapath);
-        let gone = active.policy.grants.iter().zip(&active.installed.grants).filter(|(grant, _)| {
-            active.policy.rules[grant.rule as usize].action == Action::Allow && !kept.contains(grant.key.as_str())
-        });
-        gone.filter_map(|(grant, index)| {
-            let packets = datapath.grant_hits(*index).ok()?.packets;
-            let rule = active.policy.rules[grant.rule as usize].name.clone();
-            (packets != 0).then(|| (rule, grant.item.clone(), packets))
-        })
-        .collect()
     }
 }

@@ -51,9 +51,10 @@ impl Change for Handle {
         let active = changer.core.active();
         let diff = Diff::new(&active.policy, &ready.policy);
         let mut warnings = changer.cuts(&diff, &ready.policy);
+        let cut = changer.cut(&diff, &ready.policy);
         if request.dry_run {
             let generation = active.installed.generation;
-            return Ok(Changed { generation, diff, warnings, ..Changed::default() });
+            return Ok(Changed { generation, diff, warnings, cut, ..Changed::default() });
         }
         if state.trial {
             return Err(failed(Error::Unconfirmed));
@@ -64,7 +65,7 @@ impl Change for Handle {
             changer.watch(deadline);
         }
         let generation = changer.core.active().installed.generation;
-        Ok(Changed { applied: true, generation, diff, warnings, confirm_seconds: request.confirm_seconds })
+        Ok(Changed { applied: true, generation, diff, warnings, cut, confirm_seconds: request.confirm_seconds })
     }
 
     fn confirm(&self) -> Result<Changed, ChangeError> {
@@ -100,6 +101,7 @@ impl Change for Handle {
         }
         let active = changer.core.active();
         let diff = Diff::new(&before.policy, &active.policy);
-        Ok(Changed { applied: true, generation: active.installed.generation, diff, warnings, confirm_seconds: None })
+        let generation = active.installed.generation;
+        Ok(Changed { applied: true, generation, diff, warnings, ..Changed::default() })
     }
 }

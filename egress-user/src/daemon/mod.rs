@@ -14,6 +14,7 @@ mod folds;
 mod handle;
 mod names;
 mod ready;
+mod recent;
 mod reclaim;
 pub mod ring;
 mod state;

@@ -62,6 +62,7 @@ pub struct Core {
     /// Told when the first refusal comes that others may be folded into.
     refusals: tokio::sync::Notify,
     pub(super) changes: super::changes::Changes,
+    pub(super) recent: super::recent::Recent,
 }
 
 impl Core {
@@ -93,6 +94,7 @@ impl Core {
             measures: Measures::default(),
             refusals: tokio::sync::Notify::new(),
             changes: super::changes::Changes::default(),
+            recent: super::recent::Recent::default(),
         };
         (Arc::new(core), events)
     }
@@ -209,6 +211,11 @@ impl Core {
             tracing::warn!(%error, name, "cannot write a name's addresses");
         }
         self.learned_anew.notify_one();
+    }
+
+    /// The last events, oldest first.
+    pub(super) fn recent_events(&self) -> Vec<Arc<Event>> {
+        self.hub.recent()
     }
 
     /// What is measured on the way, for the metrics.

@@ -88,6 +88,31 @@ pub fn accepted_connections() -> Vec<(SocketAddr, SocketAddr)> {
 }
 
 fn accepted_in(process: &Path, accepted: &mut Vec<(SocketAddr, SocketAddr)>) {
+    let entries = connections_of(process);
+    let listening = listening(&entries);
+    accepted.extend(
+        entries
+            .iter()
+            .filter(|entry| entry.state != TcpState::Listen && entry.state != TcpState::SynSent)
+            .filter(|entry| listening.contains(&entry.local_address.port()))
+            .map(|entry| (entry.local_address, entry.remote_address)),
+    );
+}
+
+/// The TCP connections of this process's network namespace that stand, and that nobody listens for on their near port: (near
+/// end, far end).
+pub fn opened_connections() -> Vec<(SocketAddr, SocketAddr)> {
+    let entries = connections_of(Path::new("/proc/self"));
+    let listening = listening(&entries);
+    entries
+        .iter()
+        .filter(|entry| matches!(entry.state, TcpState::Established | TcpState::CloseWait))
+        .filter(|entry| !listening.contains(&entry.local_address.port()))
+        .map(|entry| (entry.local_address, entry.remote_address))
+        .collect()
+}
+
+fn connections_of(process: &Path) -> Vec<TcpNetEntry> {
     use procfs::FromBufReadSI as _;
     let mut entries: Vec<TcpNetEntry> = Vec::new();
     for table in ["net/tcp", "net/tcp6"] {
@@ -98,18 +123,12 @@ fn accepted_in(process: &Path, accepted: &mut Vec<(SocketAddr, SocketAddr)>) {
             entries.extend(table.0);
         }
     }
-    let listening: HashSet<u16> = entries
-        .iter()
-        .filter(|entry| entry.state == TcpState::Listen)
-        .map(|entry| entry.local_address.port())
-        .collect();
-    accepted.extend(
-        entries
-            .iter()
-            .filter(|entry| entry.state != TcpState::Listen && entry.state != TcpState::SynSent)
-            .filter(|entry| listening.contains(&entry.local_address.port()))
-            .map(|entry| (entry.local_address, entry.remote_address)),
-    );
+    entries
+}
+
+fn listening(entries: &[TcpNetEntry]) -> HashSet<u16> {
+    let listening = entries.iter().filter(|entry| entry.state == TcpState::Listen);
+    listening.map(|entry| entry.local_address.port()).collect()
 }
 
 /// Whether the kernel calls BPF LSM programs; `None` where securityfs is not mounted and so nobody says.

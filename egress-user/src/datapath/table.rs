@@ -122,6 +122,29 @@ impl<K: Plain, V: Plain> Table<K, V> {
         }
     }
 
+    /// Calls `each` with the elements of a hash table or an array, read [`BATCH`] at a time, until it says `false`. Gives
+    /// whether it came to the end. Elements that come or go meanwhile may be missing, or be there twice.
+    pub fn each(&self, mut each: impl FnMut(&K, &V) -> bool) -> Result<bool, Error> {
+        let (mut keys, mut values) = (vec![0; BATCH * size_of::<K>()], vec![0; BATCH * size_of::<V>()]);
+        let mut at = None;
+        loop {
+            let (next, count) = sys::map_lookup_batch(self.fd(), at, &mut keys, &mut values, BATCH as u32)
+                .map_err(|source| Error::map("walk", self.name, source))?;
+            let pairs = keys.chunks_exact(size_of::<K>()).zip(values.chunks_exact(size_of::<V>()));
+            for (key, value) in pairs.take(count as usize) {
+                if let (Ok(key), Ok(value)) = (K::read_from_bytes(key), V::read_from_bytes(value))
+                    && !each(&key, &value)
+                {
+                    return Ok(false);
+                }
+            }
+            if next.is_none() {
+                return Ok(true);
+            }
+            at = next;
+        }
+    }
+
     /// Deletes every element whose key `doomed` says; gives how many.
     pub fn retain(&self, mut doomed: impl FnMut(&K) -> bool) -> Result<usize, Error> {
         let mut removed = 0;

@@ -12,6 +12,17 @@ use super::{
     name::{DomainName, NamePattern, label_matches},
 };
 
+/// What the rules say of a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opens {
+    /// A deny rule closes it.
+    Denied,
+    /// An allow rule opens it.
+    Rule,
+    /// No rule speaks of it.
+    Nothing,
+}
+
 /// What the name table says about one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameMatch {
@@ -86,6 +97,16 @@ impl Compiled {
     /// The class of the longest deny prefix that holds this address; 0 where none does.
     pub fn match_deny(&self, address: IpAddr) -> u32 {
         longest(&self.denies, address).map_or(0, |entry| entry.class)
+    }
+
+    /// What the rules say of an address, which these names have, and a port.
+    pub fn opens(&self, address: IpAddr, proto: Proto, port: u16, names: &[&str]) -> Opens {
+        let opened = |class: u32| self.class_opens(class, proto, port).is_some();
+        if opened(self.match_deny(address)) {
+            return Opens::Denied;
+        }
+        let by_name = |name: &&str| self.match_name(name).classes.into_iter().any(opened);
+        if opened(self.match_address(address)) || names.iter().any(by_name) { Opens::Rule } else { Opens::Nothing }
     }
 
     /// The class of the longest allow prefix that covers the whole of `net`; 0 where none does.
