@@ -26,6 +26,16 @@ pub fn kernel() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// Whether the uplinks are attached by tcx; where not, says that `test`, or `what` of it, was skipped.
+#[must_use]
+pub fn has_tcx(test: &str, what: &str) -> bool {
+    let there = kernel() >= (6, 6);
+    if !there {
+        skip(test, &format!("{what}: this kernel is older than 6.6 and has no tcx"));
+    }
+    there
+}
+
 /// Whether this is `cargo xtask vm`'s machine, which has nobody else on it.
 #[must_use]
 pub fn in_vm() -> bool {
