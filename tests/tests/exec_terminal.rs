@@ -100,6 +100,13 @@ fn the_outer_shell_controls_it_as_a_job() {
     terminal.key("C-c");
     terminal.line("echo ended=$?");
     terminal.shows("ended=130");
+    // Ctrl-C is the command's to answer: egress waits for what it does.
+    terminal.exec("bash -c 'trap : INT; echo is-ready; sleep 64; echo; echo goes-on; exit 5'");
+    terminal.shows("is-ready");
+    terminal.key("C-c");
+    terminal.shows("goes-on");
+    terminal.line("echo answered=$?");
+    terminal.shows("answered=5");
     // Killed, it leaves the terminal to the shell.
     terminal.exec("bash -c 'echo runs-too; exec sleep 63'");
     terminal.shows("runs-too");

@@ -69,7 +69,7 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
         packet.proto = walk.next;
         packet.transport = walk.at;
         packet.fragment_id = walk.fragment_id;
-        if walk.fragment != 0 {
+        if walk.fragment_end != 0 {
             fragment_offset = walk.fragment >> 3;
             packet.fragment = match (fragment_offset, walk.fragment & 1) {
                 // An atomic fragment (RFC 6946) is a whole datagram.
