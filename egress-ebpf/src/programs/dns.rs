@@ -42,6 +42,11 @@ impl NameTable for Names {
 
     #[inline(always)]
     fn alias(&self, key: &KeyBuffer) -> Option<&Alias> {
+        let mark = maps_names::ALIAS_MARKS.get(key.hash as u32 % maps_names::ALIAS_MARKS_MAX)?;
+        // SAFETY: an aligned word of an array's entry, read whole.
+        if unsafe { ptr::from_ref(mark).read_volatile() } == 0 {
+            return None;
+        }
         // SAFETY: from its generation on a `KeyBuffer` is an alias's key. Slots are read and written atomically.
         unsafe {
             let map = ptr::from_ref(&maps_names::ALIASES).cast_mut().cast();

@@ -28,6 +28,16 @@ pub static INNER_WILDCARDS: Array<InnerWildcard, 4096> = Array::new();
 #[btf_map]
 pub static ALIASES: LruHashMap<AliasKey, Alias, 16384> = LruHashMap::new();
 
+/// How many marks [`ALIAS_MARKS`] has.
+pub const ALIAS_MARKS_MAX: u32 = 32_768;
+
+/// Not 0 where a name with this hash ([`egress_ebpf::abi::KeyBuffer::hash`], its lowest bits) was ever an alias: a name of
+/// 256 bytes takes long to look up in [`ALIASES`], and nearly none is there. Marked before the alias is written, and never
+/// unmarked: a mark too many costs time, one too few would lose a name. Marks are of no generation, so what userspace
+/// carries over from one to the next has its mark.
+#[btf_map]
+pub static ALIAS_MARKS: Array<u64, { ALIAS_MARKS_MAX as usize }> = Array::new();
+
 /// As many as all rings together can name, and never evicting: who floods it pushes out its own ring's queries alone.
 #[btf_map]
 pub static PENDING: HashMap<PendingKey, Pending, { RINGS * RING_SLOTS }, { BPF_F_NO_PREALLOC as usize }> =

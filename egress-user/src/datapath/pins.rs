@@ -47,6 +47,7 @@ pub const MAPS: &[&str] = &[
     "PENDING_RINGS",
     "RING_HEADS",
     "ALIASES",
+    "ALIAS_MARKS",
     "LEARN_COUNTERS",
     "WORKLOADS",
     "UPLINKS",

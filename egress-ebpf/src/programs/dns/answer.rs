@@ -27,7 +27,7 @@ use super::{Names, load, scratch, staged, stream};
 use crate::programs::{
     learn::{Kernel, addresses, count},
     maps,
-    maps_names::{ALIASES, PENDING},
+    maps_names::{ALIAS_MARKS, ALIAS_MARKS_MAX, ALIASES, PENDING},
     tables::now,
 };
 
@@ -326,6 +326,10 @@ fn alias(key: &KeyBuffer, slot: Slot, flags: u32, now: Ticks, state: &mut learn:
         }
         return learn::merge(&Kernel, &alias.entry, slot, now, state, || true);
     }
+    let Some(mark) = ALIAS_MARKS.get_ptr_mut(key.hash as u32 % ALIAS_MARKS_MAX) else { return Outcome::MapFull };
+    // SAFETY: an array's entry; an aligned word is written whole, and never anything else. Before the alias: whoever
+    // finds no mark asked before it was there.
+    unsafe { mark.write_volatile(1) };
     state.fresh = Alias { entry: AddressEntry { slots: [0; SLOTS] }, flags, pad: 0 };
     state.fresh.entry.slots[0] = slot.pack();
     // SAFETY: helper 2 copies a key and a value of the map's sizes.
