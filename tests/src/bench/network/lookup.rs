@@ -4,6 +4,7 @@
 //! writes the answers' addresses into an nftables set (dnsmasq(8), `--nftset`).
 
 use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,16 +27,19 @@ const UNBOUND: &str = "203.0.113.99";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Direct,
+    /// Programs that let everything pass, where ours are.
+    Empty,
     Egress,
     Proxy,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Direct, Self::Egress, Self::Proxy];
+    pub const ALL: [Self; 4] = [Self::Direct, Self::Empty, Self::Egress, Self::Proxy];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "nothing",
+            Self::Empty => "empty programs",
             Self::Egress => "egress",
             Self::Proxy => "dnsmasq+nftables",
         }
@@ -45,6 +49,7 @@ impl Kind {
 /// Dropped in this order: what is in the path, then the resolver, then its world.
 pub struct Way {
     _daemon: Option<Daemon>,
+    _empty: Option<Vec<OwnedFd>>,
     proxy: Option<Child>,
     inside: Place,
     asks: String,
@@ -62,10 +67,11 @@ impl Way {
         let unbound = Resolver::unbound(&world, UNBOUND)?;
         let cgroup = Cgroup::new("bench")?;
         let inside = world.node().in_cgroup(&cgroup);
-        let (mut daemon, mut proxy) = (None, None);
+        let (mut daemon, mut empty, mut proxy) = (None, None, None);
         let mut asks = UNBOUND.to_owned();
         match kind {
             Kind::Direct => {}
+            Kind::Empty => empty = Some(super::peer::empty_programs(&cgroup, &world)?),
             Kind::Egress => {
                 let builder = Daemon::builder(&world).policy_text(&super::peer::policy(100)).cgroup(&cgroup);
                 daemon = Some(builder.resolvers(&[UNBOUND]).start()?);
@@ -77,6 +83,7 @@ impl Way {
         }
         let way = Self {
             _daemon: daemon,
+            _empty: empty,
             proxy,
             inside,
             asks: format!("{asks}:53"),

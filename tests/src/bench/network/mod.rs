@@ -29,11 +29,14 @@ pub struct Options {
     /// How many destinations are allowed besides those of the load, one set of peers after another.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 100_000])]
     destinations: Vec<u32>,
+    /// Only the DNS lookups, printed and not written.
+    #[arg(long)]
+    lookups: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 9, destinations: vec![100, 100_000] }
+        Self { rounds: 9, destinations: vec![100, 100_000], lookups: false }
     }
 }
 
@@ -50,8 +53,12 @@ struct Measured {
 /// Measures, prints, and writes `network.md`, `network.json` and the plots. Whether every bound held, which only the quick run asks.
 pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     let start = Instant::now();
-    let quick = Options { rounds: 3, destinations: vec![100] };
+    let quick = Options { rounds: 3, destinations: vec![100], lookups: false };
     let options = if bench.quick { &quick } else { options };
+    if options.lookups {
+        println!("{}", report::lookups(&lookups(options.rounds)?));
+        return Ok(true);
+    }
     let (mut figures, mut daemon) = (Vec::new(), Vec::new());
     for &destinations in &options.destinations {
         eprintln!("bench: peers with {destinations} destinations, {} rounds", options.rounds);

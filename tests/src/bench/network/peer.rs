@@ -127,7 +127,7 @@ impl Peer {
 }
 
 /// Programs that let everything pass, where ours are: two at the cgroup, two at the uplink. Closing a link detaches it.
-fn empty_programs(cgroup: &Cgroup, world: &World) -> Result<Vec<OwnedFd>> {
+pub fn empty_programs(cgroup: &Cgroup, world: &World) -> Result<Vec<OwnedFd>> {
     let directory = File::open(cgroup.path()).with_context(|| format!("open {}", cgroup.path().display()))?;
     let (socket, link) = (raw::empty(raw::CGROUP_SKB)?, raw::empty(raw::CLASSIFIER)?);
     let mut links = Vec::new();

@@ -68,6 +68,14 @@ pub fn markdown(measured: &Measured) -> String {
     text
 }
 
+/// The lookups' table alone.
+#[must_use]
+pub fn lookups(figures: &[Figure]) -> String {
+    let mut text = String::new();
+    table(&mut text, &figures.iter().collect::<Vec<_>>());
+    text
+}
+
 /// A row for each peer, a column for each metric.
 fn table(text: &mut String, figures: &[&Figure]) {
     let (mut metrics, mut peers): (Vec<Metric>, Vec<&str>) = (Vec::new(), Vec::new());
