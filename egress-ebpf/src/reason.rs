@@ -41,6 +41,8 @@ reasons! {
     Fragment = 6, "fragment";
     /// The governed cgroup's hook has judged it already.
     Judged = 7, "judged";
+    /// A rule allows it, by an address whose answer's TTL is over: it counts in the grace (`dns.grace`).
+    Grace = 8, "grace";
 
     /// No rule allows the destination.
     NoRule = 16, "no-rule";

@@ -6,6 +6,7 @@ use crate::{
         Address, AddressEntry, CHUNKS, Config, ORIGIN_OUT, PROTO_ICMP, PROTO_TCP, PROTO_UDP, ResolverKey, SLOTS, Slot,
         Ticks, port_key,
     },
+    dns::bytes::opaque,
     packet::Packet,
     reason::Reason,
     repeat::{Step, repeat},
@@ -82,14 +83,16 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
         // what was read there counts only if it is this address's still. Where nothing was reclaimed it is.
         let still = || tables.reclaims() == reclaims || is_still(tables, &destination.address, generation, entry);
         // Nearly every address has one class of a few ports: that is answered without a loop.
-        let grant = first(tables, entry, destination.key, now);
+        // Once and for all slots: one whose expiry comes before that tick, and after now, counts in the grace.
+        let fresh = now as u64 + config.grace as u64 + 1;
+        let grant = first(tables, entry, destination.key, now, fresh);
         if grant != 0 && still() {
-            return Verdict { reason: Reason::Rule, grant, remember: ORIGIN_OUT };
+            return by_name(grant);
         }
-        let mut walk = Slots { tables, entry, key: destination.key, now, grant: 0, refused };
+        let mut walk = Slots { tables, entry, key: destination.key, now, fresh, grant: 0, refused };
         repeat(SLOTS as u32, &mut walk);
         if walk.grant != 0 && still() {
-            return Verdict { reason: Reason::Rule, grant: walk.grant, remember: ORIGIN_OUT };
+            return by_name(walk.grant);
         }
         refused = walk.refused;
     }
@@ -112,9 +115,27 @@ fn is_still<T: Tables>(tables: &T, address: &Address, generation: u32, entry: &A
     tables.address(address, generation).is_some_and(|now| core::ptr::eq(now, entry))
 }
 
-/// The grant by which the first chunk of an address's first slot opens a port key, or 0.
+/// Set in a grant by which an address of a name passes, when its TTL is over: it counts in the grace. No grant has it:
+/// map `GRANTS` is smaller.
+const IN_GRACE: u32 = 1 << 31;
+
+/// [`IN_GRACE`], where a living slot's life ends before `fresh`, or 0: not by a comparison, which would be one more branch for
+/// the verifier to walk. An address of the policy itself ([`crate::abi::NEVER`]) lives longer than any grace (365 days, 2^25 ticks).
 #[inline(always)]
-fn first<T: Tables>(tables: &T, entry: &AddressEntry, key: u32, now: Ticks) -> u32 {
+fn in_grace(slot: Slot, fresh: u64) -> u32 {
+    opaque((slot.expiry as u64).wrapping_sub(fresh) >> 32) as u32 & IN_GRACE
+}
+
+/// The verdict by a grant, perhaps [`IN_GRACE`].
+#[inline(always)]
+const fn by_name(grant: u32) -> Verdict {
+    let reason = if grant & IN_GRACE == 0 { Reason::Rule } else { Reason::Grace };
+    Verdict { reason, grant: grant & !IN_GRACE, remember: ORIGIN_OUT }
+}
+
+/// The grant by which the first chunk of an address's first slot opens a port key, perhaps [`IN_GRACE`], or 0.
+#[inline(always)]
+fn first<T: Tables>(tables: &T, entry: &AddressEntry, key: u32, now: Ticks, fresh: u64) -> u32 {
     let slot = Slot::unpack(entry.slots[0]);
     if !slot.lives(now) {
         return 0;
@@ -122,9 +143,9 @@ fn first<T: Tables>(tables: &T, entry: &AddressEntry, key: u32, now: Ticks) -> u
     let Some(chunk) = tables.class(slot.class) else { return 0 };
     let [one, two, ..] = &chunk.ports;
     if one.grant != 0 && one.holds(key) {
-        return one.grant;
+        return one.grant | in_grace(slot, fresh);
     }
-    if two.holds(key) { two.grant } else { 0 }
+    if two.grant != 0 && two.holds(key) { two.grant | in_grace(slot, fresh) } else { 0 }
 }
 
 /// The walk over an address's slots: a loop that the verifier sees once.
@@ -133,6 +154,8 @@ struct Slots<'a, T> {
     entry: &'a AddressEntry,
     key: u32,
     now: Ticks,
+    fresh: u64,
+    /// Perhaps [`IN_GRACE`].
     grant: u32,
     refused: Reason,
 }
@@ -148,7 +171,7 @@ impl<T: Tables> Step for Slots<'_, T> {
         }
         let grant = self.tables.opens(slot.class, self.key);
         if slot.lives(self.now) {
-            self.grant = grant;
+            self.grant = if grant == 0 { 0 } else { grant | in_grace(slot, self.fresh) };
             if matches!(self.refused, Reason::NoRule) {
                 self.refused = Reason::NoPort;
             }

@@ -240,6 +240,34 @@ fn a_verdict_says_what_to_remember() {
     assert_eq!(Verdict::unpack(15).reason, Reason::NoPolicy, "a number that is no reason fails closed");
 }
 
+/// Issue 3, 4: an address that is used after its TTL but inside the grace passes, and is told apart to be counted.
+#[test]
+fn what_passes_in_the_grace_is_told_apart() {
+    let mut fake = Fake::new();
+    let config = Config { grace: 10, ..CONFIG };
+    for further in [false, true] {
+        if further {
+            // Where the first look at an address does not reach: by the walk over its slots.
+            fake.class.ports.swap(0, 3);
+        }
+        for (expiry, reason) in [
+            (crate::abi::NEVER, Reason::Rule),
+            (NOW + 11, Reason::Rule),
+            (NOW + 10, Reason::Grace),
+            (NOW + 1, Reason::Grace),
+            (NOW, Reason::Expired),
+        ] {
+            let class = Slot::unpack(fake.addresses[&ALLOWED].slots[0]).class;
+            fake.addresses.get_mut(&ALLOWED).unwrap().slots[0] = Slot { class, expiry }.pack();
+            let verdict = leaves_uplink(&fake, &config, |_| false, &tcp(ALLOWED, 443, TCP_SYN), NOW);
+            assert_eq!(verdict.reason, reason, "{} left", expiry.wrapping_sub(NOW));
+            assert_eq!((verdict.grant == GRANT, verdict.remember == ORIGIN_OUT), (reason.passes(), reason.passes()));
+            let strict = leaves_uplink(&fake, &CONFIG, |_| false, &tcp(ALLOWED, 443, TCP_SYN), NOW);
+            assert_ne!(strict.reason, Reason::Grace, "no grace, nothing in it");
+        }
+    }
+}
+
 /// P1: what was read of an entry that was taken out meanwhile opens nothing; one that is there still does.
 #[test]
 fn an_entry_that_is_reclaimed_meanwhile_opens_nothing() {

@@ -7,6 +7,8 @@ use std::{
     process::ExitCode,
 };
 
+use egress_ebpf::reason::Reason;
+
 use crate::{
     api::{Client, MapFill, NameStatus, Status},
     events::{Style, Timestamp},
@@ -155,6 +157,10 @@ fn names(status: &Status, style: Style, text: &mut String) {
         }
     }
     more(names.len(), "names", text);
+    // The first packets of flows: what an open connection sends is no use of its address.
+    if let Some(grace) = status.counters.iter().find(|counter| counter.reason == Reason::Grace.name()) {
+        row(&format!("{} packets passed in the grace: their address' TTL was over", grace.packets), text);
+    }
 }
 
 fn section(title: &str, style: Style, text: &mut String) {
