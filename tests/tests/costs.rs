@@ -7,7 +7,7 @@ use egress_user::datapath::{Object, Sizes};
 /// every chain of calls that stands in the code.
 const BOUNDS: [(&str, u32, u32); 14] = [
     ("denial_egress", 6_000, 512),
-    ("socket_egress", 29_500, 512),
+    ("socket_egress", 28_500, 512),
     ("socket_ingress", 48_000, 512),
     ("uplink_egress", 26_000, 512),
     ("uplink_egress_l3", 24_500, 512),

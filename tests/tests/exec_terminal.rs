@@ -14,6 +14,8 @@ impl Terminal {
     fn new() -> Self {
         let terminal = Self { dir: tempfile::tempdir().unwrap() };
         terminal.tmux(&["new-session", "-d", "-x", "100", "-y", "30", "env PS1='$ ' bash --norc --noprofile"]);
+        // What is typed before the prompt is echoed twice.
+        terminal.shows("$");
         terminal
     }
 
@@ -38,7 +40,7 @@ impl Terminal {
     /// Waits until a line of the screen begins with this.
     #[track_caller]
     fn shows(&self, start: &str) {
-        let limit = Instant::now() + Duration::from_secs(10);
+        let limit = Instant::now() + Duration::from_secs(30);
         loop {
             let screen = self.tmux(&["capture-pane", "-p", "-J", "-S", "-200"]);
             if screen.lines().any(|line| line.starts_with(start)) {
@@ -67,13 +69,14 @@ fn a_shell_inside_has_the_terminal() {
     terminal.exec("bash --norc --noprofile -i");
     terminal.line("echo inside=$((40 + 2))");
     terminal.shows("inside=42");
-    // Ctrl-C and Ctrl-Z reach what the inner shell runs, not the shell, not egress.
-    terminal.line("echo sleeps; sleep 60");
+    // Ctrl-C and Ctrl-Z reach what the inner shell runs, not the shell, not egress. What they are for says itself that it
+    // runs: a key that comes earlier is the shell's.
+    terminal.line("sh -c 'echo sleeps; exec sleep 60'");
     terminal.shows("sleeps");
     terminal.key("C-c");
     terminal.line("echo interrupted=$?");
     terminal.shows("interrupted=130");
-    terminal.line("echo again; sleep 61");
+    terminal.line("sh -c 'echo again; exec sleep 61'");
     terminal.shows("again");
     terminal.key("C-z");
     terminal.shows("[1]+  Stopped");
@@ -91,17 +94,19 @@ fn a_shell_inside_has_the_terminal() {
 #[test]
 fn the_outer_shell_controls_it_as_a_job() {
     let terminal = Terminal::new();
-    terminal.exec("bash -c 'echo runs; exec sleep 62'");
+    terminal.exec("bash -c 'trap \"echo is-back\" CONT; echo runs; while sleep .1; do :; done'");
     terminal.shows("runs");
     terminal.key("C-z");
     terminal.shows("[1]+  Stopped");
     terminal.line("fg");
-    terminal.shows("/");
+    terminal.shows("is-back");
     terminal.key("C-c");
     terminal.line("echo ended=$?");
     terminal.shows("ended=130");
     // Ctrl-C is the command's to answer: egress waits for what it does.
-    terminal.exec("bash -c 'trap : INT; echo is-ready; sleep 64; echo; echo goes-on; exit 5'");
+    terminal.exec(
+        "bash -c 'trap \"echo; echo goes-on; exit 5\" INT; echo is-ready; while sleep .1; do :; done; exec sleep 64'",
+    );
     terminal.shows("is-ready");
     terminal.key("C-c");
     terminal.shows("goes-on");
