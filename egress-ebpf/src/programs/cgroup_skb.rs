@@ -20,7 +20,7 @@ use egress_ebpf::{
 };
 
 use super::{
-    dns, global, maps, rehearsal,
+    dns, global, log, maps, rehearsal,
     report::{self, Refused},
     skb::{Direct, socket},
     sockets,
@@ -69,6 +69,7 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         return rehearsal::end(skb, config, &verdict, PASS, DROP);
     }
     if refused.reason.passes() {
+        log::judged(HOOK_CGROUP_EGRESS, &packet, verdict.reason as u32, verdict.grant);
         // SAFETY: the context is valid.
         report::count(&verdict, unsafe { (*skb).len });
         return PASS;

@@ -20,7 +20,7 @@ use egress_ebpf::{
     repeat::{Step, repeat},
 };
 
-use super::{dns::scratch, maps, maps_names, tables::now};
+use super::{dns::scratch, log, maps, maps_names, tables::now};
 
 const EEXIST: i32 = -17;
 const EINVAL: i32 = 22;
@@ -73,6 +73,12 @@ impl Addresses for Kernel {
 /// Counts one.
 #[inline(always)]
 pub fn count(what: LearnCount) {
+    log::counted(what);
+    add(what);
+}
+
+#[inline(always)]
+fn add(what: LearnCount) {
     if let Some(count) = maps_names::LEARN_COUNTERS.get_ptr_mut(what as u32) {
         // SAFETY: a per-CPU entry. A preemption between the read and the write can lose a count, nothing else.
         unsafe { *count += 1 };
@@ -111,7 +117,7 @@ extern "C" fn egress_learn(address: *const Address, generation: u32, slot: u64, 
 
 #[inline(always)]
 fn tell(outcome: Outcome) {
-    count(match outcome {
+    add(match outcome {
         Outcome::Unchanged => LearnCount::Unchanged,
         Outcome::Extended => LearnCount::Extended,
         Outcome::Added => LearnCount::Added,

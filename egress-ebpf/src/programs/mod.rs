@@ -5,6 +5,7 @@ mod denial;
 mod dns;
 mod global;
 mod learn;
+mod log;
 mod lsm;
 mod maps;
 mod maps_names;

@@ -12,7 +12,7 @@ use egress_ebpf::{
     reason::Reason,
 };
 
-use super::{maps, maps_names, tables::exact};
+use super::{log, maps, maps_names, tables::exact};
 
 /// How often a refusal tries to be counted with others like it before it is told by itself.
 const FOLD_TRIES: u32 = 4;
@@ -143,6 +143,7 @@ extern "C" fn egress_refused(config: *const Config, packet: *const Packet, what:
         return 0;
     };
     let reason = what as u8;
+    log::judged(sender.hook, packet, u32::from(reason), 0);
     let name = maps_names::REFUSED_NAMES.get((what >> 8).wrapping_sub(1));
     let Some(count) = fold(packet, reason, sender, name.map_or(0, |name| name.hash)) else { return 0 };
     let Some(mut entry) = maps::EVENTS.reserve_untyped::<DropEvent>(0) else {

@@ -14,7 +14,7 @@ use egress_ebpf::{
 };
 
 use super::{
-    dns, global, maps, rehearsal,
+    dns, global, log, maps, rehearsal,
     report::{self, Refused},
     skb::{Direct, socket},
     tables::{Kernel, live, now},
@@ -99,6 +99,7 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
         return rehearsal::end(skb, config, &verdict, NEXT, SHOT);
     }
     if refused.reason.passes() {
+        log::judged(HOOK_UPLINK_EGRESS, &packet, verdict.reason as u32, verdict.grant);
         // SAFETY: the context is valid.
         report::count(&verdict, unsafe { (*skb).len });
         return NEXT;

@@ -106,6 +106,9 @@ pub struct RunArgs {
     /// Room for this many flows [default: 131072]
     #[arg(long, value_name = "N", value_parser = room)]
     pub max_flows: Option<u32>,
+    /// Log each decision of the eBPF programs, but those for established connections; slow, for finding out why
+    #[arg(long)]
+    pub log_programs: bool,
     /// Stop enforcing when the daemon ends; for experiments
     #[arg(long)]
     pub detach_on_exit: bool,

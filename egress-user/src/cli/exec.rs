@@ -102,6 +102,7 @@ impl Waiting {
             pins: None,
             has_past: false,
             room: Room::default(),
+            tells: false,
         };
         let resolvers = daemon::resolvers(&policy, system, Believe::AtCgroup);
         let settings = Settings {

@@ -16,10 +16,10 @@ use crate::{
     api::{Server, SocketOptions, Source as _, Texts},
     daemon::{
         self, Applied, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady, PolicyFiles,
-        Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
+        ProgramLog, Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
     datapath::{Cgroup, Pins, Room, Uplink},
-    events::{Opened, SinkSpec, Subscribed, start_sinks},
+    events::{Opened, SinkSpec, Style, Subscribed, start_sinks},
     metrics::{Metrics, Timed},
     policy::{self, DomainName},
     privilege,
@@ -37,8 +37,9 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("EGRESS_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,egress_user=info")),
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,egress_user=info,programs=info")),
         )
+        .with_ansi(Style::detect(&std::io::stderr()).color)
         .with_writer(std::io::stderr)
         .init();
     if let Some(why) = disabled::by_whom() {
@@ -61,6 +62,7 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
 /// What is made with all privileges, before the daemon gives them up.
 struct Started {
     names: Option<SystemResolvers>,
+    program_log: Option<ProgramLog>,
     server: Server,
     metrics: Option<Metrics>,
     sinks: Vec<Subscribed>,
@@ -100,7 +102,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let store = Store::new(&args.state);
     let mut stored = store.read();
     let ready = latest(&base, files, &mut stored, names.as_ref());
-    let (ready, enforcement, trial) = enforce(&base, ready, (&store, &mut stored), names.as_ref(), &scope)?;
+    let (ready, mut enforcement, trial) = enforce(&base, ready, (&store, &mut stored), names.as_ref(), &scope)?;
     let pins = enforcement.pins.clone();
     let what = format!(
         "{} in {}{}",
@@ -112,6 +114,8 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
         scope.cgroup.path.display(),
         scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>(),
     );
+    let take_log = || enforcement.datapath.object().take_log(daemon::Named);
+    let program_log = args.log_programs.then(take_log).transpose()?;
     let (core, events) = Core::new(enforcement, ready.policy, ready.texts.names());
     core.measures().set_sinks(sinks.iter().map(Opened::tally).collect());
     let sinks = sinks.into_iter().map(|sink| sink.subscribe(core.hub())).collect();
@@ -120,7 +124,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     privilege::restrict(privilege::Role::Control, &writable(socket, args, pins.as_ref()))
         .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
     let change = Changing { base, store, stored, texts: ready.texts, trial, files: followed };
-    Ok(Started { names, server, metrics, sinks, core, pins, change, what })
+    Ok(Started { names, program_log, server, metrics, sinks, core, pins, change, what })
 }
 
 fn open_sink(spec: &SinkSpec) -> Result<Opened, Failure> {
@@ -216,7 +220,7 @@ fn writable(socket: &Path, args: &RunArgs, pins: Option<&Pins>) -> Vec<PathBuf> 
 }
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
-    let Started { names, server, metrics, sinks, core, pins, change, what } = started;
+    let Started { names, program_log, server, metrics, sinks, core, pins, change, what } = started;
     let mut watcher = system::watch(system::Paths::default()).ok();
     if let Some(watcher) = &mut watcher
         && Some(&*watcher.resolvers.borrow()) != names.as_ref()
@@ -242,6 +246,9 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
             "`egress run --interface none` governs sockets alone; see docs/known-issues.md",
         )
     })?;
+    if let Some(lines) = program_log {
+        daemon::follow_program_log(lines).context("follow the programs' debug lines")?;
+    }
     tokio::spawn(daemon::reclaim(Arc::clone(&core)));
     if follows {
         core.prepare_uplinks()?;
@@ -330,7 +337,8 @@ fn not_ready(error: NotReady) -> anyhow::Error {
 
 fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
     let scope = scope_of(args.cgroup.as_deref(), &args.interface, Some(Pins::new(&Pins::default_bpffs())))?;
-    Ok(Scope { room: Room { addresses: args.max_addresses, flows: args.max_flows }, ..scope })
+    let room = Room { addresses: args.max_addresses, flows: args.max_flows };
+    Ok(Scope { room, tells: args.log_programs, ..scope })
 }
 
 /// What `--cgroup` and `--interface` name.
@@ -347,7 +355,15 @@ pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Optio
         );
     }
     let has_past = pins.is_some() || cgroup.is_populated();
-    Ok(Scope { cgroup, uplinks, answered: vec![Uplink::loopback()], pins, has_past, room: Room::default() })
+    Ok(Scope {
+        cgroup,
+        uplinks,
+        answered: vec![Uplink::loopback()],
+        pins,
+        has_past,
+        room: Room::default(),
+        tells: false,
+    })
 }
 
 fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {

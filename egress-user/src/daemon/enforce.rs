@@ -25,6 +25,8 @@ pub struct Scope {
     pub has_past: bool,
     /// What the tables are to hold, beside the policy.
     pub room: Room,
+    /// Whether the programs write their debug lines.
+    pub tells: bool,
 }
 
 /// A policy that is in force.
@@ -198,8 +200,9 @@ fn lsm(
 /// the pinned links are given programs that use these. `as_it_is`: what is asked for is in the pinned maps, or nowhere.
 fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<Object, Error> {
     let sizes = if scope.has_past { Sizes::for_policy(policy, scope.room) } else { Sizes::for_command(policy) };
-    let Some(pins) = &scope.pins else { return Object::load(&sizes, None) };
-    let pinned = || Object::load(&sizes, Some(pins)).and_then(Datapath::check);
+    let Some(pins) = &scope.pins else { return Object::load_telling(&sizes, None, scope.tells) };
+    let fresh = || Object::load_telling(&sizes, Some(pins), scope.tells);
+    let pinned = || fresh().and_then(Datapath::check);
     if as_it_is {
         let object = pins.has_maps().then(|| pinned().ok()).flatten();
         return object.ok_or(Error::NothingPending);
@@ -214,5 +217,5 @@ fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<Object, Erro
         }
     }
     pins.forget_maps()?;
-    Object::load(&sizes, Some(pins))
+    fresh()
 }

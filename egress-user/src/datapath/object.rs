@@ -109,6 +109,9 @@ impl Sizes {
     }
 }
 
+/// aya-log's ring buffer.
+const LOG_MAP: &str = "AYA_LOGS";
+
 /// The loaded object.
 #[derive(Debug)]
 pub struct Object {
@@ -122,6 +125,10 @@ static AHEAD: Mutex<Option<JoinHandle<EbpfLoader<'static>>>> = Mutex::new(None);
 pub fn prepare() {
     *AHEAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::spawn(loader));
 }
+
+/// The programs' own debug lines, off and on.
+static TELL_NOTHING: u8 = 0;
+static TELL: u8 = aya_log::Level::Debug as u8;
 
 /// aya's loader reads the kernel's types (some 20 ms) when it is made. The programs use no CO-RE relocation: relocating by
 /// them would take as long again.
@@ -140,12 +147,22 @@ impl Object {
     /// Makes the maps and loads no program yet. With `pins` the maps are pinned there, and those that are pinned there
     /// already are taken up as they are.
     pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Self, Error> {
+        Self::load_telling(sizes, pins, false)
+    }
+
+    /// [`Object::load`]; `tells` has the programs write their debug lines, for [`Object::take_log`].
+    pub fn load_telling(sizes: &Sizes, pins: Option<&Pins>, tells: bool) -> Result<Self, Error> {
         let paths: Vec<_> =
             pins.map(|pins| super::pins::MAPS.iter().map(|name| (*name, pins.map(name))).collect()).unwrap_or_default();
         let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut loader = ahead.and_then(|thread| thread.join().ok()).unwrap_or_else(loader);
         for (name, size) in sizes.of() {
             loader.map_max_entries(name, size);
+        }
+        // The verifier knows it as a constant, and takes out what is behind it.
+        loader.override_global(aya_log::LEVEL, if tells { &TELL } else { &TELL_NOTHING }, true);
+        if !tells {
+            loader.map_max_entries(LOG_MAP, 1 << 12);
         }
         for (name, path) in &paths {
             loader.map_pin_path(name, path.as_path());
@@ -193,6 +210,13 @@ impl Object {
     pub fn take_events(&mut self) -> Result<aya::maps::RingBuf<aya::maps::MapData>, Error> {
         let map = self.ebpf.take_map("EVENTS").ok_or(Error::Missing { kind: "map", name: "EVENTS" })?;
         aya::maps::RingBuf::try_from(map).map_err(|source| Error::Object(Box::new(aya::EbpfError::MapError(source))))
+    }
+
+    /// Takes the ring buffer of the programs' debug lines out of the object. It must be kept: programs that are loaded later are
+    /// given its descriptor.
+    pub fn take_log<L: log::Log>(&mut self, to: L) -> Result<aya_log::EbpfLogger<L>, Error> {
+        aya_log::EbpfLogger::init_with_logger(&mut self.ebpf, to)
+            .map_err(|_| Error::Missing { kind: "map", name: LOG_MAP })
     }
 
     /// Loads these programs side by side: the verifier takes tens of milliseconds for the larger ones, which go first. What fails is

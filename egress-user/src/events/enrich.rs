@@ -128,7 +128,7 @@ impl Enricher {
     }
 
     fn refusal(&mut self, event: &DropEvent, known: &dyn Known, clock: &Clock) -> Refusal {
-        let hook = hook(event.hook);
+        let hook = Hook::from_number(event.hook);
         let ip = event.ethertype == 0 && hook != Hook::Lsm;
         let destination = ip.then(|| address(event.destination)).filter(|address| {
             // A packet that could not be parsed as far as its destination.
@@ -217,20 +217,6 @@ fn name(bytes: &[u8], len: u16) -> String {
     let mut bytes = bytes[..usize::from(len).min(NAME_KEY)].to_vec();
     bytes.reverse();
     escape(&bytes)
-}
-
-fn hook(number: u8) -> Hook {
-    match number {
-        abi::HOOK_CGROUP_EGRESS => Hook::CgroupEgress,
-        abi::HOOK_CONNECT => Hook::Connect,
-        abi::HOOK_SENDMSG => Hook::Sendmsg,
-        abi::HOOK_UPLINK_EGRESS => Hook::UplinkEgress,
-        abi::HOOK_CGROUP_INGRESS => Hook::CgroupIngress,
-        abi::HOOK_UPLINK_INGRESS => Hook::UplinkIngress,
-        abi::HOOK_WORKLOAD_INGRESS => Hook::WorkloadIngress,
-        abi::HOOK_LSM => Hook::Lsm,
-        _ => Hook::Unknown,
-    }
 }
 
 /// IANA's keyword for a protocol number, in lower case, for those that turn up.

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use egress_ebpf::abi;
 use serde::{Deserialize, Serialize};
 
 use super::{Container, Timestamp};
@@ -88,6 +89,38 @@ pub enum Hook {
     Lsm,
     /// A hook that this version does not know.
     Unknown,
+}
+
+impl Hook {
+    /// The hook with this number, one of the `HOOK_*` values of [`egress_ebpf::abi`].
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            abi::HOOK_CGROUP_EGRESS => Self::CgroupEgress,
+            abi::HOOK_CONNECT => Self::Connect,
+            abi::HOOK_SENDMSG => Self::Sendmsg,
+            abi::HOOK_UPLINK_EGRESS => Self::UplinkEgress,
+            abi::HOOK_CGROUP_INGRESS => Self::CgroupIngress,
+            abi::HOOK_UPLINK_INGRESS => Self::UplinkIngress,
+            abi::HOOK_WORKLOAD_INGRESS => Self::WorkloadIngress,
+            abi::HOOK_LSM => Self::Lsm,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Its stable name, as events have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CgroupEgress => "cgroup-egress",
+            Self::Connect => "connect",
+            Self::Sendmsg => "sendmsg",
+            Self::UplinkEgress => "uplink-egress",
+            Self::CgroupIngress => "cgroup-ingress",
+            Self::UplinkIngress => "uplink-ingress",
+            Self::WorkloadIngress => "workload-ingress",
+            Self::Lsm => "lsm",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// A packet or system call that no rule allows.
