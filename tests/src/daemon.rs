@@ -16,13 +16,16 @@ use crate::cgroup::Cgroup;
 use crate::mntns::BPFFS;
 use crate::place::{Place, Run};
 use crate::skip::in_vm;
+use crate::threads::threads;
 use crate::world::{DNS_V4, UPLINK, World};
 
 /// What the daemon says, once, when every attach point is in.
 pub const READY: &str = "enforcement is on";
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// A machine that is loaded by others has taken more than ten seconds to tear a killed process down.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// A killed process runs no code of its own any more; what is left is the kernel's, whose programs' verification and grace periods
+/// of RCU have taken more than ten seconds on a machine that others load. It is told as soon as it takes longer than [`STOP_LIMIT`].
+const KILL_LIMIT: Duration = Duration::from_secs(120);
 
 /// A time limit of a quick machine, as it is here: ten times as long in an emulated one (`cargo xtask vm`).
 #[must_use]
@@ -67,6 +70,7 @@ pub fn egress(place: &Place, args: &[&str], limit: Duration) -> Result<Run> {
 pub struct DaemonBuilder<'w> {
     world: &'w World,
     place: Place,
+    binary: Option<PathBuf>,
     policies: Vec<OsString>,
     cgroup: Option<PathBuf>,
     default_cgroup: bool,
@@ -156,6 +160,13 @@ impl DaemonBuilder<'_> {
         self
     }
 
+    /// Another build of `egress`, instead of [`binary`].
+    #[must_use]
+    pub fn binary(mut self, binary: &Path) -> Self {
+        self.binary = Some(binary.to_owned());
+        self
+    }
+
     /// Where the daemon itself runs, instead of the node outside the governed cgroup.
     #[must_use]
     pub fn place(mut self, place: Place) -> Self {
@@ -169,7 +180,7 @@ impl DaemonBuilder<'_> {
             bail!("name the governed cgroup: .cgroup(&cgroup)");
         }
         let socket = self.world.dir().join("egress.sock");
-        let binary = binary()?;
+        let binary = self.binary.clone().map_or_else(binary, Ok)?;
         let mut command = self.place.command(&binary.to_string_lossy());
         command.arg("run").arg("--socket").arg(&socket);
         if let Some(cgroup) = &self.cgroup {
@@ -235,6 +246,7 @@ impl Daemon {
         DaemonBuilder {
             world,
             place: world.node(),
+            binary: None,
             policies: Vec::new(),
             cgroup: None,
             default_cgroup: false,
@@ -307,16 +319,22 @@ impl Daemon {
     fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
         self.signal(signal)?;
         let mut child = self.child.take().expect("signal() found the child");
-        let start = Instant::now();
+        let (start, mut told) = (Instant::now(), false);
+        let limit = patient(if signal == Signal::SIGKILL { KILL_LIMIT } else { STOP_LIMIT });
         loop {
             if let Some(status) = child.try_wait()? {
                 self.readers.drain(..).for_each(|reader| drop(reader.join()));
                 return Ok(status);
             }
-            if start.elapsed() > patient(STOP_LIMIT) {
+            if !told && start.elapsed() > patient(STOP_LIMIT) {
+                told = true;
+                eprintln!("the daemon is there {STOP_LIMIT:?} after {signal}:\n{}", threads(child.id()));
+            }
+            if start.elapsed() > limit {
+                let (left, said) = (threads(child.id()), self.output.text());
+                // Not waited for: what holds it may hold it for ever.
                 child.kill()?;
-                child.wait()?;
-                bail!("the daemon did not end {STOP_LIMIT:?} after {signal}; its output:\n{}", self.output.text());
+                bail!("the daemon did not end {limit:?} after {signal}; its threads:\n{left}its output:\n{said}");
             }
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -39,6 +39,7 @@ pub mod servers;
 pub mod skip;
 pub mod sniffer;
 pub mod stub;
+pub mod threads;
 pub mod tls;
 pub mod world;
 

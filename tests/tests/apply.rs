@@ -190,3 +190,23 @@ fn rollback_ends_a_trial() {
     let run = test.daemon.egress(&["rollback"]).unwrap();
     assert_eq!(run.code(), Some(1), "{run:?}");
 }
+
+/// A rule that is new begins with no hits, whatever passed by the one whose place in the kernel's tables it takes.
+#[test]
+fn a_new_rule_begins_without_the_hits_of_one_that_went() {
+    let test = governed();
+    assert_eq!(reached(&test), [true, true, false]);
+    let hits = |name: &str| {
+        let status = test.daemon.status().unwrap();
+        let rules = status["rules"].as_array().unwrap().clone();
+        rules.iter().find(|rule| rule["name"] == name).map(|rule| rule["packets"].as_u64().unwrap())
+    };
+    assert!(hits("two") > Some(0));
+    for number in 20..23 {
+        let name = format!("new{number}");
+        let text = format!("{OLD}  - {{name: {name}, to: [203.0.113.{number}], ports: [any]}}\n");
+        assert!(apply(&test, &text.replace("{name: two", &format!("{{name: two{number}")), &[]).ok());
+        assert_eq!((hits(&name), hits(&format!("two{number}"))), (Some(0), Some(0)));
+    }
+    assert!(hits("one") > Some(0));
+}

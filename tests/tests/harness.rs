@@ -355,3 +355,18 @@ fn stub_resolvers_ask_as_go_and_musl_do() {
     let error = world.node().fork(LIMIT, || stub::resolve(Style::Musl, server, "www.example.com")).unwrap_err();
     assert!(error.to_string().contains("NXDomain"), "{error}");
 }
+
+/// A daemon that does not end is told of with where its threads are.
+#[test]
+fn a_daemon_that_does_not_end_is_told_of_by_its_threads() {
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let start = std::time::Instant::now();
+    let mut told = String::new();
+    // Until the new program runs.
+    while !told.starts_with("sleep: state S") && start.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(5));
+        told = egress_tests::threads::threads(child.id());
+    }
+    drop((child.kill(), child.wait()));
+    assert!(told.starts_with("sleep: state S") && told.contains("waits in "), "{told}");
+}

@@ -64,6 +64,9 @@ fn another_versions_programs_give_way_after_the_new_ones_are_in_force() {
         if crashes == 0 {
             let output = test.daemon.output();
             assert!(output.contains("gave way") && output.contains("names, flows and counters"), "{output}");
+            // A downgrade says that it is one, and what it will not do.
+            let downgrade = output.contains("this is a downgrade") && output.contains("takes nothing over");
+            assert_eq!(downgrade, other == "v999", "{output}");
         }
     }
     let before = test.daemon.status().unwrap();

@@ -7,10 +7,12 @@ mod ebpf;
 mod fuzz;
 mod harness;
 mod lint;
+mod package;
 mod place;
 mod run;
 mod setup;
 mod test;
+mod upgrade;
 mod vm;
 
 use std::process::ExitCode;
@@ -43,6 +45,10 @@ enum Xtask {
     Vm(vm::Options),
     /// Break the daemon and what it needs, under traffic, and count what gets out; needs root, takes up to ten minutes.
     Chaos(harness::Options),
+    /// Make a Debian package, target/package/egress_VERSION_ARCH.deb.
+    Package(package::Options),
+    /// Let earlier builds give way to this one and back, under traffic; needs root, and the repository's history.
+    Upgrade(upgrade::Options),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +67,8 @@ fn main() -> ExitCode {
         Xtask::Demo(options) => harness::run(&place, "demo", &options),
         Xtask::Vm(options) => vm::run(&place, &options),
         Xtask::Chaos(options) => harness::run(&place, "chaos", &options),
+        Xtask::Package(options) => package::run(&place, &options).map(|()| true),
+        Xtask::Upgrade(options) => upgrade::run(&place, &options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

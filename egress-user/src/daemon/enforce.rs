@@ -148,10 +148,17 @@ impl Enforcement {
         if let Some(pins) = &scope.pins {
             retire_others(pins, scope)?;
             for version in pins.retire_versions()? {
-                tracing::warn!(
-                    version,
-                    "another version's programs gave way to this one's, with the names, flows and counters that they had"
-                );
+                if Pins::is_newer(&version) {
+                    tracing::warn!(
+                        version,
+                        "this is a downgrade: a newer version's programs gave way to this one's, which takes nothing over of the names, flows and counters that they had"
+                    );
+                } else {
+                    tracing::warn!(
+                        version,
+                        "another version's programs gave way to this one's, with the names, flows and counters that they had"
+                    );
+                }
             }
         }
         Ok(Self {

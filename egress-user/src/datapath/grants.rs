@@ -20,14 +20,16 @@ impl Datapath {
             free.extend((1..self.grants.capacity()).rev());
             return Ok((known, free));
         }
-        for index in (1..self.grants.capacity()).rev() {
-            let entry = self.grants.get(&index)?.unwrap_or_default();
-            if entry.stands(live, live) {
+        // An array is read in its order, a batch by a call: small policies have thousands of elements too.
+        self.grants.each(|&index, &entry| {
+            if index != 0 && entry.stands(live, live) {
                 known.insert(entry.key, (index, entry));
-            } else {
+            } else if index != 0 {
                 free.push(index);
             }
-        }
+            true
+        })?;
+        free.reverse();
         Ok((known, free))
     }
 
@@ -60,6 +62,10 @@ impl Datapath {
             };
             indices.push(index);
         }
+        // What passed by the grant that had the index before is not this one's.
+        for (index, _) in fresh.iter().filter(|(_, entry)| entry.from == generation) {
+            self.grant_hits.clear(*index)?;
+        }
         self.grants.set_all(&fresh)?;
         Ok(indices)
     }
@@ -71,12 +77,12 @@ impl Datapath {
         }
         let kept: HashSet<u32> = kept.iter().copied().collect();
         let mut ended = Vec::new();
-        for index in 1..self.grants.capacity() {
-            let entry = self.grants.get(&index)?.unwrap_or_default();
-            if entry.from != 0 && entry.until == u32::MAX && !kept.contains(&index) {
+        self.grants.each(|&index, &entry| {
+            if index != 0 && entry.from != 0 && entry.until == u32::MAX && !kept.contains(&index) {
                 ended.push((index, GrantEntry { until: live, ..entry }));
             }
-        }
+            true
+        })?;
         self.grants.set_all(&ended)
     }
 }

@@ -249,21 +249,26 @@ impl Datapath {
             .map(|(chunk, index)| (chunk.ports, index))
             .collect();
         let mut old: Vec<(IpAddr, AddressEntry)> = Vec::new();
-        for key in self.addresses_4.keys()?.into_iter().filter(|key| key.generation == live) {
-            old.extend(self.addresses_4.get(&key)?.map(|entry| (IpAddr::from(key.address), entry)));
-        }
-        for key in self.addresses_6.keys()?.into_iter().filter(|key| key.generation == live) {
-            old.extend(self.addresses_6.get(&key)?.map(|entry| (IpAddr::from(key.address), entry)));
-        }
+        self.addresses_4.each(|key, entry| {
+            old.extend((key.generation == live).then(|| (IpAddr::from(key.address), *entry)));
+            true
+        })?;
+        self.addresses_6.each(|key, entry| {
+            old.extend((key.generation == live).then(|| (IpAddr::from(key.address), *entry)));
+            true
+        })?;
         let now = boot_ticks();
         let mut classes = HashMap::new();
         let first = self.bases(live).class;
-        for index in first..first + self.classes.capacity() / 2 - 1 {
-            let chunk = self.classes.get(&index)?.unwrap_or_default();
-            if let (0, Some(&class)) = (chunk.next, same.get(&chunk.ports)) {
-                classes.insert(index, class);
+        let ours = first..first + self.classes.capacity() / 2 - 1;
+        self.classes.each(|index, chunk| {
+            if ours.contains(index)
+                && let (0, Some(&class)) = (chunk.next, same.get(&chunk.ports))
+            {
+                classes.insert(*index, class);
             }
-        }
+            true
+        })?;
         self.carry_aliases(live, elements.config.generation, now, &classes)?;
         let mut kept = Vec::new();
         for (address, entry) in old {

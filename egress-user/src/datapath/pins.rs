@@ -114,6 +114,14 @@ impl Pins {
         self.root.join(format!("v{}", abi::VERSION))
     }
 
+    /// Whether what [`Pins::retire_versions`] calls a version is a later one than this.
+    pub fn is_newer(version: &str) -> bool {
+        version
+            .strip_prefix('v')
+            .and_then(|number| number.parse::<u32>().ok())
+            .is_some_and(|number| number > abi::VERSION)
+    }
+
     /// Where a map is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
         self.version().join("maps").join(name)

@@ -169,6 +169,16 @@ impl Table<u32, Hits> {
     }
 }
 
+impl Table<u32, Hits> {
+    /// Sets a per-CPU element to nothing on all CPUs.
+    pub fn clear(&self, index: u32) -> Result<(), Error> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, source)| Error::Cpus { what, source })?;
+        let nothing = vec![0; size_of::<Hits>() * cpus];
+        sys::map_update(self.fd(), index.as_bytes(), &nothing, sys::ANY)
+            .map_err(|source| Error::map("write", self.name, source))
+    }
+}
+
 impl<V: Plain> Table<u32, V> {
     fn per_cpu<T: Plain>(&self, index: u32) -> Result<Vec<T>, Error> {
         let cpus = aya::util::nr_cpus().map_err(|(what, source)| Error::Cpus { what, source })?;
