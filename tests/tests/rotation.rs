@@ -1,6 +1,6 @@
 //! Names that rotate through hundreds of addresses, and resolvers that fail for a while (P4, P7), in seconds: TTL, grace and
 //! times are those of a policy that is in a hurry. A day by a test's clock is in `egress-user/src/resolve/tests/day.rs` and
-//! `egress-ebpf/src/learn/tests/day.rs`.
+//! `egress-ebpf/src/learn/tests.rs`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};

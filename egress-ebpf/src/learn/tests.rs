@@ -100,3 +100,41 @@ fn what_was_written_into_anothers_entry_is_taken_back() {
     assert_eq!(learn(&moved, &Address::v6([1; 16]), 1, slot, NOW, &mut Learning::default()), Outcome::Again);
     assert_eq!(moved.0.slots, before);
 }
+
+/// P4: what S3 and CDNs do, over a day: 8 of 400 addresses in each answer, TTL 5 s, other ones every six hours. Whoever has an
+/// answer, or has had it for less than TTL and grace, reaches all of it; and the table stays small.
+#[test]
+fn a_day_of_rotation_loses_no_flow() {
+    const DAY: u32 = 80_466;
+    const POOL: u32 = 400;
+    // As with the defaults of a policy: `dns.minTtl` of a minute, `dns.grace` of a quarter of an hour.
+    let (min_ttl, grace) = (56, 838);
+    let table = Table::default();
+    let address = |number: u32| Address::v4((0x1400_0000 + number).to_be_bytes());
+    let mut known: HashMap<u32, u32> = HashMap::new();
+    let mut most = 0;
+    for now in NOW..NOW + DAY {
+        let pool = (now - NOW) * 4 / DAY * POOL;
+        for n in 0..8 {
+            let number = pool + (now * 8 + n).wrapping_mul(7919) % POOL;
+            let slot = Slot { class: 1, expiry: expiry(now, 5, min_ttl, grace) };
+            let outcome = learn(&table, &address(number), 1, slot, now, &mut Learning::default());
+            assert!(matches!(outcome, Outcome::Added | Outcome::Extended | Outcome::Unchanged), "{outcome:?}");
+            known.insert(number, now);
+        }
+        if now.is_multiple_of(56) {
+            table.0.borrow_mut().retain(|_, entry| !bury(entry, now));
+            most = most.max(table.0.borrow().len());
+        }
+        if now.is_multiple_of(16) {
+            known.retain(|_, learned| now - *learned <= min_ttl + grace);
+            for (number, learned) in &known {
+                let entry = table.entry(&address(*number), 1).expect("it was reclaimed too early");
+                assert!(Slot::unpack(entry.slots[0]).lives(now), "{} ticks old", now - learned);
+            }
+        }
+    }
+    assert!(most <= 2 * POOL as usize, "{most} entries");
+    let last = address(3 * POOL).v4_bytes();
+    assert!(table.0.borrow().keys().all(|key| key.v4_bytes() >= last), "what nobody gives any more is gone");
+}

@@ -1,3 +1,4 @@
+mod day;
 mod lives;
 mod private;
 mod refresher;

@@ -58,13 +58,13 @@ impl AnswerSink for Log {
     }
 }
 
-struct Bench {
+pub(super) struct Bench {
     double: Arc<Double>,
     log: Arc<Log>,
-    refresher: Refresher,
+    pub(super) refresher: Refresher,
 }
 
-fn bench(
+pub(super) fn bench(
     settings: Settings,
     script: impl Fn(&str, Family, usize) -> (Duration, Outcome) + Send + Sync + 'static,
 ) -> Bench {
@@ -90,25 +90,25 @@ impl Bench {
     }
 }
 
-fn secs(seconds: u64) -> Duration {
+pub(super) fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn found(addresses: &[&str], ttl: u64) -> Outcome {
+pub(super) fn found(addresses: &[&str], ttl: u64) -> Outcome {
     let addresses = addresses.iter().map(|address| (address.parse().unwrap(), secs(ttl))).collect();
     Ok(Found { addresses, aliases: vec![("alias.example.net".into(), secs(ttl))], resolver: RESOLVER })
 }
 
-fn miss(reason: Reason) -> Outcome {
+pub(super) fn miss(reason: Reason) -> Outcome {
     Err(Miss { reason, resolver: Some(RESOLVER), negative_ttl: None })
 }
 
-fn soon(outcome: Outcome) -> (Duration, Outcome) {
+pub(super) fn soon(outcome: Outcome) -> (Duration, Outcome) {
     (Duration::from_millis(5), outcome)
 }
 
 /// A for the script's A queries, "no such record" for AAAA.
-fn only_v4(
+pub(super) fn only_v4(
     outcome: impl Fn(usize) -> Outcome + Send + Sync + 'static,
 ) -> impl Fn(&str, Family, usize) -> (Duration, Outcome) {
     move |_, family, count| soon(if family == Family::V4 { outcome(count) } else { miss(Reason::Empty) })
