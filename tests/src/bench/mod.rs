@@ -1,5 +1,6 @@
 //! What Egress costs, measured side by side in one run: ratios, since no absolute time means much on another machine.
 
+mod flood;
 mod network;
 pub mod programs;
 pub mod raw;
@@ -31,6 +32,8 @@ enum What {
     Verdict(verdict::Options),
     /// Packets, connections and DNS lookups through namespaces, beside what would be used instead; the daemon's own cost.
     Network(network::Options),
+    /// Allowed datagrams beside a flood of forbidden ones, and whether each of these is counted and told.
+    Flood(flood::Options),
 }
 
 /// Runs what was asked for, as root. Whether every bound held.
@@ -39,6 +42,7 @@ pub fn run(options: &Options) -> Result<bool> {
     match &options.what {
         Some(What::Verdict(verdict)) => verdict::run(verdict, options),
         Some(What::Network(network)) => network::run(network, options),
+        Some(What::Flood(flood)) => flood::run(flood, &options.out),
         // The network's ratios depend on what else runs on a machine with few processors: CI does not ask for them.
         None if options.quick => verdict::run(&verdict::Options::default(), options),
         None => {
