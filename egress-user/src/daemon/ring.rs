@@ -28,6 +28,7 @@ pub fn read(core: &Arc<Core>, events: RingBuf<MapData>, seen: impl Fn(&Event) + 
     let mut reader = Reader::new(core, events);
     let (begun, result) = mpsc::channel();
     thread::Builder::new().name("events".to_owned()).spawn(move || {
+        give_way();
         let restricted = privilege::restrict(Role::Events, &[]).map_err(io::Error::other);
         let failed = restricted.is_err();
         // The receiver waits just below.
@@ -41,6 +42,14 @@ pub fn read(core: &Arc<Core>, events: RingBuf<MapData>, seen: impl Fn(&Event) + 
         }
     })?;
     result.recv().map_err(io::Error::other)?
+}
+
+/// Lets others go first on a busy machine: a flood of refusals, each to another destination, should cost those who may send as
+/// little as can be, and events that are not read in time are lost and counted.
+fn give_way() {
+    const NICE: i32 = 10;
+    // SAFETY: a system call on integers; 0 is this thread (setpriority(2), "C library/kernel differences").
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
 /// Reads events on the caller's thread.
