@@ -100,6 +100,95 @@ fn full_flow_tables_judge_anew() {
     assert_closed(&test);
 }
 
+/// A server that more clients ask than are remembered answers those that asked last; whoever was forgotten gets nothing, and what is
+/// forbidden stays so.
+#[test]
+fn full_peer_table_answers_those_that_asked_last() {
+    const CLIENTS: u16 = 2000;
+    let test = governed(&["--max-flows", "1024"]);
+    let answered: Vec<bool> = std::thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            test.inside.fork(LIMIT, || {
+                let socket = UdpSocket::bind((NODE_V4, 9000))?;
+                socket.set_read_timeout(Some(Duration::from_secs(8)))?;
+                let (mut clients, mut bytes) = (Vec::new(), [0; 8]);
+                loop {
+                    let (len, from) = socket.recv_from(&mut bytes)?;
+                    if &bytes[..len] == b"last" {
+                        break;
+                    }
+                    clients.push(from);
+                }
+                Ok(clients.iter().rev().map(|client| socket.send_to(b"answer", client).is_ok()).collect())
+            })
+        });
+        let sent = test.world.outside().fork(LIMIT, || {
+            std::thread::sleep(Duration::from_millis(500));
+            let to = (NODE_V4, 9000);
+            for port in 0..CLIENTS {
+                UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 20_000 + port))?.send_to(b"ask", to)?;
+                // As fast as the server reads, or its socket drops some.
+                if port % 32 == 0 {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+            let last = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 19_999))?;
+            for _ in 0..5 {
+                last.send_to(b"last", to)?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(())
+        });
+        sent.unwrap();
+        server.join().unwrap().unwrap()
+    });
+    let peers = map(&test.daemon.status().unwrap(), "PEERS").clone();
+    assert_eq!((&peers["capacity"], &peers["evicts"]), (&Value::from(512), &Value::Bool(true)));
+    assert!(answered.len() > 1500 && answered[0] && !answered[answered.len() - 1], "{answered:?}");
+    let count = answered.iter().filter(|answered| **answered).count();
+    assert!((100..=512).contains(&count), "{count} of {} were answered", answered.len());
+    assert!(udp(&test.inside, "203.0.113.12:7000", 8).unwrap().echoed, "a new flow");
+    assert_closed(&test);
+}
+
+/// A flood to one destination, as fast as a process can send: each refusal is counted, and told by events that stand for many.
+#[test]
+fn a_flood_is_counted_and_told_to_the_last_refusal() {
+    let test = governed(&[]);
+    let denied: SocketAddr = DENIED.parse().unwrap();
+    let (tried, seconds): (u64, f64) = test
+        .inside
+        .fork(LIMIT, || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.connect(denied)?;
+            let (start, mut tried) = (std::time::Instant::now(), 0);
+            while start.elapsed() < Duration::from_secs(1) {
+                for _ in 0..64 {
+                    anyhow::ensure!(socket.send(b"flood").is_err(), "a forbidden datagram was sent");
+                }
+                tried += 64;
+            }
+            Ok((tried, start.elapsed().as_secs_f64()))
+        })
+        .unwrap();
+    println!("{:.0} refusals a second", tried as f64 / seconds);
+    let refused = |status: &Value| {
+        let counters = status["counters"].as_array().unwrap();
+        counters.iter().find(|counter| counter["reason"] == "no-rule").map_or(0, |c| c["packets"].as_u64().unwrap())
+    };
+    assert_eq!(refused(&test.daemon.status().unwrap()), tried);
+    let told = || -> u64 {
+        let events = test.daemon.events(true).unwrap();
+        let flood = events.iter().filter(|event| event["destination"] == denied.ip().to_string());
+        flood.map(|event| event["count"].as_u64().unwrap()).sum()
+    };
+    let start = std::time::Instant::now();
+    while told() < tried && start.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!((told(), test.daemon.status().unwrap()["events_lost"].as_u64()), (tried, Some(0)));
+}
+
 /// More datagrams in fragments than are remembered: of the oldest later fragments are dropped, whole ones go on.
 #[test]
 fn full_fragment_table_drops_the_oldest_datagrams_rest() {

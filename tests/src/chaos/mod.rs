@@ -23,7 +23,7 @@ pub use scene::{Outcome, Scene};
 #[command(name = "chaos", about = "Breaks the daemon and what it needs, under traffic, and counts what gets out")]
 pub struct Options {
     /// How often the daemon is killed in each of four moments; in a change of the policy, and `egress detach`, half as often.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 40)]
     pub kills: u32,
     /// How often the policy is swapped.
     #[arg(long, default_value_t = 300)]
