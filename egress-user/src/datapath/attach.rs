@@ -53,9 +53,11 @@ impl Cgroup {
     /// # Errors
     /// [`Error::NoCgroup`], [`Error::NotACgroup`], or that the directory is not there.
     pub fn open(path: Option<&Path>) -> Result<Self, Error> {
+        // Without any cgroup v2 that is what is told, not that a path is not there.
+        let root = cgroup_root()?;
         let path = match path {
             Some(path) => fs::canonicalize(path).map_err(|error| Error::path("open the cgroup", path, error))?,
-            None => cgroup_root()?,
+            None => root,
         };
         let root = cgroup_root_of(&path)?;
         let Ok(below) = path.strip_prefix(&root) else { return Err(Error::NotACgroup { path, root }) };
