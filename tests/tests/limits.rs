@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use egress_ebpf::abi::{AddressEntry, AddressKey4, Alias, AliasKey, NAME_KEY, Slot};
+use egress_ebpf::abi::{Address, AddressEntry, AddressKey4, Alias, AliasKey, NAME_KEY, PendingKey, Slot, Stream};
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::{V4, datagram, ipv4, open, send, tcp, udp};
-use egress_tests::world::NODE_V4;
+use egress_tests::world::{DNS_V4, NODE_V4};
 use egress_tests::{Cgroup, Daemon, Fault, Governed, Held, Place, Service, World};
 use egress_user::datapath::{Pins, Plain, Table, boot_ticks, sys};
 use serde_json::Value;
@@ -252,6 +252,29 @@ fn flooded_ring_loses_events_alone() {
     let folds = map(&status, "DROP_FOLDS");
     assert!(folds["entries"].as_u64() > folds["capacity"].as_u64().map(|capacity| capacity / 2), "{folds}");
     assert_eq!(status["health"]["healthy"], true);
+    assert_closed(&test);
+}
+
+/// More TCP connections to resolvers than are followed: the one that comes now is learned from.
+#[test]
+fn full_stream_table_follows_the_newest() {
+    let test = governed(&[]);
+    let streams: Vec<_> = (1..=5000)
+        .map(|cookie| {
+            let none = Address { high: 0, low: 0 };
+            let (local, resolver, local_port, resolver_port) = (none, none, 0, 53);
+            let key = PendingKey { cookie, local, resolver, local_port, resolver_port, id: 0, proto: 6, pad: 0 };
+            (key, Stream { ticket: 0, base: 1, have: 0, want: 0, pad: 0 })
+        })
+        .collect();
+    fill(&test, "STREAMS", &streams);
+    let at = format!("@{DNS_V4}");
+    let dig = ["+tcp", "+short", "+time=4", "+tries=1", &at, "b.wild.example.com", "A"];
+    let run = test.inside.run("dig", &dig, LIMIT).unwrap();
+    assert_eq!(run.stdout, "203.0.113.30\n", "{run:?}");
+    assert!(tcp(&test.inside, "203.0.113.30:7000").unwrap().echoed, "learned over TCP");
+    let streams = map(&test.daemon.status().unwrap(), "STREAMS").clone();
+    assert!(streams["entries"].as_u64() > Some(2048), "{streams}");
     assert_closed(&test);
 }
 
