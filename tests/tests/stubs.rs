@@ -4,14 +4,18 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::time::Duration;
 
 use egress_tests::clients::{Library, look_up};
 use egress_tests::local_stubs::LocalStub;
+use egress_tests::mntns::BPFFS;
 use egress_tests::resolvers::Resolver;
 use egress_tests::stub::{Style, resolve};
 use egress_tests::world::{DNS_V4, NODE_V4};
 use egress_tests::{Cgroup, Daemon, Governed, MountNs, Place, Service, World};
+use egress_user::datapath::{Pins, sys};
 use hickory_proto::rr::RecordType;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -120,6 +124,45 @@ fn dnsmasq_works_at_loopback_and_at_the_nodes_address() {
     std::fs::write(test.world.dir().join("container/resolv.conf"), text.replace("127.0.0.1", NODE_V4)).unwrap();
     refused_names_are_answered(&test, &place);
     drop(stubs);
+}
+
+/// By IPv6's loopback the same.
+#[test]
+fn dnsmasq_works_at_the_ipv6_loopback() {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let stub = LocalStub::dnsmasq(&world, &world.node().in_cgroup(&cgroup), "::1").unwrap();
+    let test = governed(world, cgroup, "::1", "dns: {resolvers: ['::1', 203.0.113.53]}\n");
+    first_packets_pass(&test, &test.inside, "::1");
+    refused_names_are_answered(&test, &pod_like(&test, "::1"));
+    drop(stub);
+}
+
+/// Who takes loopback's program away by hand is told of in `status`; with the next change of a link it is back.
+#[test]
+fn loopbacks_program_is_put_back() {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let stub = LocalStub::dnsmasq(&world, &world.node().in_cgroup(&cgroup), "127.0.0.1").unwrap();
+    let test = governed(world, cgroup, "127.0.0.1", "dns: {resolvers: [127.0.0.1, 203.0.113.53]}\n");
+    let present = |status: &serde_json::Value| {
+        let points = status["attach_points"].as_array().unwrap();
+        let lo = points.iter().find(|point| point["target"] == "lo").unwrap_or_else(|| panic!("{status:#}"));
+        lo["present"].as_bool().unwrap()
+    };
+    assert!(present(&test.daemon.status().unwrap()));
+    let taken = || {
+        let path = Pins::new(Path::new(BPFFS)).link("if1-denial_egress");
+        sys::link_detach(sys::open_pin(&path)?.as_fd())?;
+        Ok(std::fs::remove_file(&path)?)
+    };
+    test.beside.fork(LIMIT, taken).unwrap();
+    let status = test.daemon.status().unwrap();
+    assert!(!present(&status) && status["health"]["healthy"] == false, "{status:#}");
+    test.world.node_ns.ip("link set up0 mtu 1400").unwrap();
+    test.status_until(|status| present(status)).unwrap();
+    refused_names_are_answered(&test, &pod_like(&test, "127.0.0.1"));
+    drop(stub);
 }
 
 #[test]
