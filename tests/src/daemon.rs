@@ -220,6 +220,18 @@ impl DaemonBuilder<'_> {
         Ok(Daemon { child: Some(child), output, readers, place, socket, leaves: false })
     }
 
+    /// Starts the daemon with a standard output that nobody reads, and waits for nothing.
+    pub fn spawn_unread(self) -> Result<Daemon> {
+        let (mut command, socket) = self.command()?;
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut child = command.stdout(writer).spawn().context("start `egress run`")?;
+        let output = Output::default();
+        let readers = vec![output.follow(child.stderr.take())];
+        let place = self.world.node();
+        Ok(Daemon { child: Some(child), output, readers, place, socket, leaves: false })
+    }
+
     /// Runs the daemon to its end: for what it must refuse.
     pub fn run_to_end(self, limit: Duration) -> Result<Run> {
         let (mut command, _) = self.command()?;

@@ -153,4 +153,54 @@ fn a_sink_that_cannot_be_opened_is_said_before_anything_is_in_force() {
     let run = builder.arg("--events").arg("file:/nowhere/events.jsonl").run_to_end(LIMIT).unwrap();
     assert_eq!(run.code(), Some(3), "{run:?}");
     assert!(run.stderr.contains("cannot write events to file:/nowhere/events.jsonl"), "{run:?}");
+    // A named pipe that nobody reads would hold up the start for ever.
+    let pipe = world.dir().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup);
+    let run = builder.arg("--events").arg(format!("file:{}", pipe.display())).run_to_end(LIMIT).unwrap();
+    assert!(run.code() == Some(3) && run.stderr.contains("it is a named pipe"), "{run:?}");
+}
+
+/// A file that is reached by a symbolic link is made anew where it was, though the daemon may write in few directories.
+#[test]
+fn a_symbolic_links_file_is_made_anew_where_it_leads() {
+    let world = World::new().unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let inside = world.node().in_cgroup(&cgroup);
+    // Not below the world's directory, where the daemon has its socket and may write.
+    let (volume, log) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (real, link) = (volume.path().join("events.jsonl"), log.path().join("events.jsonl"));
+    fs::write(&real, "").unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let sink = format!("file:{}", link.display());
+    let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).arg("--events").arg(sink);
+    let _daemon = builder.start().unwrap();
+    for ports_from in [7000, 7100] {
+        refused(&inside, ports_from, 3);
+        let want: Vec<_> = (u64::from(ports_from)..u64::from(ports_from) + 3).collect();
+        wait("the file", || (ports(&fs::read_to_string(&real).unwrap_or_default()) == want).then_some(()));
+        fs::remove_file(&real).unwrap();
+    }
+}
+
+/// Nobody reads the daemon's standard output any more: it goes on, and so do the other sinks.
+#[test]
+fn a_closed_standard_output_ends_nothing() {
+    let world = World::new().unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let inside = world.node().in_cgroup(&cgroup);
+    for sinks in [&["stdout:json"][..], &[]] {
+        let file = world.dir().join(format!("events-{}.jsonl", sinks.len()));
+        let mut builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup);
+        for sink in sinks.iter().map(ToString::to_string).chain([format!("file:{}", file.display())]) {
+            builder = builder.arg("--events").arg(sink);
+        }
+        let mut daemon = builder.spawn_unread().unwrap();
+        wait("the daemon", || daemon.status().ok());
+        refused(&inside, 7000, 5);
+        wait("the file", || (ports(&fs::read_to_string(&file).unwrap_or_default()).len() == 5).then_some(()));
+        let lost = &daemon.status().unwrap()["sinks"];
+        assert_eq!(lost.as_array().unwrap().len(), sinks.len() + 1, "{lost}");
+        assert!(daemon.stop().unwrap().success());
+    }
 }

@@ -20,6 +20,12 @@ pub fn print(text: &str) {
     }
 }
 
+/// Writes to standard output, where somebody reads it: a daemon goes on without.
+pub fn tell(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// Writes to standard error; a closed one is nothing to fail for.
 pub fn eprint(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());

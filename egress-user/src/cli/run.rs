@@ -213,8 +213,8 @@ fn writable(socket: &Path, args: &RunArgs, pins: Option<&Pins>) -> Vec<PathBuf> 
     socket
         .into_iter()
         .chain([args.state.as_path()])
-        .chain(events)
         .map(Path::to_owned)
+        .chain(events)
         .chain(pins.map(|pins| pins.bpffs().to_owned()))
         .collect()
 }
@@ -257,7 +257,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let running = start_sinks(sinks).context("start the threads that write events")?;
     // What reads events from standard output finds nothing else there.
     let say =
-        if args.events.iter().any(|sink| matches!(sink, SinkSpec::Stdout(_))) { output::eprint } else { output::print };
+        if args.events.iter().any(|sink| matches!(sink, SinkSpec::Stdout(_))) { output::eprint } else { output::tell };
     say(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -34,6 +34,11 @@ impl File {
 }
 
 fn append(path: &Path) -> io::Result<fs::File> {
+    // Opening one waits for its reader, who could so hold the daemon's start up.
+    if fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+        let why = "it is a named pipe; name a file, or let what reads the pipe run `egress events --follow --json`";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 

@@ -98,10 +98,11 @@ impl fmt::Display for SinkSpec {
 }
 
 impl SinkSpec {
-    /// The directory that the daemon must be able to write in.
-    pub fn writes_in(&self) -> Option<&Path> {
+    /// The directory that the daemon must be able to write in: that of the file itself, where the path is a symbolic link.
+    pub fn writes_in(&self) -> Option<PathBuf> {
         let Self::File(path) = self else { return None };
-        path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        path.parent().map(|parent| if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
     }
 }
 
