@@ -189,6 +189,39 @@ fn a_flood_is_counted_and_told_to_the_last_refusal() {
     assert_eq!((told(), test.daemon.status().unwrap()["events_lost"].as_u64()), (tried, Some(0)));
 }
 
+/// A million refusals, each to another destination: all counted, and the daemon's memory stays what it keeps of them.
+#[test]
+fn a_million_destinations_are_counted_and_not_kept() {
+    const PORTS: u16 = 4000;
+    let test = governed(&[]);
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", test.daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    };
+    let before = resident();
+    let sent = test.beside.fork(Duration::from_secs(60), || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        for host in 1..=250 {
+            for port in 1..=PORTS {
+                // Dropped at the uplink, behind the system call's back; or told by an error.
+                let _ = socket.send_to(b"one of a million", (Ipv4Addr::new(198, 51, 100, host), 10_000 + port));
+            }
+        }
+        Ok(())
+    });
+    sent.unwrap();
+    let status = test.daemon.status().unwrap();
+    let counters = status["counters"].as_array().unwrap();
+    let refused = counters.iter().find(|counter| counter["reason"] == "no-rule").unwrap();
+    assert_eq!(refused["packets"], 250 * u64::from(PORTS));
+    assert_eq!(status["health"]["healthy"], true, "{status:#}");
+    let after = resident();
+    println!("the daemon: {before} MiB before, {after} after");
+    assert!(after < before + 64, "{before} MiB before, {after} after");
+    assert_closed(&test);
+}
+
 /// More datagrams in fragments than are remembered: of the oldest later fragments are dropped, whole ones go on.
 #[test]
 fn full_fragment_table_drops_the_oldest_datagrams_rest() {

@@ -5,12 +5,15 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
     os::unix::net::UnixDatagram,
+    path::Path,
+    process::Stdio,
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
-use egress_tests::{Cgroup, Daemon, Place, World};
+use egress_tests::world::DNS_V4;
+use egress_tests::{Cgroup, Daemon, Place, World, skip};
 use opentelemetry_proto::tonic::{collector::logs::v1::ExportLogsServiceRequest, logs::v1::LogRecord};
 use prost::Message;
 use serde_json::Value;
@@ -119,6 +122,69 @@ fn events_reach_every_sink() {
     assert!(sinks.iter().all(|sink| sink["lost"] == 0), "{sinks:?}");
     assert!(daemon.stop().unwrap().success());
     assert_eq!(ports(&fs::read_to_string(&file).unwrap()), [8000, 8001, 8002]);
+}
+
+/// P1: a collector outside, by its name: the daemon's own traffic is governed like any other, and needs a rule.
+#[test]
+fn a_collector_outside_needs_a_rule() {
+    let rule = "  - {name: telemetry, to: [collector.example.com], ports: [4318/tcp]}\n";
+    for policy in [POLICY.to_owned(), format!("{POLICY}{rule}")] {
+        let allowed = policy.contains("telemetry");
+        let world = World::new().unwrap();
+        world.set_resolvers(&[DNS_V4]).unwrap();
+        world.dns.set_text("collector.example.com", 60, &["203.0.113.90"]);
+        let records = collect(world.world_ns.run(|| TcpListener::bind("203.0.113.90:4318").unwrap()));
+        let cgroup = Cgroup::new("governed").unwrap();
+        let builder = Daemon::builder(&world).policy_text(&policy).cgroup(&cgroup);
+        let daemon = builder.arg("--events").arg("otlp:http://collector.example.com:4318").start().unwrap();
+        refused(&world.node().in_cgroup(&cgroup), 7000, 3);
+        if allowed {
+            let told = |record: &&LogRecord| record.event_name == "egress.dropped";
+            wait("the collector", || (records.lock().unwrap().iter().filter(told).count() >= 3).then_some(()));
+        } else {
+            wait("a word on it", || daemon.output().contains("events do not reach this sink").then_some(()));
+            assert!(records.lock().unwrap().is_empty());
+            let collector = "203.0.113.90".parse().ok();
+            world.sniffer.assert_none("the daemon's own packet", |frame| frame.destination == collector);
+        }
+    }
+}
+
+/// systemd's own journald, on a journal of its own, gives the fields back.
+#[test]
+fn journald_keeps_the_fields() {
+    const JOURNALD: &str = "/lib/systemd/systemd-journald";
+    const CONFIG: &str = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRateLimitBurst=0\n";
+    let has_id = fs::read_to_string("/etc/machine-id").is_ok_and(|id| id.trim().len() == 32);
+    if !Path::new(JOURNALD).exists() || !has_id {
+        return skip("journald_keeps_the_fields", "there is no systemd-journald, or no /etc/machine-id, here");
+    }
+    let world = World::new().unwrap();
+    let node = world.node();
+    let script = "d=/run/systemd/journald.conf.d; mkdir -p /run/systemd/journal /run/log/journal $d; printf %s \"$0\" >$d/test.conf";
+    assert!(node.run("sh", &["-c", script, CONFIG], LIMIT).unwrap().ok());
+    let mut journald = node.command(JOURNALD).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait("journald", || node.run("test", &["-S", "/run/systemd/journal/socket"], LIMIT).unwrap().ok().then_some(()));
+    let cgroup = Cgroup::new("governed").unwrap();
+    let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup);
+    let daemon = builder.arg("--events").arg("journal").start().unwrap();
+    refused(&node.in_cgroup(&cgroup), 7000, 3);
+    let read = ["--directory=/run/log/journal", "-o", "json", "--no-pager", "EGRESS_REASON=no-rule"];
+    let entries = wait("three entries", || {
+        let run = world.node().run("journalctl", &read, LIMIT).unwrap();
+        let entries: Vec<Value> = run.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (entries.len() == 3).then_some(entries)
+    });
+    for (entry, port) in entries.iter().zip(["7000", "7001", "7002"]) {
+        assert_eq!(
+            (&entry["EGRESS_DESTINATION_PORT"], &entry["EGRESS_DESTINATION"]),
+            (&port.into(), &"198.51.100.9".into())
+        );
+        assert!(entry["MESSAGE"].as_str().unwrap().contains("198.51.100.9"), "{entry}");
+    }
+    drop(daemon);
+    journald.kill().unwrap();
+    journald.wait().unwrap();
 }
 
 /// P6, P1: a full disk, a journal and a collector that are not there: enforcement and the sinks that work go on.
