@@ -189,6 +189,31 @@ fn a_flood_is_counted_and_told_to_the_last_refusal() {
     assert_eq!((told(), test.daemon.status().unwrap()["events_lost"].as_u64()), (tried, Some(0)));
 }
 
+/// A million learned addresses: names are learned beside them, the rest stays closed, and the next daemon takes them up.
+#[test]
+fn a_million_addresses_are_held_and_taken_up() {
+    const MANY: u32 = 1_000_000;
+    let room = ["--max-addresses", "2097152"];
+    let mut test = governed(&room);
+    let mut held = Held::connect(&test.inside, "203.0.113.10", 7000).unwrap();
+    fill(&test, "ADDRESSES_4", &addresses(generation(&test), 0, MANY));
+    let entries = |test: &Governed| map(&test.daemon.status().unwrap(), "ADDRESSES_4")["entries"].as_u64().unwrap();
+    assert!(entries(&test) > u64::from(MANY));
+    assert!(test.inside.run("getent", &["ahosts", "new.wild.example.com"], LIMIT).unwrap().ok());
+    assert!(tcp(&test.inside, "203.0.113.30:7000").unwrap().echoed, "learned beside them");
+    assert_eq!(test.daemon.status().unwrap()["health"]["healthy"], true);
+    assert_closed(&test);
+
+    test.daemon.kill().unwrap();
+    assert_closed(&test);
+    let next = daemon(&test.world, &test.cgroup, POLICY, &room);
+    std::mem::forget(std::mem::replace(&mut test.daemon, next));
+    assert!(entries(&test) > u64::from(MANY), "taken up");
+    assert_eq!(held.say("still").unwrap(), "echo");
+    assert!(tcp(&test.inside, "203.0.113.30:7000").unwrap().echoed, "learned before");
+    assert_closed(&test);
+}
+
 /// A million refusals, each to another destination: all counted, and the daemon's memory stays what it keeps of them.
 #[test]
 fn a_million_destinations_are_counted_and_not_kept() {
