@@ -13,7 +13,10 @@ struct Terminal {
 impl Terminal {
     fn new() -> Self {
         let terminal = Self { dir: tempfile::tempdir().unwrap() };
-        terminal.tmux(&["new-session", "-d", "-x", "100", "-y", "30", "env PS1='$ ' bash --norc --noprofile"]);
+        // So wide that no line that is typed is wrapped, whatever the way to the binary: what is shown below a line that ends at the
+        // last column counts as its end.
+        let shell = format!("env PS1='$ ' E='{}' bash --norc --noprofile", binary().unwrap().display());
+        terminal.tmux(&["new-session", "-d", "-x", "300", "-y", "30", &shell]);
         // What is typed before the prompt is echoed twice.
         terminal.shows("$");
         terminal
@@ -53,7 +56,7 @@ impl Terminal {
 
     /// `egress exec` of this command.
     fn exec(&self, command: &str) {
-        self.line(&format!("{} exec --allow example.com -- {command}", binary().unwrap().display()));
+        self.line(&format!("$E exec --allow example.com -- {command}"));
     }
 }
 
