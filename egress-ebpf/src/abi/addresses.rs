@@ -158,6 +158,11 @@ pub const fn port_key(version: u8, proto: u8, port: u16) -> u32 {
     (proto as u32) << 16 | port as u32
 }
 
+/// The index in map `RECLAIMS` of how many removals of addresses have begun.
+pub const REMOVALS_BEGUN: u32 = 0;
+/// The index in map `RECLAIMS` of how many removals of addresses have ended.
+pub const REMOVALS_ENDED: u32 = 1;
+
 /// TCP's IP protocol number.
 pub const PROTO_TCP: u8 = 6;
 /// UDP's IP protocol number.

@@ -31,10 +31,15 @@ use crate::{
 pub trait Tables {
     /// The entry of a learned or written address.
     fn address(&self, address: &Address, generation: u32) -> Option<&AddressEntry>;
-    /// How often addresses were taken out, counted before each time: where it stays the same between a look at an address
-    /// and a look at its slots, the entry was that address's throughout. Tables that do not change say 0.
+    /// How many removals of addresses have begun. Where that is, after a look at an address and its slots, what had ended before
+    /// the look, the entry was that address's throughout. Tables that do not change say 0.
     #[inline(always)]
-    fn reclaims(&self) -> u64 {
+    fn removals_begun(&self) -> u64 {
+        0
+    }
+    /// How many removals of addresses have ended.
+    #[inline(always)]
+    fn removals_ended(&self) -> u64 {
         0
     }
     /// The class of the longest allowed prefix that covers an address.

@@ -77,11 +77,11 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
         }
     }
     let mut refused = Reason::NoRule;
-    let reclaims = tables.reclaims();
+    let removed = tables.removals_ended();
     if let Some(entry) = tables.address(&destination.address, generation) {
         // An entry whose every slot is dead may be reclaimed meanwhile, and its memory given to another address at once:
-        // what was read there counts only if it is this address's still. Where nothing was reclaimed it is.
-        let still = || tables.reclaims() == reclaims || is_still(tables, &destination.address, generation, entry);
+        // what was read there counts only if it is this address's still. Where no removal was under way, nor began, it is.
+        let still = || tables.removals_begun() == removed || is_still(tables, &destination.address, generation, entry);
         // Nearly every address has one class of a few ports: that is answered without a loop.
         // Once and for all slots: one whose expiry comes before that tick, and after now, counts in the grace.
         let fresh = now as u64 + config.grace as u64 + 1;

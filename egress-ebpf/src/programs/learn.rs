@@ -12,7 +12,7 @@ use aya_ebpf::{
 use egress_ebpf::{
     abi::{
         Address, AddressEntry, AddressKey4, AddressKey6, CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM, CONTROL_RECORDS,
-        Config, ControlHeader, ControlRecord, LearnCount, Live, Slot, Ticks,
+        Config, ControlHeader, ControlRecord, LearnCount, Live, REMOVALS_BEGUN, REMOVALS_ENDED, Slot, Ticks,
     },
     atomic,
     dns::{self, bytes::opaque},
@@ -279,14 +279,20 @@ fn reclaim(address: &Address, generation: u32, now: Ticks) -> u64 {
     if !learn::bury(entry, now) {
         return 1;
     }
-    let Some(count) = maps::RECLAIMS.get_ptr_mut(0) else { return 1 };
-    // SAFETY: an array's entry, which programs only read otherwise. A full barrier: who still finds the entry, and the count
-    // as it was when it has read the slots, has read them before the entry's memory is another's.
-    unsafe { atomic::fetch_add(count, 1) };
+    let (Some(begun), Some(ended)) =
+        (maps::RECLAIMS.get_ptr_mut(REMOVALS_BEGUN), maps::RECLAIMS.get_ptr_mut(REMOVALS_ENDED))
+    else {
+        return 1;
+    };
+    // SAFETY: an array's entry, which programs only read otherwise. A full barrier: who still finds the entry, and has read the
+    // slots before as many removals had begun, has read them before the entry's memory is another's.
+    unsafe { atomic::fetch_add(begun, 1) };
     let gone = match v4(address) {
         Some(address) => maps::ADDRESSES_4.remove(&AddressKey4 { address, generation }),
         None => maps::ADDRESSES_6.remove(&AddressKey6 { address: *address, generation, pad: 0 }),
     };
+    // SAFETY: as above.
+    unsafe { atomic::fetch_add(ended, 1) };
     u64::from(gone.is_err())
 }
 

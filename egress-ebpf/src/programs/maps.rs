@@ -35,9 +35,11 @@ pub static ADDRESSES_4: HashMap<AddressKey4, AddressEntry, 65536, NO_PREALLOC> =
 #[btf_map]
 pub static ADDRESSES_6: HashMap<AddressKey6, AddressEntry, 65536, NO_PREALLOC> = HashMap::new();
 
-/// How often something was taken out of [`ADDRESSES_4`] and [`ADDRESSES_6`], counted before it is.
+/// How many removals from [`ADDRESSES_4`] and [`ADDRESSES_6`] have begun ([`egress_ebpf::abi::REMOVALS_BEGUN`]) and ended
+/// ([`egress_ebpf::abi::REMOVALS_ENDED`]). One count would not do: a
+/// packet that comes between the count and the removal would take the entry for one that stays.
 #[btf_map]
-pub static RECLAIMS: Array<u64, 1> = Array::new();
+pub static RECLAIMS: Array<u64, 2> = Array::new();
 
 #[btf_map]
 pub static PREFIXES_4: LpmTrie<PrefixData4, u32, 65536> = LpmTrie::new();

@@ -4,7 +4,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use egress_ebpf::{
     abi::{
         Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry,
-        Live, PeerKey, ResolverKey, ResolverTrust, TICK_SHIFT, Ticks,
+        Live, PeerKey, REMOVALS_BEGUN, REMOVALS_ENDED, ResolverKey, ResolverTrust, TICK_SHIFT, Ticks,
     },
     decision::{Destination, Tables, Verdict},
     packet::Packet,
@@ -80,9 +80,13 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn reclaims(&self) -> u64 {
-        // SAFETY: an aligned word of an array's entry, read whole. Volatile, so that it is read again where it is asked again.
-        maps::RECLAIMS.get(0).map_or(0, |count| unsafe { core::ptr::from_ref(count).read_volatile() })
+    fn removals_begun(&self) -> u64 {
+        removals(REMOVALS_BEGUN)
+    }
+
+    #[inline(always)]
+    fn removals_ended(&self) -> u64 {
+        removals(REMOVALS_ENDED)
     }
 
     #[inline(always)]
@@ -151,4 +155,10 @@ impl Tables for Kernel {
     fn policy(&self, config: &Config, destination: &Destination, now: Ticks) -> Verdict {
         Verdict::unpack(global::egress_policy(config, destination, now))
     }
+}
+
+#[inline(always)]
+fn removals(which: u32) -> u64 {
+    // SAFETY: an aligned word of an array's entry, read whole. Volatile, so that it is read where it is asked for.
+    maps::RECLAIMS.get(which).map_or(0, |count| unsafe { core::ptr::from_ref(count).read_volatile() })
 }

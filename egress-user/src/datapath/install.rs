@@ -9,8 +9,8 @@ use std::{
 
 use egress_ebpf::abi::{
     self, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, GrantEntry, Hits, InnerWildcard,
-    NEVER, NameValue, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, ResolverKey, ResolverTrust, Ticks, ZONE_SOCKET,
-    ZONE_UPLINK,
+    NEVER, NameValue, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, REMOVALS_BEGUN, REMOVALS_ENDED, ResolverKey,
+    ResolverTrust, Ticks, ZONE_SOCKET, ZONE_UPLINK,
 };
 
 use super::{
@@ -294,10 +294,13 @@ impl Datapath {
 
     /// Deletes the elements of every generation but `keep`.
     fn sweep(&self, keep: u32) -> Result<(), Error> {
-        // Counted first, as for what the `control` program takes out: nobody else writes the count meanwhile.
-        self.reclaims.set(&0, &(self.reclaims.get(&0)?.unwrap_or(0) + 1), sys::ANY)?;
+        // As the `control` program counts what it takes out; nobody else writes the counts meanwhile. What a sweep that was cut
+        // short left begun makes packets look twice, and ends with this one.
+        let begun = self.reclaims.get(&REMOVALS_BEGUN)?.unwrap_or(0) + 1;
+        self.reclaims.set(&REMOVALS_BEGUN, &begun, sys::ANY)?;
         self.addresses_4.retain(|key| key.generation != keep)?;
         self.addresses_6.retain(|key| key.generation != keep)?;
+        self.reclaims.set(&REMOVALS_ENDED, &begun, sys::ANY)?;
         self.prefixes_4.retain(|key| key.generation != keep)?;
         self.prefixes_6.retain(|key| key.generation != keep)?;
         self.denies_4.retain(|key| key.generation != keep)?;
@@ -415,19 +418,23 @@ impl Datapath {
         let flow = Flow { seen: 0, generation: self.generation()?, grant: 0, origin: ORIGIN_IN };
         for (local, remote) in connections {
             for zone in [ZONE_SOCKET, ZONE_UPLINK] {
-                let key = FlowKey {
-                    local: local.ip().to_canonical().into(),
-                    remote: remote.ip().to_canonical().into(),
-                    local_port: local.port(),
-                    remote_port: remote.port(),
-                    proto: PROTO_TCP,
-                    zone,
-                    pad: 0,
-                };
-                self.flows.set(&key, &flow, sys::ANY)?;
+                self.flows.set(&connection_key(*local, *remote, zone), &flow, sys::ANY)?;
             }
         }
         Ok(())
+    }
+}
+
+/// The key of a TCP connection in map `FLOWS`, by its near and far end.
+pub(super) fn connection_key(local: SocketAddr, remote: SocketAddr, zone: u8) -> FlowKey {
+    FlowKey {
+        local: local.ip().to_canonical().into(),
+        remote: remote.ip().to_canonical().into(),
+        local_port: local.port(),
+        remote_port: remote.port(),
+        proto: PROTO_TCP,
+        zone,
+        pad: 0,
     }
 }
 
