@@ -44,6 +44,14 @@ print('ready', flush=True)
 datagrams(u)
 ";
 
+/// A Python script that sends forbidden datagrams as fast as it can, until it is killed.
+pub const FLOOD: &str = "import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+ try: s.sendto(b'leak', ('198.51.100.77', 7000))
+ except OSError: pass
+";
+
 /// The system's Python, not a version manager's wrapper, where there is one.
 #[must_use]
 pub fn python() -> &'static str {

@@ -173,6 +173,14 @@ impl World {
         serve(&self.world_ns, self.runtime(), service, at, &self.authority, &self.hits)
     }
 
+    /// Starts TCP and UDP echo servers in the world, at each `ADDR:PORT`.
+    pub fn serve_echoes(&self, at: &[&str]) -> Result<()> {
+        at.iter().try_for_each(|at| {
+            self.serve(Service::TcpEcho, at)?;
+            self.serve(Service::UdpEcho, at)
+        })
+    }
+
     /// Starts a server on every IPv4 and IPv6 address of the world (TCP services).
     pub fn serve_everywhere(&self, service: Service, port: u16) -> Result<()> {
         self.serve(service, &format!("0.0.0.0:{port}"))?;

@@ -21,10 +21,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 fn world() -> World {
     let world = World::new().unwrap();
-    for at in [ALLOWED, DENIED] {
-        world.serve(Service::TcpEcho, at).unwrap();
-        world.serve(Service::UdpEcho, at).unwrap();
-    }
+    world.serve_echoes(&[ALLOWED, DENIED]).unwrap();
     world.serve_everywhere(Service::Https, 443).unwrap();
     world.dns.set_text("www.example.com", 60, &["203.0.113.80"]);
     world.dns.set_text("forbidden.example", 60, &["203.0.113.66"]);

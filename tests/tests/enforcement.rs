@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use egress_tests::probe::{self, V4, attempt, datagram, ipv4, ipv6, send_frame, send_ip, tcp, udp, udp_connected};
 use egress_tests::world::{NODE_V4, NODE_V6, UPLINK};
-use egress_tests::{Frame, Governed, Place, Service, World};
+use egress_tests::{Frame, Governed, Place, World};
 
 const POLICY: &str = "version: 1
 rules:
@@ -24,10 +24,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const AT_ONCE: u64 = 500;
 
 fn served(world: World) -> World {
-    for at in ALLOWED.iter().chain(&DENIED).chain(&["203.0.113.99:7000", "203.0.113.10:7001"]) {
-        world.serve(Service::TcpEcho, at).unwrap();
-        world.serve(Service::UdpEcho, at).unwrap();
-    }
+    world.serve_echoes(&[&ALLOWED[..], &DENIED, &["203.0.113.99:7000", "203.0.113.10:7001"]].concat()).unwrap();
     world
 }
 

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use egress_ebpf::abi::{AddressEntry, AddressKey4, Slot};
-use egress_tests::held::python;
+use egress_tests::held::{FLOOD, python};
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::tcp;
 use egress_tests::{Cgroup, Daemon, Governed, Held, Place, Service, World, learned};
@@ -374,12 +374,6 @@ fn what_a_change_cut_short_left_is_swept() {
 }
 
 const SPIN: &str = "while True: pass\n";
-const FLOOD: &str = "import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-while True:
- try: s.sendto(b'leak', ('198.51.100.77', 7000))
- except OSError: pass
-";
 
 /// Echoes of one datagram after the other in 0.4 s, while two processes run a script in the cgroup.
 fn echoes(test: &Governed, script: &str) -> u32 {

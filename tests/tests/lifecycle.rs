@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use egress_tests::daemon::egress;
-use egress_tests::held::python;
+use egress_tests::held::{FLOOD, python};
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::{tcp, udp};
 use egress_tests::{Cgroup, Daemon, Fault, Governed, Held, Place, Run, Service, World};
@@ -72,11 +72,10 @@ fn a_restart_takes_over_without_a_gap() {
     let mut test = Governed::over(world(), POLICY).unwrap();
     let mut held = Held::connect(&test.inside, "203.0.113.10", 7000).unwrap();
     // Tries as often as it can, from inside and beside the cgroup, until it is killed.
-    let pump = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nwhile True:\n try: s.sendto(b'leak', ('198.51.100.77', 7000))\n except OSError: pass\n";
     test.world.sniffer.clear();
     let mut pumps: Vec<_> = [&test.inside, &test.beside]
         .iter()
-        .map(|place| place.command(python()).args(["-c", pump]).stdin(Stdio::null()).spawn().unwrap())
+        .map(|place| place.command(python()).args(["-c", FLOOD]).stdin(Stdio::null()).spawn().unwrap())
         .collect();
     for _ in 0..2 {
         test.daemon.kill().unwrap();

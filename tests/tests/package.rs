@@ -9,19 +9,16 @@ use std::{
 };
 
 use egress_tests::{
-    Daemon, Governed, Held, Place, Run, Service, World, daemon, held::python, mntns::BPFFS, probe::tcp,
+    Daemon, Governed, Held, Place, Run, Service, World, daemon,
+    held::{FLOOD, python},
+    mntns::BPFFS,
+    probe::tcp,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
 const POLICY: &str = "version: 1
 rules:
   - {name: one, to: [203.0.113.10], ports: [7000/tcp]}
-";
-const PUMP: &str = "import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-while True:
- try: s.sendto(b'leak', ('198.51.100.77', 7000))
- except OSError: pass
 ";
 /// Notes what it is asked, and says that the unit is active.
 const SYSTEMCTL: &str = "#!/bin/sh\necho \"$@\" >> \"${0%/*}/asked\"\n";
@@ -141,7 +138,7 @@ fn its_scripts_keep_enforcement_until_it_is_purged() {
     };
     let mut held = Held::connect(&test.inside, "203.0.113.10", 7000).unwrap();
     test.world.sniffer.clear();
-    let mut pump = test.beside.command(python()).args(["-c", PUMP]).stdin(Stdio::null()).spawn().unwrap();
+    let mut pump = test.beside.command(python()).args(["-c", FLOOD]).stdin(Stdio::null()).spawn().unwrap();
     let denied = "198.51.100.77".parse().ok();
 
     // The first installation touches nothing that runs.

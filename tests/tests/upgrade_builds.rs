@@ -6,19 +6,18 @@ use std::{
     time::Duration,
 };
 
-use egress_tests::{Cgroup, Daemon, Held, Place, Service, World, held::python, mntns::BPFFS, probe::tcp};
+use egress_tests::{
+    Cgroup, Daemon, Held, Place, Service, World,
+    held::{FLOOD, python},
+    mntns::BPFFS,
+    probe::tcp,
+};
 use serde_json::Value;
 
 const POLICY: &str = "version: 1
 rules:
   - {name: one, to: [203.0.113.10], ports: [7000/tcp]}
   - {name: named, to: ['*.wild.example.com'], ports: [7000/tcp]}
-";
-const PUMP: &str = "import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-while True:
- try: s.sendto(b'leak', ('198.51.100.77', 7000))
- except OSError: pass
 ";
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -55,7 +54,7 @@ fn builds_take_over_from_one_another() {
     world.sniffer.clear();
     let mut pumps: Vec<_> = [&inside, &beside]
         .iter()
-        .map(|place| place.command(python()).args(["-c", PUMP]).stdin(Stdio::null()).spawn().unwrap())
+        .map(|place| place.command(python()).args(["-c", FLOOD]).stdin(Stdio::null()).spawn().unwrap())
         .collect();
     let denied = "198.51.100.77".parse().ok();
     let (mut kept, mut rebuilt, mut down) = (0, 0, 0);

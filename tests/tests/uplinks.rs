@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use egress_tests::held::python;
+use egress_tests::held::{FLOOD, python};
 use egress_tests::probe::{tcp, udp};
 use egress_tests::{Cgroup, Daemon, Governed, Service, World};
 
@@ -174,9 +174,8 @@ fn a_named_interface_may_come_later() {
     assert!(test.daemon.output().contains("up4"), "{}", test.daemon.output());
     for when in ["later", "again"] {
         // Sends to a denied address all the while, by whatever route there is.
-        let pump = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nwhile True:\n try: s.sendto(b'leak', ('198.51.100.77', 7000))\n except OSError: pass\n";
         test.world.sniffer.clear();
-        let mut pump = test.beside.command(python()).args(["-c", pump]).stdin(Stdio::null()).spawn().unwrap();
+        let mut pump = test.beside.command(python()).args(["-c", FLOOD]).stdin(Stdio::null()).spawn().unwrap();
         test.world.add_uplink(4).unwrap();
         test.world.node_ns.ip("route replace default via 198.18.4.1 dev up4").unwrap();
         wait_governed(&test, "up4");
