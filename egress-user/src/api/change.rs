@@ -66,7 +66,8 @@ pub struct Changed {
     pub diff: Diff,
     /// What to think of, a sentence each: traffic that is cut, what a restart will not keep.
     pub warnings: Vec<String>,
-    /// What was reached in the last minutes and will not be any more; absent where the change takes nothing away.
+    /// What was reached in the last minutes and will not be any more; absent where the change takes nothing away, and in the answer
+    /// to what is no dry run: that would be looked for twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<Cut>,
     /// The old policy comes back in so many seconds, unless confirmed.

@@ -36,8 +36,7 @@ pub fn main(args: &ApplyArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     }
     request.dry_run = false;
     let mut changed = ask(client.apply(&request))?;
-    // As it was before the change.
-    changed.cut = planned.cut.clone();
+    changed.cut = planned.cut.take();
     if args.json {
         output::json(&changed)?;
         return Ok(ExitCode::from(exit::DONE));

@@ -51,8 +51,8 @@ impl Change for Handle {
         let active = changer.core.active();
         let diff = Diff::new(&active.policy, &ready.policy);
         let mut warnings = changer.cuts(&diff, &ready.policy);
-        let cut = changer.cut(&diff, &ready.policy);
         if request.dry_run {
+            let cut = changer.cut(&diff, &ready.policy);
             let generation = active.installed.generation;
             return Ok(Changed { generation, diff, warnings, cut, ..Changed::default() });
         }
@@ -65,7 +65,7 @@ impl Change for Handle {
             changer.watch(deadline);
         }
         let generation = changer.core.active().installed.generation;
-        Ok(Changed { applied: true, generation, diff, warnings, cut, confirm_seconds: request.confirm_seconds })
+        Ok(Changed { applied: true, generation, diff, warnings, confirm_seconds: request.confirm_seconds, cut: None })
     }
 
     fn confirm(&self) -> Result<Changed, ChangeError> {

@@ -19,6 +19,7 @@ mod recent;
 mod reclaim;
 pub mod ring;
 mod state;
+mod status;
 mod store;
 mod sweep;
 mod trouble;

@@ -2,7 +2,7 @@
 //! tables, the node's connections and the counters of rule items, held against the next policy.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
@@ -107,7 +107,7 @@ impl Core {
     /// What passed by the rule items that `next` has not.
     pub(super) fn hits_of_gone(&self, next: &Compiled) -> Vec<Gone> {
         let active = self.active();
-        let kept: std::collections::HashSet<&str> = next.grants.iter().map(|grant| grant.key.as_str()).collect();
+        let kept: HashSet<&str> = next.grants.iter().map(|grant| grant.key.as_str()).collect();
         let before = self.recent.before();
         let datapath = self.datapath();
         let gone = active.policy.grants.iter().zip(&active.installed.grants).filter(|(grant, _)| {
@@ -217,11 +217,13 @@ impl Look<'_> {
         })?;
         let before = self.core.recent.before();
         let too_long = self.active.policy.grants.len() > ITEMS;
+        let items: HashMap<u32, &Grant> =
+            self.active.installed.grants.iter().copied().zip(&self.active.policy.grants).collect();
+        let kept: HashSet<&str> = self.next.grants.iter().map(|grant| grant.key.as_str()).collect();
         for ((key, grant), at) in seen {
             let (_, next) = self.judge(key);
-            let item = self.active.installed.grants.iter().position(|index| *index == grant);
-            let item = item.and_then(|at| self.active.policy.grants.get(at));
-            let stays = item.is_some_and(|item| self.next.grants.iter().any(|other| other.key == item.key));
+            let item = items.get(&grant).copied();
+            let stays = item.is_some_and(|item| kept.contains(item.key.as_str()));
             if next == Opens::Rule || (stays && next != Opens::Denied) {
                 continue;
             }

@@ -5,9 +5,11 @@ use std::{
     time::Instant,
 };
 
-use egress_ebpf::abi::{Flow, FlowKey, GrantEntry, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, PeerKey, Ticks, ZONE_UPLINK};
+use egress_ebpf::abi::{
+    Flow, FlowKey, GrantEntry, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, PeerKey, Ticks, ZONE_SOCKET, ZONE_UPLINK,
+};
 
-use super::{Datapath, Error, Table};
+use super::{Datapath, Error, Table, install::connection_key};
 
 /// The tables of flows, with descriptors of their own: a walk over them keeps nobody from the data path.
 #[derive(Debug)]
@@ -81,17 +83,8 @@ impl FlowTables {
 
     /// Whether a TCP connection is known as one that was accepted.
     pub fn is_accepted(&self, local: SocketAddr, remote: SocketAddr) -> Result<bool, Error> {
-        for zone in [egress_ebpf::abi::ZONE_SOCKET, ZONE_UPLINK] {
-            let key = FlowKey {
-                local: local.ip().to_canonical().into(),
-                remote: remote.ip().to_canonical().into(),
-                local_port: local.port(),
-                remote_port: remote.port(),
-                proto: PROTO_TCP,
-                zone,
-                pad: 0,
-            };
-            if self.flows.get(&key)?.is_some_and(|flow| flow.origin == ORIGIN_IN) {
+        for zone in [ZONE_SOCKET, ZONE_UPLINK] {
+            if self.flows.get(&connection_key(local, remote, zone))?.is_some_and(|flow| flow.origin == ORIGIN_IN) {
                 return Ok(true);
             }
         }
