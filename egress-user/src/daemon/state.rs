@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -292,9 +293,13 @@ impl AnswerSink for Core {
         if let Some(trouble) = lock(&self.failing).failed(failure) {
             self.hub.publish(Event::new(Timestamp::now(), Kind::Resolver(trouble)));
         }
-        // The last good answer stays for a while: the kernel's slots are given the longer life.
-        if !failure.kept.is_empty() {
-            self.learn(&failure.name, &failure.kept, None);
+        self.held(&failure.name, &failure.kept);
+    }
+
+    /// The last good answer stays for a while: the kernel's slots are given the longer life.
+    fn held(&self, name: &Arc<str>, kept: &[(IpAddr, Duration)]) {
+        if !kept.is_empty() {
+            self.learn(name, kept, None);
         }
     }
 }

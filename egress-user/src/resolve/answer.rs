@@ -15,6 +15,8 @@ use super::private::Kind;
 pub trait AnswerSink: Send + Sync {
     fn learned(&self, answer: &Answer);
     fn failed(&self, failure: &Failure);
+    /// The addresses of `name` live longer, by the times given: its question is overdue, because too many others hang.
+    fn held(&self, name: &Arc<str>, kept: &[(IpAddr, Duration)]);
 }
 
 /// One good answer to one query: A and AAAA are asked for, and answered, each on its own.

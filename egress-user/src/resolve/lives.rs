@@ -45,6 +45,11 @@ impl<K: Eq + Hash + Clone + Ord> Lives<K> {
         }
     }
 
+    /// When the first of what lives expires.
+    pub fn first_end(&self, now: Instant) -> Option<Instant> {
+        self.lives.values().map(|life| life.expires).filter(|expires| *expires > now).min()
+    }
+
     /// Ends what lives after the grace: the name does not exist any more.
     pub fn end(&mut self, now: Instant, settings: &Settings) {
         for life in self.living(now) {

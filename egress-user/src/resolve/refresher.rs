@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
@@ -14,7 +15,10 @@ use super::schedule::{Due, Queue, Schedule};
 use super::settings::Settings;
 
 mod name;
-use name::{Event, Name};
+use name::{Event, LOOKUP_MAX, Name};
+
+/// How often the names are looked at whose questions are overdue; none are while resolvers answer.
+const OVERDUE_EVERY: Duration = Duration::from_secs(5);
 
 /// Whether a name may have private addresses (`dns.allowPrivate`).
 pub type AllowPrivate = Arc<dyn Fn(&str) -> bool + Send + Sync>;
@@ -37,9 +41,23 @@ struct State {
     allow_private: AllowPrivate,
     /// Tells a name that was taken out and put in again from its predecessor.
     next_id: u64,
+    /// When overdue questions are looked at next.
+    look_at: Instant,
 }
 
 type Query = (Arc<str>, Family);
+
+/// A name and its addresses that live longer, with the life they have left.
+type Held = (Arc<str>, Vec<(IpAddr, Duration)>);
+
+/// What is to be done now.
+struct Step {
+    /// The queries that start.
+    starts: Vec<Flight>,
+    held: Vec<Held>,
+    /// When to look again, if nothing happens before.
+    wake: Option<Instant>,
+}
 
 /// A query under way.
 struct Flight {
@@ -56,8 +74,9 @@ impl Refresher {
         allow_private: AllowPrivate,
         sink: Arc<dyn AnswerSink>,
     ) -> Self {
-        let schedule = Schedule::new(&settings, Instant::now());
-        let state = State { names: HashMap::new(), schedule, settings, allow_private, next_id: 0 };
+        let look_at = Instant::now();
+        let schedule = Schedule::new(&settings, look_at);
+        let state = State { names: HashMap::new(), schedule, settings, allow_private, next_id: 0, look_at };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
         let task = tokio::spawn(run(shared.clone(), ask, sink)).abort_handle();
         Self { shared, task }
@@ -149,7 +168,10 @@ async fn run(shared: Arc<Shared>, ask: Arc<dyn Ask>, sink: Arc<dyn AnswerSink>) 
     let mut lookups = JoinSet::new();
     let mut flights: HashMap<Id, Flight> = HashMap::new();
     loop {
-        let (starts, wake) = shared.lock().due(Instant::now());
+        let Step { starts, held, wake } = shared.lock().due(Instant::now());
+        for (name, kept) in held {
+            sink.held(&name, &kept);
+        }
         for flight in starts {
             let (name, family) = flight.query.clone();
             flights.insert(lookups.spawn(ask.ask(name, family)).id(), flight);
@@ -182,14 +204,33 @@ fn crashed(error: &JoinError) -> Miss {
 }
 
 impl State {
-    /// The queries that start now, and when to look again.
-    fn due(&mut self, now: Instant) -> (Vec<Flight>, Option<Instant>) {
+    fn due(&mut self, now: Instant) -> Step {
         let mut starts = vec![];
         while let Some(Due { key: query, queue }) = self.schedule.next(now) {
             let id = self.names.get(&query.0).map_or(u64::MAX, |name| name.id);
             starts.push(Flight { query, queue, id });
         }
-        (starts, self.schedule.wake_at())
+        let mut held = vec![];
+        let first_due = self.schedule.first_due();
+        if self.look_at <= now && first_due.is_some_and(|due| due <= now) {
+            self.look_at = now + OVERDUE_EVERY;
+            held = self.hold_overdue(now);
+        }
+        let look_at = first_due.map(|due| due.max(self.look_at));
+        Step { starts, held, wake: [self.schedule.wake_at(), look_at].into_iter().flatten().min() }
+    }
+
+    /// What must be kept until the next look.
+    fn hold_overdue(&mut self, now: Instant) -> Vec<Held> {
+        // What starts right after this look is not overdue at the next one, and may hang.
+        let until = now + 2 * OVERDUE_EVERY + LOOKUP_MAX;
+        let overdue = self.schedule.overdue(now).into_iter();
+        overdue
+            .filter_map(|(name, family)| {
+                let kept = self.names.get_mut(&name)?.overdue(family, until, now)?;
+                Some((name, kept))
+            })
+            .collect()
     }
 
     fn landed(&mut self, flight: &Flight, outcome: Outcome, now: Instant) -> Vec<Event> {

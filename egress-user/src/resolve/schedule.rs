@@ -107,6 +107,17 @@ impl<K: Ord + Hash + Clone> Schedule<K> {
         Some(due.max(self.earliest_start()))
     }
 
+    /// When the first query is due, whether it can start then or not.
+    pub fn first_due(&mut self) -> Option<Instant> {
+        [self.fresh.earliest(), self.retry.earliest()].into_iter().flatten().min()
+    }
+
+    /// The queries whose time has come and that could not start: their slots are taken, or the rate is.
+    pub fn overdue(&self, now: Instant) -> Vec<K> {
+        let lanes = [&self.fresh, &self.retry].into_iter();
+        lanes.flat_map(|lane| &lane.due).filter(|(_, due)| **due <= now).map(|(key, _)| key.clone()).collect()
+    }
+
     fn earliest_start(&self) -> Instant {
         self.arrival.checked_sub(self.burst).unwrap_or(self.arrival)
     }
@@ -137,9 +148,10 @@ impl<K: Ord + Hash + Clone> Lane<K> {
 
     /// The first deadline, if there is a free slot for it.
     fn first(&mut self) -> Option<Instant> {
-        if self.in_flight >= self.limit {
-            return None;
-        }
+        if self.in_flight >= self.limit { None } else { self.earliest() }
+    }
+
+    fn earliest(&mut self) -> Option<Instant> {
         while let Some(Reverse((due, key))) = self.heap.peek() {
             if self.due.get(key) == Some(due) {
                 return Some(*due);

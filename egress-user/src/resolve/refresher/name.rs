@@ -16,6 +16,9 @@ use crate::resolve::settings::Settings;
 
 /// How much longer than the next try the last good answer is held: the try itself, and a queue before it.
 const HOLD_MARGIN: Duration = Duration::from_secs(60);
+/// What a question takes that is not answered: three resolvers (resolv.conf(5) has no more), asked twice, 2 s each. A refresh that
+/// begins this long before the TTL's end keeps the address even where there is no grace.
+pub const LOOKUP_MAX: Duration = Duration::from_secs(12);
 /// A TTL of 0 with `minTtl: 0s` must not become a busy loop.
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 
@@ -100,7 +103,7 @@ impl Name {
         now: Instant,
     ) -> Taken {
         let least_ttl = found.addresses.iter().map(|(_, ttl)| *ttl).min().unwrap_or_default();
-        let next_in = jittered(least_ttl.max(settings.min_ttl), 0.75..0.9).max(SHORTEST_REFRESH);
+        let next_in = refresh_in(least_ttl.max(settings.min_ttl));
         let side = self.side(family);
         for (address, ttl) in &found.addresses {
             side.addresses.learn(*address, *ttl, now, settings);
@@ -176,6 +179,22 @@ impl Name {
         Taken { events: vec![self.failure(name, family, reason, resolver, next_in, now)], queue, next_in }
     }
 
+    /// The question should have been asked by now and was not, because too many others hang: keeps what would end before `until`,
+    /// as a failure would. Gives what is kept, if that changed anything.
+    pub fn overdue(&mut self, family: Family, until: Instant, now: Instant) -> Option<Vec<(IpAddr, Duration)>> {
+        let side = self.side(family);
+        let before = side.addresses.first_end(now).filter(|end| *end < until)?;
+        side.addresses.hold(until + HOLD_MARGIN, now);
+        side.aliases.hold(until + HOLD_MARGIN, now);
+        (side.addresses.first_end(now) != Some(before)).then(|| self.kept(family, now))
+    }
+
+    /// The family's living addresses, with the life they have left.
+    fn kept(&self, family: Family, now: Instant) -> Vec<(IpAddr, Duration)> {
+        let kept = self.other(family.other()).addresses.left(now).into_iter();
+        kept.filter_map(|(key, _)| Some((key, self.address_left(&key, now)?))).collect()
+    }
+
     fn failure(
         &self,
         name: &Arc<str>,
@@ -185,16 +204,14 @@ impl Name {
         retry_in: Duration,
         at: Instant,
     ) -> Event {
-        let side = self.other(family.other());
-        let kept = side.addresses.left(at).into_iter();
-        let kept_aliases = side.aliases.left(at).into_iter();
+        let kept_aliases = self.other(family.other()).aliases.left(at).into_iter();
         Event::Failed(Failure {
             name: name.clone(),
             family,
             reason,
             resolver,
             at,
-            kept: kept.filter_map(|(key, _)| Some((key, self.address_left(&key, at)?))).collect(),
+            kept: self.kept(family, at),
             kept_aliases: kept_aliases.filter_map(|(key, _)| Some((key.clone(), self.alias_left(&key, at)?))).collect(),
             retry_in,
         })
@@ -279,6 +296,12 @@ fn refuse_private(found: &mut Found) -> Option<Reason> {
     });
     let (address, range) = *refused.first()?;
     Some(Reason::Rebinding { address, range, count: refused.len() })
+}
+
+/// Ahead of the TTL's end, with jitter, and early enough that a failure is known by then.
+fn refresh_in(ttl: Duration) -> Duration {
+    let latest = ttl.saturating_sub(LOOKUP_MAX).max(ttl / 2);
+    jittered(ttl, 0.75..0.9).min(jittered(latest, 0.9..1.0)).max(SHORTEST_REFRESH)
 }
 
 /// Doubles from `backoff_min` up to `backoff_max`; the jitter only shortens, so that the maximum holds.

@@ -1,6 +1,7 @@
 //! The refresher over a day of a paused clock: names that rotate, and resolvers that are down, slow, flap and lie. The same by
 //! the real daemon, in seconds: `tests/tests/rotation.rs`; what the kernel learns: `egress-ebpf/src/learn/tests.rs`.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -115,4 +116,32 @@ async fn an_hours_outage_is_got_over() {
     }
     // Three hours less the hour of `dns.maxStale`, and what it takes to ask again.
     assert!((7100..7300).contains(&gone), "gone for {gone} s");
+}
+
+/// An outage with so many names that each is asked for every three minutes (a question hangs for 8 s, and 160 are under way at a
+/// time): each keeps its last good answer for `dns.maxStale`, whether its turn to be asked for came or not, and whoever writes the
+/// addresses down is told in time.
+#[tokio::test(start_paused = true)]
+async fn an_outage_ends_none_of_thousands_of_names() {
+    const NAMES: usize = 3000;
+    const BEGIN: u64 = 600;
+    let start = Instant::now();
+    let bench = bench(Settings { grace: secs(0), ..Settings::default() }, move |_, _, _| {
+        if start.elapsed() < secs(BEGIN) { soon(found(&["203.0.113.1"], 60)) } else { (secs(8), miss(Reason::Timeout)) }
+    });
+    bench.refresher.set_names((0..NAMES).map(|n| format!("n{n}.example.com")));
+    let mut ends = HashMap::new();
+    let mut known = || {
+        bench.told(&mut ends);
+        let told = ends.values().filter(|end| **end > Instant::now()).count();
+        let names = bench.refresher.names();
+        (names.iter().filter(|name| !name.addresses.is_empty()).count(), told)
+    };
+    for second in (60..BEGIN + 3600).step_by(15) {
+        sleep(start + secs(second) - Instant::now()).await;
+        assert_eq!(known(), (NAMES, NAMES), "at {second} s");
+    }
+    // The last good answer came right before the outage at the latest, and lives for its minute and an hour.
+    sleep(start + secs(BEGIN + 60 + 3600 + 1) - Instant::now()).await;
+    assert_eq!(known(), (0, 0), "maxStale is over");
 }

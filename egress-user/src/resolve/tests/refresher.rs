@@ -43,10 +43,14 @@ impl Ask for Double {
     }
 }
 
+/// When, which name's, and how long its addresses live.
+type Held = (Instant, Arc<str>, Vec<(IpAddr, Duration)>);
+
 #[derive(Default)]
 struct Log {
     learned: Mutex<Vec<Answer>>,
     failed: Mutex<Vec<Failure>>,
+    held: Mutex<Vec<Held>>,
 }
 
 impl AnswerSink for Log {
@@ -55,6 +59,9 @@ impl AnswerSink for Log {
     }
     fn failed(&self, failure: &Failure) {
         self.failed.lock().unwrap().push(failure.clone());
+    }
+    fn held(&self, name: &Arc<str>, kept: &[(IpAddr, Duration)]) {
+        self.held.lock().unwrap().push((Instant::now(), name.clone(), kept.to_vec()));
     }
 }
 
@@ -84,6 +91,18 @@ pub(super) fn bench(
 impl Bench {
     fn asked_at(&self, family: Family) -> Vec<Instant> {
         self.double.asked.lock().unwrap().iter().filter(|(_, _, of)| *of == family).map(|(at, ..)| *at).collect()
+    }
+    /// Takes what the sink was told since the last call into what it knows: when a name's last address ends.
+    pub(super) fn told(&self, ends: &mut HashMap<Arc<str>, Instant>) {
+        let learned = std::mem::take(&mut *self.log.learned.lock().unwrap()).into_iter();
+        let failed = std::mem::take(&mut *self.log.failed.lock().unwrap()).into_iter();
+        let held = std::mem::take(&mut *self.log.held.lock().unwrap()).into_iter();
+        let told = learned.map(|answer| (answer.at, answer.name, answer.addresses));
+        let told = told.chain(failed.map(|failure| (failure.at, failure.name, failure.kept))).chain(held);
+        for (at, name, addresses) in told {
+            let end = ends.entry(name).or_insert(at);
+            *end = addresses.iter().map(|(_, left)| at + *left).fold(*end, Instant::max);
+        }
     }
     fn last_failure(&self) -> Failure {
         self.log.failed.lock().unwrap().last().cloned().expect("a failure")
