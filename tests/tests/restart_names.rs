@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use egress_tests::{Governed, Service, World, probe::tcp};
+use egress_tests::{Fault, Governed, Service, World, probe::tcp};
 use serde_json::Value;
 
 const POLICY: &str = "version: 1
@@ -152,4 +152,32 @@ fn a_full_or_read_only_disk_loses_names_alone() {
     test.daemon.kill().unwrap();
     test.restart().unwrap();
     assert_enforced(&test);
+}
+
+/// P7: a restart in the middle of an outage. What the daemon before it had resolved stays open past its TTL and grace, though
+/// the new one never got an answer. (How long, by a test's clock: `resolve/tests/refresher.rs`.)
+#[test]
+fn an_outage_outlives_a_restart() {
+    const LIFE: Duration = Duration::from_secs(16);
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    world.dns.set_text("exact.example.com", 1, &[ADDRESS]);
+    let policy = "version: 1
+dns: {minTtl: 1s, grace: 15s}
+rules:
+  - {name: exact, to: [exact.example.com], ports: [7000/tcp]}
+";
+    let mut test = Governed::over(world, policy).unwrap();
+    let known = |status: &Value| status["names"][0]["addresses"][0]["address"] == ADDRESS;
+    test.status_until(known).unwrap();
+    test.world.dns.fault_everywhere(Fault::ServFail);
+    assert!(test.daemon.stop().unwrap().success());
+    let stopped = std::time::Instant::now();
+    test.restart().unwrap();
+    assert!(stopped.elapsed() < LIFE, "the machine is too slow for this test's times");
+    let open = |test: &Governed| tcp(&test.inside, &format!("{ADDRESS}:7000")).unwrap().echoed;
+    while stopped.elapsed() < LIFE + Duration::from_secs(4) {
+        assert!(open(&test), "closed after {:?}", stopped.elapsed());
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }

@@ -375,6 +375,9 @@ fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {
         Arc::clone(core) as Arc<dyn resolve::AnswerSink>,
     );
     refresher.set_names(active.policy.exact_names.iter().map(DomainName::as_str));
+    for name in &active.policy.exact_names {
+        refresher.recall(name.as_str(), core.recalled(name.as_str()));
+    }
     refresher
 }
 

@@ -6,12 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use egress_ebpf::abi::Ticks;
+use egress_ebpf::abi::{TICK_SHIFT, Ticks};
 
 use crate::datapath::Learned;
 
 /// Names that are kept at most; past it those that expired first go.
 const NAMES_MAX: usize = 200_000;
+
+/// A restart is to know how old an answer is, give or take this: a quarter of an hour.
+const TOLD_EVERY: Ticks = ((15 * 60 * 1_000_000_000_u64) >> TICK_SHIFT) as Ticks;
 
 /// An address of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct Entry {
     pub resolver: Arc<str>,
     /// When it was said last.
     pub learned: Ticks,
+    /// The same, when [`Book::version`] last told.
+    told: Ticks,
 }
 
 /// Names and their addresses.
@@ -51,7 +56,12 @@ impl Book {
                 expiry,
                 resolver: Arc::clone(&resolver),
                 learned: now,
+                told: now,
             });
+            if now.saturating_sub(entry.told) >= TOLD_EVERY {
+                entry.told = now;
+                self.version += 1;
+            }
             entry.expiry = entry.expiry.max(expiry);
             entry.learned = now;
             entry.resolver = Arc::clone(&resolver);
@@ -95,7 +105,7 @@ impl Book {
         });
     }
 
-    /// Another number when a name has an address that it had not; a longer life is none.
+    /// Another number when a name has an address that it had not, or one was said anew a good while after it last counted.
     pub fn version(&self) -> u64 {
         self.version
     }
@@ -185,7 +195,19 @@ mod tests {
         book.learn(NAME, &[(address(1), 100)], "r", 5);
         book.prolong(NAME, &[(address(1), 200), (address(2), 200)]);
         let known = book.addresses_of(NAME, 150);
-        assert_eq!(known, [(address(1), Entry { expiry: 200, resolver: "r".into(), learned: 5 })]);
+        assert_eq!(known, [(address(1), Entry { expiry: 200, resolver: "r".into(), learned: 5, told: 5 })]);
+    }
+
+    #[test]
+    fn an_address_said_again_is_worth_writing_down_now_and_then() {
+        let mut book = Book::default();
+        book.learn(NAME, &[(address(1), 10_000)], "r", 0);
+        let first = book.version();
+        book.learn(NAME, &[(address(1), 10_000)], "r", TOLD_EVERY - 1);
+        assert_eq!(book.version(), first);
+        book.learn(NAME, &[(address(1), 10_000)], "r", TOLD_EVERY);
+        assert!(book.version() > first);
+        assert_eq!(book.entry(NAME, address(1)).unwrap().learned, TOLD_EVERY);
     }
 
     #[test]

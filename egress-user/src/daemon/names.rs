@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use egress_ebpf::abi::Ticks;
+use egress_ebpf::abi::{TICK_SHIFT, Ticks};
 use serde::{Deserialize, Serialize};
 
 use super::{Core, store::replace};
@@ -104,6 +104,16 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// A name's living addresses, each with the life left and how long ago a resolver said so last.
+    pub fn recalled(&self, name: &str) -> Vec<(IpAddr, Duration, Duration)> {
+        let now = boot_ticks();
+        let time = |ticks: Ticks| Duration::from_nanos(u64::from(ticks) << TICK_SHIFT);
+        let known = self.book().addresses_of(name, now).into_iter();
+        known
+            .map(|(address, entry)| (address, time(entry.expiry - now), time(now.saturating_sub(entry.learned))))
+            .collect()
     }
 
     /// Writes the names down now and then, while new ones come; never ends.

@@ -38,6 +38,15 @@ impl<K: Eq + Hash + Clone + Ord> Lives<K> {
         life.expires - now
     }
 
+    /// Takes in what an earlier process knew: said last `ago`, it lives `left` (RFC 8767's timer counts from then on).
+    pub fn recall(&mut self, key: K, left: Duration, ago: Duration, now: Instant, settings: &Settings) {
+        let expires = now + left;
+        let stale_until = (now + settings.max_stale).checked_sub(ago).unwrap_or(now).max(expires);
+        let life = self.lives.entry(key).or_insert(Life { expires, stale_until });
+        life.stale_until = life.stale_until.max(stale_until);
+        life.expires = life.expires.max(expires);
+    }
+
     /// Keeps what lives until `until`, as far as `max_stale` lets it: the resolver has failed.
     pub fn hold(&mut self, until: Instant, now: Instant) {
         for life in self.living(now) {

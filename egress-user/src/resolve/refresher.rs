@@ -107,6 +107,19 @@ impl Refresher {
         });
     }
 
+    /// Takes in what an earlier process knew of a name in the set: addresses, the life each has left, and how long ago a resolver
+    /// said so last. Nothing lives longer by that alone; if resolvers fail it stays for `max_stale`, counted from then.
+    pub fn recall(&self, name: &str, known: impl IntoIterator<Item = (IpAddr, Duration, Duration)>) {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        let State { names, settings, .. } = &mut *state;
+        if let Some(entry) = names.get_mut(name) {
+            for (address, left, ago) in known {
+                entry.recall(address, left, ago, settings, now);
+            }
+        }
+    }
+
     /// Takes other settings for the answers to come; those taken keep their life. Names that failed are asked for
     /// again, since `allow_private` may let through now what was refused.
     pub fn reconfigure(&self, settings: Settings, allow_private: AllowPrivate) {

@@ -69,6 +69,12 @@ impl Name {
         Self { id, v4: Side::default(), v6: Side::default() }
     }
 
+    /// Takes in an address that an earlier process knew: said last `ago`, it lives `left`.
+    pub fn recall(&mut self, address: IpAddr, left: Duration, ago: Duration, settings: &Settings, now: Instant) {
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        self.side(family).addresses.recall(address, left, ago, now, settings);
+    }
+
     pub fn take(
         &mut self,
         name: &Arc<str>,

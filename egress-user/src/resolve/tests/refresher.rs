@@ -201,6 +201,35 @@ async fn the_last_good_answer_stays_up_to_max_stale() {
     assert!(bench.refresher.addresses("www.example.com").is_empty(), "minTtl and maxStale are over");
 }
 
+/// A restart in the middle of an outage: what the process before it knew stays as long as it would have stayed there.
+#[tokio::test(start_paused = true)]
+async fn what_is_recalled_stays_up_to_max_stale_since_it_was_said() {
+    let bench = bench(Settings::default(), only_v4(|_| miss(Reason::ServFail)));
+    bench.refresher.set_names(["www.example.com"]);
+    let known = "203.0.113.1".parse().unwrap();
+    bench.refresher.recall("www.example.com", [(known, secs(10), secs(600))]);
+    bench.refresher.recall("another.example.com", [(known, secs(10), secs(600))]);
+    sleep(secs(2990)).await;
+    assert_eq!(bench.refresher.addresses("www.example.com"), [known]);
+    let mut ends = HashMap::new();
+    bench.told(&mut ends);
+    assert!(ends[&Arc::from("www.example.com")] > Instant::now(), "the sink was told");
+    sleep(secs(20)).await;
+    assert!(bench.refresher.addresses("www.example.com").is_empty());
+    assert!(bench.refresher.addresses("another.example.com").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_recalled_and_not_said_again_ends_when_it_would_have() {
+    let bench = bench(Settings::default(), only_v4(|_| found(&["203.0.113.2"], 60)));
+    bench.refresher.set_names(["www.example.com"]);
+    bench.refresher.recall("www.example.com", [("203.0.113.1".parse().unwrap(), secs(100), secs(600))]);
+    sleep(secs(99)).await;
+    assert_eq!(bench.refresher.addresses("www.example.com").len(), 2);
+    sleep(secs(2)).await;
+    assert_eq!(bench.refresher.addresses("www.example.com"), ["203.0.113.2".parse::<IpAddr>().unwrap()]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nxdomain_ends_it_after_the_grace() {
     let script = only_v4(|count| if count == 0 { found(&["203.0.113.1"], 600) } else { miss(Reason::NxDomain) });
