@@ -104,7 +104,7 @@ pub fn dns_answer(message: &[u8]) -> Option<Taught> {
     let Work { message: read, pending, differ, .. } = &mut *work;
     assert!(same_question(read, pending, differ), "its own question");
     let wire_len = u64::from(work.pending.wire_len);
-    if !parse_answer(&mut work, wire_len, 0) {
+    if !parse_answer((), &mut work, wire_len, 0) {
         return None;
     }
     let count = if message[3] & 0xf == 0 { work.answer.count as usize } else { 0 };

@@ -50,7 +50,7 @@ pub struct Answer {
 /// answer (TC) is learned from like any other: what stands in it is the resolver's word, and some stub resolvers use it.
 /// The authority and additional sections are never read.
 #[inline(always)]
-pub fn parse_answer(work: &mut Work, wire_len: u64, flags: u32) -> bool {
+pub fn parse_answer<S: Steps>(steps: S, work: &mut Work, wire_len: u64, flags: u32) -> bool {
     work.answer = Answer {
         at: HEADER + wire_len,
         records: be16(&work.message.bytes, 6),
@@ -58,16 +58,59 @@ pub fn parse_answer(work: &mut Work, wire_len: u64, flags: u32) -> bool {
         ttl: u64::MAX,
         ..Answer::default()
     };
-    repeat(ANSWER_MAX as u32, &mut Records { work: &mut *work, flags });
+    repeat(ANSWER_MAX as u32, &mut Records { steps, work: &mut *work, flags });
     work.answer.bad == 0
 }
 
-struct Records<'a> {
+/// What is done with several names of an answer. The kernel's programs put a function of their own round each, which the
+/// verifier looks at once instead of at every call; `()` has them as they are.
+pub trait Steps: Copy {
+    /// See [`expand`].
+    #[inline(always)]
+    fn expand(self, work: &mut Work, at: u64) -> bool {
+        expand(work, at)
+    }
+
+    /// See [`key`].
+    #[inline(always)]
+    fn key(self, work: &mut Work, place: u64) {
+        key(work, place);
+    }
+}
+
+impl Steps for () {}
+
+/// Copies the name at `at` in the message to `work.text`, with `work.labels` as its labels. Returns whether it is well-formed.
+#[inline(always)]
+pub fn expand(work: &mut Work, at: u64) -> bool {
+    let Work { message, text, labels, .. } = work;
+    name::expand(&message.bytes, at, message.len, text, labels)
+}
+
+/// Makes the key of the name in `work.text`, in `work.chain[place]`, or in `work.owner` where `place` is [`CHAIN_MAX`] or more.
+#[inline(always)]
+pub fn key(work: &mut Work, place: u64) {
+    let text_len = if work.labels.count == 0 { 0 } else { work.labels.out - TEXT_AT };
+    let Work { text, labels, reversal, owner, chain, .. } = work;
+    let place = opaque(place);
+    let key = if place >= CHAIN_MAX as u64 {
+        owner
+    } else {
+        // Masked too: of an index that was on the stack since its check, older kernels (6.1) no longer know the bounds.
+        const { assert!(CHAIN_MAX.is_power_of_two()) };
+        // SAFETY: checked above.
+        unsafe { chain.get_unchecked_mut(opaque(place) as usize & (CHAIN_MAX - 1)) }
+    };
+    name::reverse(text, TEXT_AT, text_len, labels, key, reversal);
+}
+
+struct Records<'a, S> {
+    steps: S,
     work: &'a mut Work,
     flags: u32,
 }
 
-impl Step for Records<'_> {
+impl<S: Steps> Step for Records<'_, S> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
         if u64::from(index) >= self.work.answer.records {
@@ -81,7 +124,7 @@ impl Step for Records<'_> {
     }
 }
 
-impl Records<'_> {
+impl<S: Steps> Records<'_, S> {
     /// Reads one record (RFC 1035, 4.1.3). Returns whether it is well-formed.
     #[inline(always)]
     fn record(&mut self) -> bool {
@@ -94,7 +137,7 @@ impl Records<'_> {
         let (data, pointed) = if head >= 0xc000 {
             (at + 2, true)
         } else {
-            if !self.expand(at) {
+            if !self.steps.expand(self.work, at) {
                 return false;
             }
             (self.work.labels.end, false)
@@ -119,7 +162,7 @@ impl Records<'_> {
         let on_chain = if pointed && head & 0x3fff == self.work.answer.target {
             true
         } else {
-            if pointed && !self.expand(at) {
+            if pointed && !self.steps.expand(self.work, at) {
                 return false;
             }
             self.owner_is_target()
@@ -137,19 +180,11 @@ impl Records<'_> {
         true
     }
 
-    /// Copies the name at `at` to `text`.
-    #[inline(always)]
-    fn expand(&mut self, at: u64) -> bool {
-        let Work { message, text, labels, .. } = &mut *self.work;
-        name::expand(&message.bytes, at, message.len, text, labels)
-    }
-
     /// Compares the name in `text` with the one that is looked for.
     #[inline(always)]
     fn owner_is_target(&mut self) -> bool {
-        let text_len = if self.work.labels.count == 0 { 0 } else { self.work.labels.out - TEXT_AT };
-        let Work { text, labels, reversal, owner, answer, event, chain, differ, .. } = &mut *self.work;
-        name::reverse(text, TEXT_AT, text_len, labels, owner, reversal);
+        self.steps.key(self.work, CHAIN_MAX as u64);
+        let Work { owner, answer, event, chain, differ, .. } = &mut *self.work;
         let followed = opaque(answer.chain);
         let target = if followed == 0 || followed > CHAIN_MAX as u64 {
             &event.key
@@ -163,7 +198,7 @@ impl Records<'_> {
     /// Takes a CNAME's target as the name to look for.
     #[inline(always)]
     fn follow(&mut self, data: u64, data_len: u64, ttl: u64, on_chain: bool) -> bool {
-        if !self.expand(data) || self.work.labels.end != data + data_len {
+        if !self.steps.expand(self.work, data) || self.work.labels.end != data + data_len {
             return false;
         }
         if !on_chain {
@@ -174,14 +209,7 @@ impl Records<'_> {
             // A longer chain: nothing after this record is at its end.
             return false;
         }
-        let text_len = if self.work.labels.count == 0 { 0 } else { self.work.labels.out - TEXT_AT };
-        let Work { text, labels, reversal, chain, .. } = &mut *self.work;
-        // Masked too: of an index that was on the stack since its check, older kernels (6.1) no longer know the bounds.
-        const { assert!(CHAIN_MAX.is_power_of_two()) };
-        let at = opaque(followed) as usize & (CHAIN_MAX - 1);
-        // SAFETY: checked above.
-        let key = unsafe { chain.get_unchecked_mut(at) };
-        name::reverse(text, TEXT_AT, text_len, labels, key, reversal);
+        self.steps.key(self.work, followed);
         self.work.answer.chain = followed + 1;
         self.work.answer.target = data;
         if ttl < self.work.answer.ttl {

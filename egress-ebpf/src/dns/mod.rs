@@ -12,7 +12,7 @@ mod question;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Answer, answer_id, parse_answer};
+pub use answer::{Answer, Steps, answer_id, expand, key, parse_answer};
 pub use matching::{Matching, NameTable, find};
 pub use name::{Labels, Reversal, TEXT_BYTES};
 pub use private::is_private;

@@ -45,7 +45,7 @@ fn learned(query: &[u8], answer: &[u8]) -> Option<Vec<(Address, u32)>> {
         return None;
     }
     let wire_len = u64::from(work.pending.wire_len);
-    parse_answer(&mut work, wire_len, 0).then(|| {
+    parse_answer((), &mut work, wire_len, 0).then(|| {
         let count = work.answer.count as usize;
         work.event.addresses[..count].iter().map(|found| (found.address, found.ttl)).collect()
     })

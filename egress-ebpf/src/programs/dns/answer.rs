@@ -32,7 +32,7 @@ use crate::programs::{
 };
 
 /// Messages that are learned from of one TCP segment, or of what was put together of several.
-const MESSAGES: u64 = 2;
+const MESSAGES: u32 = 2;
 /// Further ones that are passed over, so that the stream can be followed.
 const PASSED_OVER: u32 = 64;
 
@@ -40,44 +40,48 @@ const PASSED_OVER: u32 = 64;
 /// caller has checked that the sender is a resolver which is believed here, and the way that the packet came.
 ///
 /// Over TCP messages are learned whose first byte is known to be one: see [`stream`].
+///
+/// It goes by global functions one after the other, not one within the other: each gives its frame back before the next.
 #[inline(always)]
 pub fn answer(skb: *mut __sk_buff, config: &Config, packet: &Packet, network_offset: u32, cookie: u64) {
-    egress_answer(skb, config, packet, network_offset, cookie);
+    let begun = egress_answer_begin(skb, packet, network_offset, cookie);
+    if begun == NOTHING {
+        return;
+    }
+    let mut more = begun;
+    for _ in 0..MESSAGES {
+        if more != END {
+            more = egress_answer(skb, config, begun);
+        }
+    }
+    egress_answer_end(skb, begun);
 }
+
+/// What [`egress_answer_begin`] gives where there is nothing to read; else the scratch buffer's number.
+const NOTHING: u32 = u32::MAX;
+/// What [`egress_answer`] gives after the last message.
+const END: u32 = u32::MAX;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_answer(
-    skb: *mut __sk_buff,
-    config: *const Config,
-    packet: *const Packet,
-    network_offset: u32,
-    cookie: u64,
-) -> u32 {
+extern "C" fn egress_answer_begin(skb: *mut __sk_buff, packet: *const Packet, network_offset: u32, cookie: u64) -> u32 {
     // SAFETY: null or valid, as the verifier makes sure.
-    if let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) {
-        read(skb, config, packet, network_offset, cookie);
-    }
-    0
-}
-
-#[inline(always)]
-fn read(skb: *mut __sk_buff, config: &Config, packet: &Packet, network_offset: u32, cookie: u64) {
+    let Some(packet) = (unsafe { packet.as_ref() }) else { return NOTHING };
     let at = u64::from(network_offset) + u64::from(packet.payload);
     let end = u64::from(network_offset) + u64::from(packet.end);
     let tcp = packet.proto == PROTO_TCP;
     if tcp && at >= end && packet.tcp_flags & TCP_SYN == 0 {
-        return;
+        return NOTHING;
     }
     // SAFETY: the context is valid. Of UDP, `gso_size` is set where several datagrams were put together.
     let merged = !tcp && unsafe { (*skb).gso_size } != 0;
     if merged || !matches!(packet.fragment, Fragment::Whole) || (!tcp && (at >= end || end - at > MESSAGE_MAX as u64)) {
         count(LearnCount::TooLong);
-        return;
+        return NOTHING;
     }
     let Some(work) = scratch::claim() else {
         count(LearnCount::Busy);
-        return;
+        return NOTHING;
     };
     work.key.cookie = cookie;
     work.key.local = packet.destination;
@@ -91,17 +95,49 @@ fn read(skb: *mut __sk_buff, config: &Config, packet: &Packet, network_offset: u
     work.end = end;
     if tcp && packet.tcp_flags & TCP_SYN != 0 {
         stream::open(skb, packet, network_offset, work);
-    } else if !tcp || stream::locate(skb, packet, network_offset, work) {
-        // Not a `repeat`: there is no stack left for its callback.
-        let mut turn = 0;
-        while message(skb, config, work) && opaque(turn) < MESSAGES - 1 {
-            turn = opaque(turn) + 1;
-        }
-        if work.cursor < work.end {
-            repeat(PASSED_OVER, &mut PassOver { skb, work: &mut *work });
-        }
+        work.cursor = end;
+    } else if tcp && !stream::locate(skb, packet, network_offset, work) {
+        work.cursor = end;
+    }
+    work.index as u32
+}
+
+/// Learns from the next message of the packet, if there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_answer(skb: *mut __sk_buff, config: *const Config, index: u32) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure; the buffer is the caller's.
+    let (Some(config), Some(work)) = (unsafe { config.as_ref() }, scratch::claimed(index)) else { return END };
+    // SAFETY: as above.
+    let work = unsafe { &mut *work };
+    if work.cursor >= work.end {
+        return END;
+    }
+    let found = if work.key.proto == PROTO_TCP {
+        stream::next(skb, work)
+    } else {
+        let (at, end) = (work.cursor, work.end);
+        work.cursor = end;
+        u32::from(load(skb, at, end - at, &mut work.message))
+    };
+    if found == stream::MESSAGE {
+        learn(config, work);
+    }
+    if found == stream::END { END } else { index }
+}
+
+/// Passes over what is left of the packet, and gives the buffer back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_answer_end(skb: *mut __sk_buff, index: u32) -> u32 {
+    let Some(work) = scratch::claimed(index) else { return 0 };
+    // SAFETY: the caller's own buffer.
+    let work = unsafe { &mut *work };
+    if work.cursor < work.end {
+        repeat(PASSED_OVER, &mut PassOver { skb, work: &mut *work });
     }
     scratch::release(work);
+    0
 }
 
 struct PassOver<'a> {
@@ -120,20 +156,38 @@ impl Step for PassOver<'_> {
     }
 }
 
-/// Learns from the next message of the packet, if there is one.
-#[inline(always)]
-fn message(skb: *mut __sk_buff, config: &Config, work: &mut Work) -> bool {
-    let found = if work.key.proto == PROTO_TCP {
-        stream::next(skb, work)
-    } else {
-        let (at, end) = (work.cursor, work.end);
-        work.cursor = end;
-        u32::from(at < end && load(skb, at, end - at, &mut work.message))
-    };
-    if found == stream::MESSAGE {
-        learn(config, work);
+/// The steps of reading an answer, each verified once.
+#[derive(Clone, Copy)]
+struct Verified;
+
+impl dns::Steps for Verified {
+    #[inline(always)]
+    fn expand(self, work: &mut Work, at: u64) -> bool {
+        egress_expand(work, at) != 0
     }
-    found != stream::END
+
+    #[inline(always)]
+    fn key(self, work: &mut Work, place: u64) {
+        egress_key(work, place);
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_expand(work: *mut Work, at: u64) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    let Some(work) = (unsafe { work.as_mut() }) else { return 0 };
+    u32::from(dns::expand(work, at))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_key(work: *mut Work, place: u64) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    if let Some(work) = unsafe { work.as_mut() } {
+        dns::key(work, place);
+    }
+    0
 }
 
 #[inline(always)]
@@ -154,7 +208,7 @@ fn learn(config: &Config, work: &mut Work) {
     }
     let wire_len = u64::from(work.pending.wire_len);
     let flags = work.pending.flags;
-    if !dns::parse_answer(work, wire_len, flags) {
+    if !dns::parse_answer(Verified, work, wire_len, flags) {
         count(LearnCount::Malformed);
         return;
     }

@@ -6,8 +6,9 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use egress_ebpf::{
     abi::{LearnCount, Stream},
     atomic,
-    dns::{MESSAGE_MAX, Work, bytes::opaque},
+    dns::{MESSAGE_MAX, Message, Work, bytes::opaque},
     packet::{Packet, TCP_ACK},
+    repeat::{Step, repeat},
 };
 
 use super::{be16, load};
@@ -160,15 +161,40 @@ fn take(stream: &Stream, work: &mut Work) -> bool {
     if !holds(part, stream.ticket) || work.message.len > MESSAGE_MAX as u64 {
         return false;
     }
-    // SAFETY: both begin on a multiple of 8 and are longer than what is copied. Volatile, or it becomes a call of `memcpy`.
-    unsafe {
-        let (from, to) = ((&raw const (*part).bytes).cast::<u64>(), ptr::from_mut(&mut work.message).cast::<u64>());
-        let mut index = 0;
-        while index <= MESSAGE_MAX / 8 {
-            to.add(index).write_volatile(from.add(index).read_volatile());
-            index += 1;
-        }
-    }
+    // SAFETY: an element of an array, whose message begins on a multiple of 8.
+    let from = unsafe { (&raw const (*part).bytes).cast::<u64>() };
+    repeat(PIECES, &mut Piece { from, to: ptr::from_mut(&mut work.message).cast() });
     // Another message may have taken its place meanwhile.
     holds(part, stream.ticket)
+}
+
+/// The words of the longest message, and of what stands before it.
+const WORDS: usize = MESSAGE_MAX / 8 + 1;
+/// Words that one turn of [`Piece`] copies.
+const PIECE: usize = 19;
+/// Turns that copy all of them.
+const PIECES: u32 = (WORDS / PIECE) as u32;
+const _: () = assert!(PIECES as usize * PIECE == WORDS && WORDS * 8 <= core::mem::offset_of!(Message, len));
+
+/// Copies a message by pieces.
+struct Piece {
+    from: *const u64,
+    to: *mut u64,
+}
+
+impl Step for Piece {
+    #[inline(always)]
+    fn step(&mut self, index: u32) -> bool {
+        let at = opaque(u64::from(index) * PIECE as u64) as usize;
+        if at > WORDS - PIECE {
+            return false;
+        }
+        let mut word = 0;
+        while word < PIECE {
+            // SAFETY: within both, as was checked right above. Volatile, or it becomes a call of `memcpy`.
+            unsafe { self.to.add(at + word).write_volatile(self.from.add(at + word).read_volatile()) };
+            word += 1;
+        }
+        true
+    }
 }
