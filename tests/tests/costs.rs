@@ -13,7 +13,7 @@ const BOUNDS: [(&str, u32, u32); 14] = [
     ("uplink_egress_l3", 24_500, 512),
     ("uplink_ingress", 17_000, 496),
     ("uplink_ingress_l3", 17_000, 496),
-    ("workload_ingress", 22_500, 512),
+    ("workload_ingress", 24_000, 512),
     ("connect4", 5_700, 384),
     ("connect6", 5_800, 384),
     ("sendmsg4", 5_750, 384),

@@ -69,10 +69,24 @@ pub struct SocketState {
     pub flow: Flow,
     /// The process that made the socket.
     pub creator: Process,
-    /// Zero.
-    pub pad: u32,
+    /// The generation that let a refused query of it go last.
+    pub left_by: u32,
     /// The cookie of the network namespace that it was made in, or 0 where unknown.
     pub netns: u64,
+    /// The index of the one interface that all its queries to resolvers left by, with [`SocketState::LEFT`]; 0 before the first
+    /// one, [`SocketState::MIXED`] after two interfaces. Kept where `netns` is a workload's; only used atomically.
+    pub way: u64,
+    /// When a refused query of it was let go last.
+    pub left: Ticks,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl SocketState {
+    /// A refused query of it was let go, to be answered at the veth's host side.
+    pub const LEFT: u64 = 1 << 32;
+    /// Its queries left by several interfaces: what arrives says nothing of any of them.
+    pub const MIXED: u64 = u64::MAX;
 }
 
 /// A process, as the kernel knows it at the moment.

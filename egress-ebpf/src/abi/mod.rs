@@ -13,6 +13,7 @@ mod control;
 mod events;
 mod flows;
 mod names;
+mod paths;
 mod rehearsal;
 
 pub use address::Address;
@@ -22,10 +23,11 @@ pub use control::*;
 pub use events::*;
 pub use flows::*;
 pub use names::*;
+pub use paths::*;
 pub use rehearsal::*;
 
 /// The version of everything in this module. Bump it with any change to a type, a map's meaning or a map's name.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// A point in time or a span, in units of 2^30 nanoseconds (1.074 s) of `CLOCK_MONOTONIC`.
 ///

@@ -20,7 +20,7 @@ use egress_ebpf::{
 };
 
 use super::{
-    dns, global, log, maps, rehearsal,
+    dns, global, log, maps, paths, rehearsal,
     report::{self, Refused},
     skb::{Direct, socket},
     sockets,
@@ -72,17 +72,21 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         log::judged(HOOK_CGROUP_EGRESS, &packet, verdict.reason as u32, verdict.grant);
         // SAFETY: the context is valid.
         report::count(&verdict, unsafe { (*skb).len });
+        if matches!(refused.reason, Reason::Dns) && packet.proto == PROTO_UDP {
+            paths::asks(skb, config);
+        }
         return PASS;
     }
     let verdict = refuse(skb, config, &packet, &refused);
-    if verdict == DROP
-        && matches!(refused.reason, Reason::NameNotAllowed)
-        && packet.proto == PROTO_UDP
-        && is_answered_below(skb, config)
-    {
-        // SAFETY: the context is valid.
-        unsafe { (*skb).mark = LEFT_TO_UPLINK };
-        return PASS;
+    if matches!(refused.reason, Reason::NameNotAllowed) && packet.proto == PROTO_UDP {
+        if verdict == PASS {
+            // In audit mode it goes its way.
+            paths::asks(skb, config);
+        } else if is_answered_below(skb, config, &packet.source) {
+            // SAFETY: the context is valid.
+            unsafe { (*skb).mark = LEFT_TO_UPLINK };
+            return PASS;
+        }
     }
     verdict
 }
@@ -90,13 +94,15 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
 /// Whether what is refused here goes on to an interface whose program refuses it again, and answers: a resolver library
 /// takes the error of a system call for a resolver that is down, and an answer for an answer (decisions 0018 and 0031).
 #[inline(never)]
-fn is_answered_below(skb: *mut __sk_buff, config: &Config) -> bool {
+fn is_answered_below(skb: *mut __sk_buff, config: &Config, source: &Address) -> bool {
     // An interface's number counts in its own network namespace alone.
     let in_the_host = config.teaching_netns != 0
         && socket(skb).and_then(sockets::state).is_some_and(|state| state.netns == config.teaching_netns);
+    if !in_the_host {
+        return paths::lead_to_a_veth(skb, config, source);
+    }
     // SAFETY: the context is valid.
-    let ifindex = unsafe { (*skb).ifindex };
-    in_the_host && maps::UPLINKS.get_ifindex(ifindex).is_some()
+    maps::UPLINKS.get_ifindex(unsafe { (*skb).ifindex }).is_some()
 }
 
 /// The short way, for a packet of the flow that its socket carries.

@@ -9,7 +9,8 @@ use egress_ebpf::{
 
 use super::{
     cgroup_skb::LOOPBACK_IFINDEX,
-    dns, global,
+    dns::{self, denial::Back},
+    global,
     skb::Direct,
     uplink::{LEFT_TO_UPLINK, NEXT, SHOT},
 };
@@ -27,7 +28,8 @@ pub fn denial_egress(ctx: TcContext) -> i32 {
     let offset = offset as u32;
     match global::parse(skb, offset) {
         Ok(packet) if packet.proto == PROTO_UDP && matches!(packet.fragment, Fragment::Whole) => {
-            dns::denial::answer(skb, &packet, offset, ifindex == LOOPBACK_IFINDEX).unwrap_or(SHOT)
+            let back = if ifindex == LOOPBACK_IFINDEX { Back::On } else { Back::In };
+            dns::denial::answer(skb, &packet, offset, back).unwrap_or(SHOT)
         }
         _ => SHOT,
     }

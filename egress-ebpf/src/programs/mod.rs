@@ -9,6 +9,7 @@ mod log;
 mod lsm;
 mod maps;
 mod maps_names;
+mod paths;
 mod rehearsal;
 mod report;
 mod skb;

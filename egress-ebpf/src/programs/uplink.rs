@@ -14,7 +14,8 @@ use egress_ebpf::{
 };
 
 use super::{
-    dns, global, log, maps, rehearsal,
+    dns::{self, denial::Back},
+    global, log, maps, rehearsal,
     report::{self, Refused},
     skb::{Direct, socket},
     tables::{Kernel, live, now},
@@ -114,7 +115,7 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     if verdict == SHOT
         && unnamed
         && packet.proto == PROTO_UDP
-        && let Some(answered) = dns::denial::answer(skb, &packet, offset, false)
+        && let Some(answered) = dns::denial::answer(skb, &packet, offset, Back::In)
     {
         return answered;
     }

@@ -11,17 +11,19 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use egress_ebpf::{
-    abi::{Address, Config, HOOK_WORKLOAD_INGRESS, Process, WORKLOADS_MAX},
-    decision::{Entry, Route, Verdict, enters_from_workload},
+    abi::{Address, Config, HOOK_WORKLOAD_INGRESS, PROTO_UDP, Process, ResolverKey, WORKLOADS_MAX},
+    decision::{Destination, Entry, Route, Tables as _, Verdict, enters_from_workload},
     packet::{EtherType, Packet, link},
     reason::Reason,
 };
 
 use super::{
-    dns, global,
+    dns::{self, denial::Back},
+    global,
+    paths::{self, Judged},
     report::{self, Refused},
     skb::{Direct, socket},
-    tables::{Kernel, live},
+    tables::{Kernel, live, now},
     uplink::{AF_INET, AF_INET6, NEXT, SHOT},
 };
 
@@ -40,8 +42,23 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
     let offset = offset as u32;
     let Ok(packet) = global::parse(skb, offset) else { return NEXT };
     let mut refused = Refused::plain(Reason::ForgedResolver);
+    let mut judged = Judged::Elsewhere;
     match enter(skb, config, &packet) {
-        Entry::Pass => return NEXT,
+        Entry::Pass => {
+            judged = whose(skb, config, &packet);
+            match judged {
+                Judged::Elsewhere => return NEXT,
+                Judged::Former => {
+                    let verdict = Verdict::unpack(global::egress_policy(config, &Destination::of(&packet), now()));
+                    refused = Refused::plain(verdict.reason);
+                }
+                Judged::Left | Judged::Unknown => {
+                    let asked = dns::Asked { network_offset: offset, cookie: 0, trust_here: false };
+                    let Err(bad) = dns::query(skb, config, &packet, &asked) else { return NEXT };
+                    refused = bad;
+                }
+            }
+        }
         Entry::Forged => {}
         Entry::Judge => {
             let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
@@ -53,13 +70,41 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
                     refused = bad;
                 }
             }
-            if refused.reason.passes() {
-                // Counted at the uplink.
-                return NEXT;
-            }
         }
     }
-    refuse(skb, config, &packet, &refused)
+    if refused.reason.passes() {
+        // Counted at the uplink.
+        return NEXT;
+    }
+    let unnamed = matches!(refused.reason, Reason::NameNotAllowed) && judged != Judged::Elsewhere;
+    let verdict = if unnamed && judged == Judged::Left {
+        // Told of where it was left.
+        if config.has(Config::ENFORCE) { SHOT } else { NEXT }
+    } else {
+        refuse(skb, config, &packet, &refused)
+    };
+    if verdict == SHOT && unnamed {
+        return dns::denial::answer(skb, &packet, offset, Back::Out).unwrap_or(SHOT);
+    }
+    verdict
+}
+
+/// Who judged a packet that may enter. A query that the cgroup's hook left to this program, or that no socket is known of, is
+/// judged here, also when it stays on the node, and answered when it is refused.
+#[inline(never)]
+fn whose(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Judged {
+    if packet.proto != PROTO_UDP {
+        return Judged::Elsewhere;
+    }
+    // SAFETY: the context is valid.
+    paths::arrives(skb, config, unsafe { (*skb).ifindex }, is_query(config, packet))
+}
+
+#[inline(always)]
+fn is_query(config: &Config, packet: &Packet) -> bool {
+    let port = packet.destination_port;
+    let key = ResolverKey { generation: config.generation, address: packet.destination, port, pad: 0 };
+    (port == 53 || config.has(Config::RESOLVER_PORTS)) && Kernel.resolver(&key).is_some()
 }
 
 #[inline(never)]

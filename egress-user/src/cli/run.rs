@@ -15,8 +15,8 @@ use super::{Failure, args::RunArgs, disabled, output};
 use crate::{
     api::{Server, SocketOptions, Source as _, Texts},
     daemon::{
-        self, Applied, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady, PolicyFiles,
-        ProgramLog, Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
+        self, Addresses, Applied, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady,
+        PolicyFiles, ProgramLog, Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
     datapath::{Cgroup, Pins, Room, Uplink},
     events::{Opened, SinkSpec, Style, Subscribed, start_sinks},
@@ -69,6 +69,7 @@ struct Started {
     core: Arc<Core>,
     pins: Option<Pins>,
     change: Changing,
+    addresses: Option<Addresses>,
     what: String,
 }
 
@@ -121,10 +122,17 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let sinks = sinks.into_iter().map(|sink| sink.subscribe(core.hub())).collect();
     core.recall_names(&NamesFile::new(&args.state));
     ring::read(&core, events, |_| {}).context("start the thread that reads the kernel's events")?;
+    let addresses = (args.interface != ["none"]).then(Addresses::subscribe).and_then(|subscribed| {
+        subscribed
+            .inspect_err(|error| {
+                tracing::warn!(%error, "cannot follow the addresses of workloads: their first refused names get an error, not an answer");
+            })
+            .ok()
+    });
     privilege::restrict(privilege::Role::Control, &writable(socket, args, pins.as_ref()))
         .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
     let change = Changing { base, store, stored, texts: ready.texts, trial, files: followed };
-    Ok(Started { names, program_log, server, metrics, sinks, core, pins, change, what })
+    Ok(Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what })
 }
 
 fn open_sink(spec: &SinkSpec) -> Result<Opened, Failure> {
@@ -220,7 +228,7 @@ fn writable(socket: &Path, args: &RunArgs, pins: Option<&Pins>) -> Vec<PathBuf> 
 }
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
-    let Started { names, program_log, server, metrics, sinks, core, pins, change, what } = started;
+    let Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what } = started;
     let mut watcher = system::watch(system::Paths::default()).ok();
     if let Some(watcher) = &mut watcher
         && Some(&*watcher.resolvers.borrow()) != names.as_ref()
@@ -246,6 +254,10 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
             "`egress run --interface none` governs sockets alone; see docs/known-issues.md",
         )
     })?;
+    if let Some(addresses) = addresses {
+        core.know_insides().await;
+        tokio::spawn(addresses.follow(Arc::clone(&core)));
+    }
     if let Some(lines) = program_log {
         daemon::follow_program_log(lines).context("follow the programs' debug lines")?;
     }

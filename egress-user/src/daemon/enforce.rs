@@ -114,6 +114,7 @@ impl Enforcement {
         // Before any of them is let go.
         let with_programs: Vec<_> = scope.uplinks.iter().chain(&scope.answered).collect();
         datapath::keep_uplinks(datapath.object(), &with_programs, scope.pins.as_ref())?;
+        datapath.keep_veths(scope.pins.as_ref())?;
         let mut attached = datapath::attach_cgroup(datapath.object(), &scope.cgroup, scope.pins.as_ref())?;
         for uplink in &scope.uplinks {
             attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);

@@ -60,6 +60,8 @@ pub struct Core {
     refusals: tokio::sync::Notify,
     pub(super) changes: super::changes::Changes,
     pub(super) recent: super::recent::Recent,
+    /// Wakes the task that follows workloads' addresses.
+    pub(super) veths_changed: tokio::sync::Notify,
 }
 
 impl Core {
@@ -92,6 +94,7 @@ impl Core {
             refusals: tokio::sync::Notify::new(),
             changes: super::changes::Changes::default(),
             recent: super::recent::Recent::default(),
+            veths_changed: tokio::sync::Notify::new(),
         };
         (Arc::new(core), events)
     }

@@ -19,10 +19,12 @@ use crate::datapath::{Error, WORKLOAD_HOOK, WORKLOAD_PIN, Workload, remove_clsac
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     name: String,
-    index: u32,
+    pub(super) index: u32,
     kind: Kind,
     /// The bridge, bond or the like that it is part of.
     controller: Option<u32>,
+    /// Of a veth across namespaces: the other end's namespace, as this one numbers them, and index there.
+    pub(super) inside: Option<(i32, u32)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,12 +50,13 @@ pub async fn links() -> io::Result<Vec<Link>> {
 
 fn read(message: &LinkMessage) -> Link {
     let mut link = Link { index: message.header.index, ..Link::default() };
-    let (mut veth, mut across) = (false, false);
+    let (mut veth, mut across, mut peer) = (false, None, 0);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Controller(index) => link.controller = Some(*index),
-            LinkAttribute::LinkNetNsId(_) => across = true,
+            LinkAttribute::LinkNetNsId(namespace) => across = Some(*namespace),
+            LinkAttribute::Link(index) => peer = *index,
             LinkAttribute::LinkInfo(infos) => {
                 veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 if infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) {
@@ -63,8 +66,9 @@ fn read(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
-    if veth && across {
+    if veth && across.is_some() {
         link.kind = Kind::VethAcross;
+        link.inside = across.map(|namespace| (namespace, peer));
     }
     link
 }
@@ -104,6 +108,8 @@ impl Core {
         let wanted = workloads(links, &uplinks.cloned().collect());
         let mut datapath = lock(&self.datapath);
         datapath.set_workloads(&wanted)?;
+        datapath.keep_only_veths(|index| wanted.iter().any(|workload| workload.index == index))?;
+        let mut gone = Vec::new();
         attached.retain(|point| {
             if point.hook != WORKLOAD_HOOK {
                 return true;
@@ -113,11 +119,15 @@ impl Core {
                 Some(link) => sys::link_info(link.as_fd()).is_ok_and(|info| info.target == workload.index),
                 None => true,
             });
-            if !keep && point.link.is_none() {
-                remove_clsact_of(&point.target, WORKLOAD_HOOK);
+            if !keep {
+                gone.push(point.interface);
+                if point.link.is_none() {
+                    remove_clsact_of(&point.target, WORKLOAD_HOOK);
+                }
             }
             keep
         });
+        gone.into_iter().try_for_each(|index| datapath.set_veth(index, false))?;
         let known: BTreeSet<String> =
             attached.iter().filter(|point| point.hook == WORKLOAD_HOOK).map(|point| point.target.clone()).collect();
         let (mut added, mut first) = (Vec::new(), Ok(()));
@@ -125,11 +135,15 @@ impl Core {
             match datapath.attach_workload(workload, self.pins.as_ref()) {
                 Ok(point) => {
                     attached.push(point);
+                    datapath.set_veth(workload.index, true)?;
                     added.push(workload.name.clone());
                 }
                 // It went between the look and the attaching.
                 Err(_) if nix::net::if_::if_nametoindex(workload.name.as_str()) != Ok(workload.index) => {}
-                Err(error) => first = first.and(Err(error)),
+                Err(error) => {
+                    datapath.set_veth(workload.index, false)?;
+                    first = first.and(Err(error));
+                }
             }
         }
         if let Some(pins) = &self.pins {
@@ -140,6 +154,7 @@ impl Core {
                 }
             }
         }
+        self.veths_changed.notify_one();
         first.map(|()| added)
     }
 }
@@ -149,7 +164,7 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, kind: Kind, controller: Option<u32>) -> Link {
-        Link { name: name.to_owned(), index, kind, controller }
+        Link { name: name.to_owned(), index, kind, controller, inside: None }
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod install;
 mod judge;
 mod lower;
 mod object;
+mod paths;
 mod pins;
 mod read;
 mod recent;

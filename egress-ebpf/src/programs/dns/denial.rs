@@ -1,4 +1,4 @@
-//! What a client is told whose query was refused at an uplink: that there is no such name (decision 0018).
+//! What a client is told whose query was refused: that there is no such name (decision 0018).
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0},
@@ -15,14 +15,26 @@ const REPEATED: u16 = 0x0110;
 /// An answer, recursion available, NXDOMAIN.
 const NO_SUCH_NAME: u16 = 0x8083;
 
-/// Turns a refused query into its own answer, without records, and sends it back in by the interface that it was leaving
-/// by; `on_loopback` it need only go on. Returns what the program is to return, or `None` where it could not be done.
+/// How an answer gets back to who asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Back {
+    /// In again by the interface that the query was leaving by.
+    In = 0,
+    /// By loopback it need only go on.
+    On = 1,
+    /// Out again by the interface that the query came in by.
+    Out = 2,
+}
+
+/// Turns a refused query into its own answer, without records, and sends it back. Returns what the program is to return, or
+/// `None` where it could not be done.
 ///
 /// `packet` is a UDP query that was found well-formed. Nothing in it that a workload chose is believed when it comes in
 /// again: no query of its name is pending, and an answer with an error code teaches nothing.
 #[inline(always)]
-pub fn answer(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, on_loopback: bool) -> Option<i32> {
-    match egress_deny(skb, packet, network_offset, u32::from(on_loopback)) {
+pub fn answer(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, back: Back) -> Option<i32> {
+    match egress_deny(skb, packet, network_offset, back as u32) {
         0 => None,
         returned => Some(returned),
     }
@@ -31,14 +43,14 @@ pub fn answer(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, on_loop
 /// Global: the verifier checks it once, not again for every way that leads here. 0 where it could not be done.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_deny(skb: *mut __sk_buff, packet: *const Packet, network_offset: u32, on_loopback: u32) -> i32 {
+extern "C" fn egress_deny(skb: *mut __sk_buff, packet: *const Packet, network_offset: u32, back: u32) -> i32 {
     // SAFETY: null or valid, as the verifier makes sure.
     let Some(packet) = (unsafe { packet.as_ref() }) else { return 0 };
-    turn_round(skb, packet, network_offset, on_loopback != 0).unwrap_or(0)
+    turn_round(skb, packet, network_offset, back).unwrap_or(0)
 }
 
 #[inline(always)]
-fn turn_round(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, on_loopback: bool) -> Option<i32> {
+fn turn_round(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, back: u32) -> Option<i32> {
     let (addresses, length) = if packet.version == 4 { (12, 4) } else { (8, 16) };
     let transport = network_offset + u32::from(packet.transport);
     let flags_at = network_offset + u32::from(packet.payload) + 2;
@@ -68,12 +80,13 @@ fn turn_round(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, on_loop
     unsafe {
         // Its way back is not by the policy routing of a mark.
         (*skb).mark = 0;
-        if on_loopback {
+        if back == Back::On as u32 {
             // It comes in again by itself, and with its route: without one the kernel takes the source, an address of this
             // host, for a forged one.
             return Some(NEXT);
         }
-        Some(bpf_redirect((*skb).ifindex, u64::from(BPF_F_INGRESS)) as i32)
+        let flags = if back == Back::Out as u32 { 0 } else { u64::from(BPF_F_INGRESS) };
+        Some(bpf_redirect((*skb).ifindex, flags) as i32)
     }
 }
 
