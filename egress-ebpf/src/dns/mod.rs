@@ -47,8 +47,12 @@ pub struct Work {
     pub cursor: u64,
     /// The messages' end in the packet.
     pub end: u64,
-    /// 0, or why a query is refused: the programs' own numbers.
-    pub refusal: u64,
+    /// TCP: the sequence number that the byte at offset 0 of the packet would have.
+    pub sequence: u64,
+    /// Messages of a query's packet that may still be read.
+    pub left: u64,
+    /// Whether the answer will be believed where the query is seen.
+    pub trust: u64,
     /// The key of the query, as it is remembered or looked for.
     pub key: PendingKey,
     /// The message that is being read.

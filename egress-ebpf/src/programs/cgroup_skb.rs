@@ -48,11 +48,12 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         return PASS;
     }
     let rehearsed = rehearsal::is_on(skb, config);
-    let packet = match global::parse(skb, 0) {
-        Ok(packet) => packet,
+    let mut packet = Packet::UNKNOWN;
+    match global::parse(skb, 0, &mut packet) {
+        Ok(()) => {}
         Err(reason) if rehearsed => return rehearsal::end(skb, config, &Verdict::plain(reason), PASS, DROP),
         Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
-    };
+    }
     let verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet));
     let mut refused = Refused::plain(verdict.reason);
     if matches!(verdict.reason, Reason::Dns) {
@@ -194,7 +195,10 @@ fn refuse(skb: *mut __sk_buff, config: &Config, packet: &Packet, refused: &Refus
 pub fn socket_ingress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(config) = live() else { return PASS };
-    let Ok(packet) = global::parse(skb, 0) else { return PASS };
+    let mut packet = Packet::UNKNOWN;
+    if global::parse(skb, 0, &mut packet).is_err() {
+        return PASS;
+    }
     if packet.proto != PROTO_TCP && packet.proto != PROTO_UDP {
         return PASS;
     }

@@ -4,7 +4,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use egress_ebpf::{
     abi::PROTO_UDP,
-    packet::{EtherType, Fragment, link},
+    packet::{EtherType, Fragment, Packet, link},
 };
 
 use super::{
@@ -26,8 +26,9 @@ pub fn denial_egress(ctx: TcContext) -> i32 {
     }
     let EtherType::Ip(offset) = link(Direct(skb)) else { return SHOT };
     let offset = offset as u32;
-    match global::parse(skb, offset) {
-        Ok(packet) if packet.proto == PROTO_UDP && matches!(packet.fragment, Fragment::Whole) => {
+    let mut packet = Packet::UNKNOWN;
+    match global::parse(skb, offset, &mut packet) {
+        Ok(()) if packet.proto == PROTO_UDP && matches!(packet.fragment, Fragment::Whole) => {
             let back = if ifindex == LOOPBACK_IFINDEX { Back::On } else { Back::In };
             dns::denial::answer(skb, &packet, offset, back).unwrap_or(SHOT)
         }

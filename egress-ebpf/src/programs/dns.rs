@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use core::ptr;
 use egress_ebpf::{
-    abi::{Alias, Config, InnerWildcard, KeyBuffer, NameValue},
-    dns::{MESSAGE_MAX, Message, NameTable, bytes::opaque},
+    abi::{Alias, Config, InnerWildcard, KeyBuffer, NameValue, Ticks},
+    dns::{self, MESSAGE_MAX, Message, NameTable, bytes::opaque},
 };
 
 pub use answer::answer;
@@ -53,6 +53,33 @@ impl NameTable for Names {
             bpf_map_lookup_elem(map, (&raw const key.generation).cast()).cast::<Alias>().as_ref()
         }
     }
+}
+
+/// Which name of a buffer is looked up.
+#[derive(Clone, Copy)]
+enum Wanted {
+    /// That of a query, `pending.key`.
+    Asked,
+    /// That of an answer, `event.key`.
+    Answered,
+}
+
+/// [`dns::find`] for a name of the caller's buffer, whose `matching` has the outcome then; verified once. How many classes did not fit.
+#[inline(always)]
+fn find(index: u32, wanted: Wanted, generation: u32, now: Ticks) -> u32 {
+    egress_find(index, u32::from(matches!(wanted, Wanted::Answered)), generation, now)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_find(index: u32, answered: u32, generation: u32, now: Ticks) -> u32 {
+    let Some(work) = scratch::claimed(index) else { return 0 };
+    // SAFETY: the caller's own buffer, whose references to it wait meanwhile.
+    let work = unsafe { &mut *work };
+    let key = if answered != 0 { &mut work.event.key } else { &mut work.pending.key };
+    key.set_generation(generation);
+    dns::find(&Names, key, now, &mut work.matching, &mut work.differ);
+    work.matching.lost
 }
 
 /// The policy beside the live one, which learns too: one that is being staged, or the one to go back to while the live one is

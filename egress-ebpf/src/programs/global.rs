@@ -16,17 +16,17 @@ use super::{
     uplink,
 };
 
-/// Parses the IP packet whose network header is at `offset`.
+/// Parses the IP packet whose network header is at `offset` into `packet`, which was [`Packet::UNKNOWN`]: given back by value it would
+/// be copied from one place of the stack to another.
 #[inline(always)]
-pub fn parse(skb: *mut __sk_buff, offset: u32) -> Result<Packet, Reason> {
-    let mut packet = Packet::UNKNOWN;
-    let mut parsed = egress_parse(skb, offset, &raw mut packet);
+pub fn parse(skb: *mut __sk_buff, offset: u32, packet: &mut Packet) -> Result<(), Reason> {
+    let mut parsed = egress_parse(skb, offset, packet);
     if parsed == Parsed::Malformed as u32 {
         // Perhaps only the buffer's linear part was too short.
-        parsed = egress_parse_copied(skb, offset, &raw mut packet);
+        parsed = egress_parse_copied(skb, offset, packet);
     }
     match parsed {
-        0 => Ok(packet),
+        0 => Ok(()),
         2 => Err(Reason::SourceRoute),
         _ => Err(Reason::Malformed),
     }

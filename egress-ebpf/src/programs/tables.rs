@@ -1,6 +1,8 @@
 //! The kernel's maps as the decision's tables.
 
-use aya_ebpf::btf_maps::lpm_trie::Key;
+use core::ptr;
+
+use aya_ebpf::{btf_maps::LpmTrie, helpers::generated::bpf_map_lookup_elem};
 use egress_ebpf::{
     abi::{
         Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry,
@@ -26,7 +28,7 @@ pub fn live() -> Option<&'static Config> {
 #[inline(always)]
 pub fn live_by(now: impl FnOnce() -> Ticks) -> Option<&'static Config> {
     // SAFETY: an aligned word of an array's entry. Volatile, so that both halves are of one read.
-    let live = Live::unpack(unsafe { core::ptr::from_ref(maps::LIVE.get(0)?).read_volatile() });
+    let live = Live::unpack(unsafe { ptr::from_ref(maps::LIVE.get(0)?).read_volatile() });
     if live.generation == 0 {
         return None;
     }
@@ -50,19 +52,45 @@ pub fn exact() -> Ticks {
     (unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_ns() } >> TICK_SHIFT) as Ticks
 }
 
-#[inline(always)]
-fn data4(address: &Address, generation: u32) -> Key<maps::PrefixData4> {
-    let [a, b, c, d] = generation.to_ne_bytes();
-    let [e, f, g, h] = address.v4_bytes();
-    Key::new(64, [a, b, c, d, e, f, g, h])
+/// Key of a trie of IPv4 prefixes: [`aya_ebpf::btf_maps::lpm_trie::Key`] by whole words, which that one, packed as it is, writes byte
+/// by byte.
+#[repr(C)]
+struct PrefixKey4 {
+    bits: u32,
+    generation: u32,
+    address: [u8; 4],
 }
 
+/// The same of IPv6 prefixes.
+#[repr(C)]
+struct PrefixKey6 {
+    bits: u32,
+    generation: u32,
+    address: Address,
+}
+
+const _: () = assert!(size_of::<PrefixKey4>() == 4 + size_of::<maps::PrefixData4>());
+const _: () = assert!(size_of::<PrefixKey6>() == 4 + size_of::<maps::PrefixData6>());
+
+/// The class of the longest prefix that covers an address.
 #[inline(always)]
-fn data6(address: &Address, generation: u32) -> Key<maps::PrefixData6> {
-    let [a, b, c, d] = generation.to_ne_bytes();
-    let [e, f, g, h, i, j, k, l] = address.high.to_ne_bytes();
-    let [m, n, o, p, q, r, s, t] = address.low.to_ne_bytes();
-    Key::new(160, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t])
+fn longest(
+    four: &LpmTrie<maps::PrefixData4, u32, 65536>,
+    six: &LpmTrie<maps::PrefixData6, u32, 65536>,
+    address: &Address,
+    generation: u32,
+) -> Option<u32> {
+    // SAFETY: each key is as long as its trie's. The value is a plain word, copied at once.
+    unsafe {
+        let found = if address.is_v4() {
+            let key = PrefixKey4 { bits: 64, generation, address: address.v4_bytes() };
+            bpf_map_lookup_elem(ptr::from_ref(four).cast_mut().cast(), (&raw const key).cast())
+        } else {
+            let key = PrefixKey6 { bits: 160, generation, address: *address };
+            bpf_map_lookup_elem(ptr::from_ref(six).cast_mut().cast(), (&raw const key).cast())
+        };
+        found.cast::<u32>().as_ref().copied()
+    }
 }
 
 impl Tables for Kernel {
@@ -91,20 +119,12 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn prefix(&self, address: &Address, generation: u32) -> Option<u32> {
-        if address.is_v4() {
-            maps::PREFIXES_4.get(&data4(address, generation)).copied()
-        } else {
-            maps::PREFIXES_6.get(&data6(address, generation)).copied()
-        }
+        longest(&maps::PREFIXES_4, &maps::PREFIXES_6, address, generation)
     }
 
     #[inline(always)]
     fn deny(&self, address: &Address, generation: u32) -> Option<u32> {
-        if address.is_v4() {
-            maps::DENIES_4.get(&data4(address, generation)).copied()
-        } else {
-            maps::DENIES_6.get(&data6(address, generation)).copied()
-        }
+        longest(&maps::DENIES_4, &maps::DENIES_6, address, generation)
     }
 
     #[inline(always)]
@@ -160,5 +180,5 @@ impl Tables for Kernel {
 #[inline(always)]
 fn removals(which: u32) -> u64 {
     // SAFETY: an aligned word of an array's entry, read whole. Volatile, so that it is read where it is asked for.
-    maps::RECLAIMS.get(which).map_or(0, |count| unsafe { core::ptr::from_ref(count).read_volatile() })
+    maps::RECLAIMS.get(which).map_or(0, |count| unsafe { ptr::from_ref(count).read_volatile() })
 }

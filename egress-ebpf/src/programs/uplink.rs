@@ -77,11 +77,12 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
         return NEXT;
     }
     let offset = offset as u32;
-    let packet = match global::parse(skb, offset) {
-        Ok(packet) => packet,
+    let mut packet = Packet::UNKNOWN;
+    match global::parse(skb, offset, &mut packet) {
+        Ok(()) => {}
         Err(reason) if rehearsed => return rehearsal::end(skb, config, &Verdict::plain(reason), NEXT, SHOT),
         Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
-    };
+    }
     let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
     let mut refused = Refused::plain(verdict.reason);
     let learns = trusts(config, &packet.destination, packet.destination_port, &packet);
@@ -253,8 +254,9 @@ fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     if let Some(config) = live() {
         let headers = Direct(skb);
         let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };
+        let mut packet = Packet::UNKNOWN;
         if let EtherType::Ip(offset) = ethertype
-            && let Ok(packet) = global::parse(skb, offset as u32)
+            && global::parse(skb, offset as u32, &mut packet).is_ok()
         {
             arrive(skb, config, offset as u32, &packet);
         }

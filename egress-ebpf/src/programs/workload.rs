@@ -40,7 +40,10 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
     // What is not IP is not routed, and what does not parse is dropped where it would leave.
     let EtherType::Ip(offset) = link(Direct(skb)) else { return NEXT };
     let offset = offset as u32;
-    let Ok(packet) = global::parse(skb, offset) else { return NEXT };
+    let mut packet = Packet::UNKNOWN;
+    if global::parse(skb, offset, &mut packet).is_err() {
+        return NEXT;
+    }
     let mut refused = Refused::plain(Reason::ForgedResolver);
     let mut judged = Judged::Elsewhere;
     match enter(skb, config, &packet) {

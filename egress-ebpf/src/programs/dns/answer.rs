@@ -23,7 +23,7 @@ use egress_ebpf::{
     repeat::{Step, repeat},
 };
 
-use super::{Names, load, scratch, staged, stream};
+use super::{Wanted, find, load, scratch, staged, stream};
 use crate::programs::{
     learn::{Kernel, addresses, count},
     maps,
@@ -307,8 +307,7 @@ impl Step for Each<'_> {
             work.matching.flags = work.pending.flags;
         } else {
             // The policy was changed since the query left, or is being changed now.
-            work.event.key.set_generation(config.generation);
-            dns::find(&Names, &work.event.key, self.now, &mut work.matching, &mut work.differ);
+            find(work.index as u32, Wanted::Answered, config.generation, self.now);
         }
         let private = work.matching.flags & NameValue::PRIVATE != 0;
         addresses(work, config, private, self.now);

@@ -13,10 +13,9 @@ use egress_ebpf::{
     },
     packet::{Fragment, Packet},
     reason::Reason,
-    repeat::{Step, repeat},
 };
 
-use super::{Names, be16, load, scratch, staged};
+use super::{Wanted, be16, load, scratch, staged};
 use crate::programs::{
     learn::count,
     maps_names::{PENDING, PENDING_RINGS, REFUSED, REFUSED_NAMES, REFUSED_NEXT, RING_HEADS},
@@ -52,9 +51,11 @@ const BAD_QUERY: Refused = Refused::plain(Reason::BadQuery);
 ///
 /// # Errors
 /// [`Refused`]; with [`Config::QUERIES_ALLOWLISTED`] off, only what is malformed.
+///
+/// It goes by global functions one after the other, not one within the other: each gives its frame back before the next.
 #[inline(always)]
 pub fn query(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Asked) -> Result<(), Refused> {
-    let found = egress_query(skb, config, packet, asked);
+    let found = each(skb, config, packet, asked);
     match found & 0xff {
         GOOD => Ok(()),
         NOT_ALLOWED => Err(Refused { reason: Reason::NameNotAllowed, name: (found >> 8) as u32 + 1 }),
@@ -62,22 +63,38 @@ pub fn query(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Aske
     }
 }
 
-/// [`query`] as [`GOOD`], [`BAD`], or [`NOT_ALLOWED`] with the place of the name in [`REFUSED_NAMES`] above it.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn each(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Asked) -> u64 {
+    let begun = egress_query_begin(skb, packet, asked);
+    let mut found = begun;
+    for _ in 0..MESSAGES {
+        if found & 0xff != READ {
+            break;
+        }
+        found = egress_query(skb, config, (begun >> 8) as u32);
+    }
+    found
+}
+
+/// It may leave.
+const GOOD: u64 = 0;
+/// It is malformed, or cannot be read.
+const BAD: u64 = 1;
+/// The name must not be asked; above this its place in [`REFUSED_NAMES`].
+const NOT_ALLOWED: u64 = 2;
+/// There is a message to read; above this the scratch buffer's number.
+const READ: u64 = 3;
+
+/// Finds where the packet's messages are: [`READ`], or what is to be done with a packet that has none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_query(
-    skb: *mut __sk_buff,
-    config: *const Config,
-    packet: *const Packet,
-    asked: *const Asked,
-) -> u64 {
+extern "C" fn egress_query_begin(skb: *mut __sk_buff, packet: *const Packet, asked: *const Asked) -> u64 {
     // SAFETY: null or valid, as the verifier makes sure.
-    let (Some(config), Some(packet), Some(asked)) =
-        (unsafe { config.as_ref() }, unsafe { packet.as_ref() }, unsafe { asked.as_ref() })
-    else {
+    let (Some(packet), Some(asked)) = (unsafe { packet.as_ref() }, unsafe { asked.as_ref() }) else {
         return BAD;
     };
-    let Asked { network_offset, cookie, trust_here } = *asked;
+    let network_offset = asked.network_offset;
     let at = u64::from(network_offset) + u64::from(packet.payload);
     let end = u64::from(network_offset) + u64::from(packet.end);
     let tcp = packet.proto == PROTO_TCP;
@@ -102,126 +119,122 @@ extern "C" fn egress_query(
     };
     work.cursor = at;
     work.end = end;
-    work.refusal = 0;
-    let turns = if tcp { MESSAGES } else { 1 };
-    repeat(turns, &mut Each { skb, config, packet, work: &mut *work, cookie, tcp, trust_here });
-    let mut result = GOOD;
-    if work.refusal == NOT_ALLOWED {
-        result = NOT_ALLOWED | refused_name(work) << 8;
-    } else if work.refusal != 0 || work.cursor != end {
+    work.left = if tcp { u64::from(MESSAGES) } else { 1 };
+    work.trust = u64::from(asked.trust_here);
+    work.key = PendingKey {
+        cookie: asked.cookie,
+        local: packet.source,
+        resolver: packet.destination,
+        local_port: packet.source_port,
+        resolver_port: packet.destination_port,
+        id: 0,
+        proto: packet.proto,
+        pad: 0,
+    };
+    READ | work.index << 8
+}
+
+/// Judges the next message: [`READ`] where another one follows. Else the buffer was given back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_query(skb: *mut __sk_buff, config: *const Config, index: u32) -> u64 {
+    // SAFETY: null or valid, as the verifier makes sure; the buffer is the caller's.
+    let (Some(config), Some(work)) = (unsafe { config.as_ref() }, scratch::claimed(index)) else { return BAD };
+    let mut result = judge(skb, config, work);
+    // SAFETY: the caller's own buffer.
+    let work = unsafe { &mut *work };
+    if result == GOOD && work.cursor != work.end {
+        work.left = work.left.wrapping_sub(1);
+        if work.left != 0 {
+            return READ;
+        }
         result = BAD;
+    }
+    if result == NOT_ALLOWED {
+        result |= refused_name(work) << 8;
     }
     scratch::release(work);
     result
 }
 
-const GOOD: u64 = 0;
-const BAD: u64 = 1;
-const NOT_ALLOWED: u64 = 2;
-
-struct Each<'a> {
-    skb: *mut __sk_buff,
-    config: &'a Config,
-    packet: &'a Packet,
-    work: &'a mut Work,
-    cookie: u64,
-    tcp: bool,
-    trust_here: bool,
+/// [`GOOD`], [`BAD`] or [`NOT_ALLOWED`].
+// A pointer, not a reference: what this calls writes to the buffer by one of its own.
+#[inline(always)]
+fn judge(skb: *mut __sk_buff, config: &Config, work: *mut Work) -> u64 {
+    // SAFETY: the caller's own buffer.
+    let work = unsafe { &mut *work };
+    if !read(skb, work) {
+        return BAD;
+    }
+    let now = now();
+    let plain = work.pending.key.plain != 0;
+    work.matching = dns::Matching::default();
+    if plain {
+        find(config, work.index as u32, now);
+    }
+    let mut result = GOOD;
+    if config.has(Config::QUERIES_ALLOWLISTED) && !work.matching.may_ask() {
+        result = NOT_ALLOWED;
+        if !config.has(Config::TELL_ANSWERS) {
+            return result;
+        }
+    }
+    if work.trust == 0 || !plain {
+        return result;
+    }
+    work.pending.generation = config.generation;
+    if work.matching.count == 0 {
+        // The next policy may allow what this one only lets ask; the answer will find the flip done.
+        if let Some(staged) = staged(config) {
+            find(staged, work.index as u32, now);
+            work.pending.generation = staged.generation;
+        }
+        if work.matching.count == 0 {
+            if !config.has(Config::TELL_ANSWERS) {
+                return result;
+            }
+            // It has no class and opens nothing, so a private address may be told of, too.
+            work.matching.flags |= NameValue::PRIVATE;
+        }
+    }
+    remember(skb, work, now);
+    result
 }
 
-impl Step for Each<'_> {
-    #[inline(always)]
-    fn step(&mut self, _index: u32) -> bool {
-        if self.work.cursor >= self.work.end {
+/// Reads the next message, and moves the cursor past it.
+#[inline(always)]
+fn read(skb: *mut __sk_buff, work: &mut Work) -> bool {
+    let mut at = work.cursor;
+    let end = work.end;
+    let len = if work.key.proto == PROTO_TCP {
+        if at + 2 > end {
             return false;
         }
-        self.work.refusal = BAD;
-        if !self.read() {
-            return false;
-        }
-        self.work.refusal = 0;
-        let now = now();
-        let plain = self.work.pending.key.plain != 0;
-        self.work.matching = dns::Matching::default();
-        if plain {
-            self.find(self.config, now);
-        }
-        if self.config.has(Config::QUERIES_ALLOWLISTED) && !self.work.matching.may_ask() {
-            self.work.refusal = NOT_ALLOWED;
-            if !self.config.has(Config::TELL_ANSWERS) {
-                return false;
-            }
-        }
-        if !self.trust_here || !plain {
-            return self.work.refusal == 0;
-        }
-        if self.work.matching.count == 0 {
-            // The next policy may allow what this one only lets ask; the answer will find the flip done.
-            if let Some(staged) = staged(self.config) {
-                self.find(staged, now);
-            }
-            if self.work.matching.count == 0 {
-                if !self.config.has(Config::TELL_ANSWERS) {
-                    return true;
-                }
-                // It has no class and opens nothing, so a private address may be told of, too.
-                self.work.matching.flags |= NameValue::PRIVATE;
-            }
-        }
-        remember(self.skb, self.packet, self.work, self.cookie, now);
-        self.work.refusal == 0
+        let Some(len) = be16(skb, at) else { return false };
+        at += 2;
+        len
+    } else {
+        end - at
+    };
+    if len > QUERY_MAX || at + len > end || !load(skb, at, len, &mut work.message) {
+        return false;
     }
+    work.cursor = at + len;
+    dns::question(work)
 }
 
-impl Each<'_> {
-    /// Reads the next message, and moves the cursor past it.
-    #[inline(always)]
-    fn read(&mut self) -> bool {
-        let mut at = self.work.cursor;
-        let end = self.work.end;
-        let len = if self.tcp {
-            if at + 2 > end {
-                return false;
-            }
-            let Some(len) = be16(self.skb, at) else { return false };
-            at += 2;
-            len
-        } else {
-            end - at
-        };
-        if len > QUERY_MAX || at + len > end || !load(self.skb, at, len, &mut self.work.message) {
-            return false;
-        }
-        self.work.cursor = at + len;
-        dns::question(self.work)
-    }
-
-    #[inline(always)]
-    fn find(&mut self, config: &Config, now: Ticks) {
-        let Work { pending, matching, differ, .. } = &mut *self.work;
-        pending.generation = config.generation;
-        pending.key.set_generation(config.generation);
-        dns::find(&Names, &pending.key, now, matching, differ);
-        if matching.lost != 0 {
-            count(LearnCount::ClassesFull);
-        }
+#[inline(always)]
+fn find(config: &Config, index: u32, now: Ticks) {
+    if super::find(index, Wanted::Asked, config.generation, now) != 0 {
+        count(LearnCount::ClassesFull);
     }
 }
 
 /// Writes a query down, until its answer comes.
 #[inline(always)]
-fn remember(skb: *mut __sk_buff, packet: &Packet, work: &mut Work, cookie: u64, now: Ticks) {
-    work.key = PendingKey {
-        cookie,
-        local: packet.source,
-        resolver: packet.destination,
-        local_port: packet.source_port,
-        resolver_port: packet.destination_port,
-        id: dns::bytes::be16(&work.message.bytes, 0) as u16,
-        proto: packet.proto,
-        pad: 0,
-    };
-    let ring = dns::ring_of(asker(skb, packet));
+fn remember(skb: *mut __sk_buff, work: &mut Work, now: Ticks) {
+    work.key.id = dns::bytes::be16(&work.message.bytes, 0) as u16;
+    let ring = dns::ring_of(asker(skb, &work.key));
     let Some(ticket) = displace(ring, &work.key, now) else { return };
     let pending = &mut work.pending;
     pending.ticket = ticket;
@@ -261,16 +274,15 @@ fn displace(ring: u32, key: &PendingKey, now: Ticks) -> Option<u64> {
 
 /// Who asks: its cgroup, or where that is not known (forwarded packets) its address.
 #[inline(always)]
-fn asker(skb: *mut __sk_buff, packet: &Packet) -> u64 {
-    // SAFETY: the context is valid, and helpers 79 and 83 take it.
-    let (own, above) = unsafe { (bpf_skb_cgroup_id(skb), bpf_skb_ancestor_cgroup_id(skb, ASKER_LEVEL)) };
+fn asker(skb: *mut __sk_buff, key: &PendingKey) -> u64 {
+    // SAFETY: the context is valid, and helpers 83 and 79 take it.
+    let above = unsafe { bpf_skb_ancestor_cgroup_id(skb, ASKER_LEVEL) };
     if above != 0 {
-        above
-    } else if own != 0 {
-        own
-    } else {
-        packet.source.low
+        return above;
     }
+    // SAFETY: as above.
+    let own = unsafe { bpf_skb_cgroup_id(skb) };
+    if own != 0 { own } else { key.local.low }
 }
 
 /// Copies the name that was refused to where it outlives the scratch buffer; its place there.
@@ -285,7 +297,9 @@ fn refused_name(work: &Work) -> u64 {
         *next = place;
         let Some(name) = REFUSED_NAMES.get_ptr_mut(place) else { return 0 };
         // Two bytes more than the name, where its length comes next.
-        copy_words(key.name.as_ptr(), (&raw mut (*name).bytes).cast(), 32);
+        // From where the compiler does not know of: else it keeps the address of each word since it was written.
+        let from = opaque(key.name.as_ptr() as u64) as *const u8;
+        copy_words(from, (&raw mut (*name).bytes).cast(), 32);
         (*name).len = key.len as u16;
         (*name).hash = key.hash as u32;
         u64::from(place)

@@ -38,11 +38,11 @@ pub fn open(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, work: &mu
     }
 }
 
-/// Finds the sequence number that the byte at offset 0 of the packet would have, for [`next`]: it stays in `work.refusal`.
+/// Finds the sequence number that the byte at offset 0 of the packet would have, for [`next`]: it stays in `work.sequence`.
 #[inline(never)]
 pub fn locate(skb: *mut __sk_buff, packet: &Packet, network_offset: u32, work: &mut Work) -> bool {
     let Some(sequence) = sequence(skb, packet, network_offset) else { return false };
-    work.refusal = u64::from(sequence.wrapping_sub(work.cursor as u32));
+    work.sequence = u64::from(sequence.wrapping_sub(work.cursor as u32));
     true
 }
 
@@ -65,7 +65,7 @@ pub fn next(skb: *mut __sk_buff, work: &mut Work) -> u32 {
     };
     // SAFETY: the map's memory stays mapped while the program runs. Segments of one connection come one after the other.
     let stream = unsafe { &mut *stream };
-    let ahead = (work.refusal as u32)
+    let ahead = (work.sequence as u32)
         .wrapping_add(work.cursor as u32)
         .wrapping_sub(stream.base.wrapping_add(stream.have)) as i32;
     let again = u64::from(ahead.unsigned_abs());
