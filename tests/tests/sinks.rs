@@ -1,4 +1,4 @@
-//! `egress run --events`: what is told reaches every sink, and a sink that fails holds up nothing. Needs root.
+//! `--events` of `egress run` and `egress exec`: what is told reaches every sink, and a sink that fails holds up nothing. Needs root.
 
 use std::{
     fs,
@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use egress_tests::daemon::egress;
 use egress_tests::world::DNS_V4;
 use egress_tests::{Cgroup, Daemon, Place, World, skip};
 use opentelemetry_proto::tonic::{collector::logs::v1::ExportLogsServiceRequest, logs::v1::LogRecord};
@@ -269,4 +270,106 @@ fn a_closed_standard_output_ends_nothing() {
         assert_eq!(lost.as_array().unwrap().len(), sinks.len() + 1, "{lost}");
         assert!(daemon.stop().unwrap().success());
     }
+}
+
+/// P6: what a sink misses that does not read is counted while it hangs, in `status` and the metrics; and once.
+#[test]
+fn what_a_hanging_sink_misses_is_counted_meanwhile() {
+    const REFUSED: u16 = 4000;
+    let world = World::new().unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let inside = world.node().in_cgroup(&cgroup);
+    // A journal whose socket is full after a few entries.
+    let (journal, file) = (world.dir().join("journal"), world.dir().join("events.jsonl"));
+    let entries = UnixDatagram::bind(&journal).unwrap();
+    let mut builder =
+        Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).arg("--metrics").arg("127.0.0.1:9464");
+    for sink in [format!("journal:{}", journal.display()), format!("file:{}", file.display())] {
+        builder = builder.arg("--events").arg(sink);
+    }
+    let daemon = builder.start().unwrap();
+    // In parts, so that the sink that works keeps up.
+    for part in 0..8 {
+        refused(&inside, 7000 + part * REFUSED / 8, REFUSED / 8);
+        wait("the file", || {
+            let told = ports(&fs::read_to_string(&file).unwrap()).len();
+            (told == usize::from((part + 1) * REFUSED / 8)).then_some(())
+        });
+    }
+    let sink = |name: &str| {
+        let status = daemon.status().unwrap();
+        status["sinks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|s| s["sink"].as_str().unwrap().starts_with(name))
+            .unwrap()
+            .clone()
+    };
+    let (hanging, works) = (sink("journal"), sink("file"));
+    assert_eq!(works["lost"], 0);
+    // 1,024 wait in its queue, and up to 512 are tried.
+    let (lost, all) = (hanging["lost"].as_u64().unwrap(), works["written"].as_u64().unwrap());
+    let written = hanging["written"].as_u64().unwrap();
+    assert!((all - written - 1536..=all - written - 1024).contains(&lost) && lost > 2000, "{hanging} of {all}");
+    let run = world.node().run("curl", &["-sS", "http://127.0.0.1:9464/metrics"], LIMIT).unwrap();
+    let line =
+        run.stdout.lines().find(|line| line.starts_with("egress_sink_events_lost_total{sink=\"journal")).unwrap();
+    assert!(line.ends_with(&format!("}} {lost}")), "{line}");
+    // It reads again: what it gets and what is counted as lost are all there was.
+    let (mut got, mut buffer) = (0_u64, [0; 65_536]);
+    entries.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let last = wait("the rest", || {
+        while let Ok(length) = entries.recv(&mut buffer) {
+            got += u64::from(!String::from_utf8_lossy(&buffer[..length]).contains("EGRESS_KIND=lost"));
+        }
+        let last = sink("journal")["lost"].as_u64().unwrap();
+        (got + last == sink("file")["written"].as_u64().unwrap()).then_some(last)
+    });
+    assert_eq!(last, lost, "no more was lost, and none of it counted twice");
+}
+
+/// `egress exec --events`: the same sinks; the summary and the command's status are as they are without.
+#[test]
+fn a_commands_events_reach_the_sinks() {
+    let world = World::new().unwrap();
+    let (_cgroup, place) = world.governed("exec").unwrap();
+    let file = world.dir().join("events.jsonl");
+    let listener = world.node_ns.run(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let url = format!("otlp:http://{}", listener.local_addr().unwrap());
+    let records = collect(listener);
+    let script = "import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for n in range(7000, 7020):
+    try: s.sendto(b'x', ('198.51.100.9', n))
+    except PermissionError: pass
+sys.exit(3)";
+    let exec = |sinks: &[&str]| {
+        let mut args = vec!["exec", "--allow", "203.0.113.10:443"];
+        args.extend(sinks.iter().flat_map(|sink| ["--events", sink]));
+        args.extend(["--", "/usr/bin/python3", "-c", script]);
+        egress(&place, &args, LIMIT).unwrap()
+    };
+    let without = exec(&[]);
+    let with = exec(&[&format!("file:{}", file.display()), "-", &url]);
+    let want: Vec<u64> = (7000..7020).collect();
+    assert_eq!(ports(&fs::read_to_string(&file).unwrap()), want);
+    assert_eq!(ports(&with.stdout), want, "{with:?}");
+    // All was sent before `exec` ended.
+    assert_eq!(records.lock().unwrap().iter().filter(|record| record.event_name == "egress.dropped").count(), 20);
+    assert_eq!((with.code(), without.code(), without.stdout.as_str()), (Some(3), Some(3), ""));
+    let said = |text: &str| text.lines().map(|line| line.split(", by ").next().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(said(&with.stderr), said(&without.stderr));
+    assert_eq!(with.stderr.matches("198.51.100.9").count(), 40, "{with:?}");
+
+    // One that takes nothing is said, and holds the command's status up for seconds at most.
+    let full = exec(&["file:/dev/full"]);
+    assert_eq!(full.code(), Some(3));
+    assert!(
+        full.stderr.contains("egress: 20 events did not reach file:/dev/full") && full.took < LIMIT / 2,
+        "{full:?}"
+    );
+    let missing = exec(&["file:/nowhere/events.jsonl"]);
+    assert_eq!(missing.code(), Some(3));
+    assert!(missing.stderr.contains("cannot write events to file:/nowhere/events.jsonl") && missing.stdout.is_empty());
 }

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use egress_tests::daemon::patient;
 use egress_tests::held::{FLOOD, python};
 use egress_tests::probe::{tcp, udp};
+use egress_tests::skip::kernel;
 use egress_tests::{Cgroup, Daemon, Governed, Service, World};
 
 const POLICY: &str = "version: 1
@@ -61,8 +63,9 @@ fn assert_judged(test: &Governed, when: &str) {
     let denied = DENIED.parse::<SocketAddr>().unwrap().ip();
     test.world.sniffer.assert_none(when, |frame| frame.destination == Some(denied));
     let url = format!("http://{}.wild.example.com/", when.replace(' ', "-"));
-    let limit = Duration::from_secs(5);
-    let run = test.inside.run("curl", &["-sS", "--noproxy", "*", "--max-time", "3", &url], limit).unwrap();
+    let limit = patient(Duration::from_secs(5));
+    let seconds = patient(Duration::from_secs(3)).as_secs().to_string();
+    let run = test.inside.run("curl", &["-sS", "--noproxy", "*", "--max-time", &seconds, &url], limit).unwrap();
     assert_eq!(run.stdout, "ok\n", "{when}: {run:?}");
 }
 
@@ -83,7 +86,13 @@ fn default_routes_are_followed() {
     wait_governed(&test, "up1");
     assert_judged(&test, "made again");
 
-    node.ip("link set up1 name wan0").unwrap();
+    if kernel() >= (6, 2) {
+        node.ip("link set up1 name wan0").unwrap();
+    } else {
+        // One that is up cannot be renamed (`dev_change_name` in net/core/dev.c).
+        node.ip("link set up1 down\nlink set up1 name wan0\nlink set wan0 up").unwrap();
+        node.ip("route replace default via 198.18.1.1 dev wan0").unwrap();
+    }
     wait_governed(&test, "wan0");
     assert_judged(&test, "renamed");
     let status = test.status_until(|status| status["health"]["healthy"] == true).unwrap();
@@ -126,21 +135,22 @@ fn a_bridge_is_governed() {
 #[test]
 fn a_tun_interface_is_judged_without_link_header() {
     let test = governed(None);
-    // Reads what leaves by the interface, for two seconds, and prints each packet's destination.
-    let script = r"import fcntl, os, select, struct, subprocess, time
+    // Reads what leaves by the interface, for so many seconds, and prints each packet's destination.
+    let script = r"import fcntl, os, select, struct, subprocess, sys, time
 tun = os.open('/dev/net/tun', os.O_RDWR)
 fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH', b'tun0', 0x1001))
 for line in ('link set tun0 up', 'addr add 198.18.9.1/24 dev tun0', 'route replace default dev tun0'):
     subprocess.run(['ip'] + line.split(), check=True)
 print('up', flush=True)
-end = time.time() + 4
+end = time.time() + int(sys.argv[1])
 while time.time() < end:
     if select.select([tun], [], [], 0.1)[0]:
         packet = os.read(tun, 2048)
         if packet[0] >> 4 == 4: print('.'.join(map(str, packet[16:20])), flush=True)
 ";
-    let mut reader =
-        test.beside.command(python()).args(["-c", script]).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let seconds = patient(Duration::from_secs(4)).as_secs().to_string();
+    let mut reader = test.beside.command(python());
+    let mut reader = reader.args(["-c", script, &seconds]).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
     wait_governed(&test, "tun0");
     let status = test.daemon.status().unwrap();
     assert!(status["attach_points"].to_string().contains("uplink_egress_l3"), "{status:#}");

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use egress_tests::local_stubs::LocalStub;
 use egress_tests::skip::kernel;
-use egress_tests::{Governed, Place, skip};
+use egress_tests::{Cgroup, Daemon, Governed, Place, World, skip};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const ALLOW: &str = "version: 1\nrules:\n  - name: open\n    to: [203.0.113.80]\n    ports: [443/tcp]\n";
@@ -19,9 +20,11 @@ fn has_tcx(test: &str) -> bool {
 }
 
 fn filters(place: &Place) -> String {
-    ["ingress", "egress"]
-        .map(|way| place.run("tc", &["filter", "show", "dev", "up0", way], LIMIT).unwrap().stdout)
-        .concat()
+    ["ingress", "egress"].map(|way| filters_of(place, "up0", way)).concat()
+}
+
+fn filters_of(place: &Place, interface: &str, way: &str) -> String {
+    place.run("tc", &["filter", "show", "dev", interface, way], LIMIT).unwrap().stdout
 }
 
 fn at_uplink(governed: &Governed) -> Vec<bool> {
@@ -78,4 +81,65 @@ while True:
     assert!(governed.daemon.detach().unwrap().ok());
     let left = filters(&governed.beside);
     assert_eq!(left.matches("direct-action").count(), 0, "{left}");
+}
+
+/// P5: a query to a stub on the node is judged at loopback by the cgroup's hook, and refused ones are answered by the filter there: as
+/// long as it stands, with and without a daemon.
+#[test]
+fn loopbacks_filter_answers_refused_queries_to_a_stub() {
+    if has_tcx("loopbacks_filter_answers_refused_queries_to_a_stub") {
+        return;
+    }
+    let world = World::new().unwrap();
+    world.dns.set_text("www.example.com", 600, &["203.0.113.80"]);
+    let cgroup = Cgroup::new("governed").unwrap();
+    let _stub = LocalStub::dnsmasq(&world, &world.node().in_cgroup(&cgroup), "127.0.0.1").unwrap();
+    let policy = "version: 1
+dns: {resolvers: [127.0.0.1, 203.0.113.53]}
+rules: [{name: web, to: [www.example.com], ports: [443/tcp]}]
+";
+    let daemon = Daemon::builder(&world).policy_text(policy).cgroup(&cgroup).resolvers(&[]).start().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    let mut test = Governed { daemon, inside, beside, cgroup, world };
+    // One line a filter has both.
+    let ours = |test: &Governed| {
+        let filters = filters_of(&test.beside, "lo", "egress");
+        filters.lines().filter(|line| line.contains("denial_egress") && line.contains("direct-action")).count()
+    };
+    let ask = |test: &Governed, name: &str| {
+        let args = ["@127.0.0.1", "+tries=1", "+time=20", "+noedns", name, "A"];
+        test.inside.run("dig", &args, LIMIT * 10).unwrap().stdout
+    };
+    let answered = |test: &Governed, when: &str| {
+        assert_eq!(ours(test), 1, "{when}");
+        let (refused, allowed) = (ask(test, "forbidden.example.com"), ask(test, "www.example.com"));
+        assert!(refused.contains("status: NXDOMAIN"), "{when}: {refused}");
+        assert!(allowed.contains("203.0.113.80"), "{when}: {allowed}");
+    };
+    let again = |test: &mut Governed| {
+        let builder = Daemon::builder(&test.world);
+        let file = builder.policy_file(0);
+        let next = builder.policy(file).cgroup(&test.cgroup).resolvers(&[]).start().unwrap();
+        // As `Governed::restart`, which names a resolver of its own.
+        std::mem::forget(std::mem::replace(&mut test.daemon, next));
+    };
+    answered(&test, "at first");
+    test.daemon.kill().unwrap();
+    answered(&test, "without a daemon");
+    again(&mut test);
+    answered(&test, "after a restart");
+    let gone = test.beside.run("tc", &["filter", "del", "dev", "lo", "egress"], LIMIT).unwrap();
+    assert!(gone.ok(), "{gone:?}");
+    let status = test.daemon.status().unwrap();
+    let points = status["attach_points"].as_array().unwrap();
+    assert_eq!(points.iter().find(|point| point["target"] == "lo").unwrap()["present"], false, "{status:#}");
+    test.daemon.kill().unwrap();
+    again(&mut test);
+    answered(&test, "put back by a start");
+    test.world
+        .sniffer
+        .assert_none("a refused question", |frame| frame.bytes.windows(9).any(|bytes| bytes == b"forbidden"));
+    assert_eq!(test.world.dns.count("forbidden.example.com"), 0);
+    assert!(test.daemon.detach().unwrap().ok());
+    assert_eq!(ours(&test), 0);
 }

@@ -8,10 +8,11 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
+use super::sinks::SinkArgs;
 use crate::policy::{self, Destination, ItemError, Mode, Sources};
 use crate::{
     api::{EventFilter, PacketSpec},
-    events::{Filter, SinkSpec, To},
+    events::{Filter, To},
 };
 
 /// Which policy: shared by `run`, `exec` and `explain`.
@@ -89,10 +90,8 @@ pub struct RunArgs {
     /// Serve metrics at this address
     #[arg(long, value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
-    /// Write events here too; may be repeated: `stdout` (`stdout:json`, `stdout:pretty`), `file:PATH` (JSON lines),
-    /// `journal`, `otlp:http://HOST:PORT`
-    #[arg(long, value_name = "SINK")]
-    pub events: Vec<SinkSpec>,
+    #[command(flatten)]
+    pub sinks: SinkArgs,
     /// Let this group (name or number) read from the daemon's socket; only root changes anything
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub socket_group: Option<u32>,
@@ -168,6 +167,8 @@ pub struct ExecArgs {
     /// Run the command as this user (name or number)
     #[arg(long, short, value_name = "USER")]
     pub user: Option<String>,
+    #[command(flatten)]
+    pub sinks: SinkArgs,
     /// Print the summary of what was blocked as JSON
     #[arg(long)]
     pub json: bool,

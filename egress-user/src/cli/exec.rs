@@ -28,9 +28,10 @@ pub use cgroup::remove_leftovers;
 use self::{cgroup::ExecCgroup, held::Held, user::User};
 use super::{Failure, args::ExecArgs, output};
 use crate::{
+    api::Source as _,
     daemon::{self, Believe, Core, Enforcement, Scope, ring},
     datapath::{self, Room, Settings, netns_cookie},
-    events::{Event, Style, Summary},
+    events::{Event, Opened, Style, Summary, start_sinks},
     policy::{self, Compiled},
     resolve::system::{self, SystemResolvers},
 };
@@ -53,9 +54,11 @@ pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
         .into());
     }
     let loaded = policy::load(&sources)?;
+    let sinks = args.sinks.open()?;
+    let tallies: Vec<_> = sinks.iter().map(Opened::tally).collect();
     let summary = Arc::new(Mutex::new(Summary::new()));
     let seen = Arc::clone(&summary);
-    let code = waiting?.govern(loaded.compiled, system.as_ref(), move |event| {
+    let code = waiting?.govern(loaded.compiled, system.as_ref(), sinks, move |event| {
         seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(event);
     })?;
     let summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -63,6 +66,13 @@ pub fn main(args: ExecArgs) -> anyhow::Result<ExitCode> {
         output::eprint(&format!("{}\n", serde_json::to_string(&*summary)?));
     } else if !args.quiet && !summary.is_empty() {
         output::eprint(&summary.render(Style::detect(&std::io::stderr())));
+    }
+    // With `--json` standard error has the summary alone.
+    if !args.json && !args.quiet {
+        for tally in tallies.iter().filter(|tally| tally.missing() > 0) {
+            let (name, missing) = (tally.name(), tally.missing());
+            output::eprint(&format!("egress: {missing} events did not reach {name}\n"));
+        }
     }
     Ok(code)
 }
@@ -86,11 +96,12 @@ impl Waiting {
         Ok(Self { held, cgroup })
     }
 
-    /// Runs the command under a policy, and hands each event to `seen`. Gives the exit code of the command.
+    /// Runs the command under a policy, and hands each event to `seen` and to the sinks. Gives the exit code of the command.
     pub fn govern(
         self,
         policy: Compiled,
         system: Option<&SystemResolvers>,
+        sinks: Vec<Opened>,
         seen: impl Fn(&Event) + Send + 'static,
     ) -> anyhow::Result<ExitCode> {
         // In this order: what is bound last is dropped first.
@@ -115,8 +126,12 @@ impl Waiting {
         // Before any thread is started: the janitor is a fork of this process and inherits its links.
         let janitor = cgroup.start_janitor().context("start the process that cleans up")?;
         let (core, events) = Core::new(enforcement, policy, Vec::new());
+        let sinks = sinks.into_iter().map(|sink| sink.subscribe(core.hub())).collect();
         let child = held.start()?;
+        let sinks = start_sinks(sinks).context("start the threads that write events")?;
         let code = supervise(&core, events, child, seen)?;
+        core.hub().close();
+        sinks.finish();
         janitor.finish(&cgroup);
         Ok(code)
     }

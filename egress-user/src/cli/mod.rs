@@ -21,6 +21,7 @@ pub mod report;
 pub mod rollback;
 pub mod run;
 pub mod schema;
+mod sinks;
 pub mod status;
 pub mod top;
 

@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -28,9 +27,6 @@ use crate::{
         system::{self, SystemResolvers},
     },
 };
-
-/// How long the sinks may write, at the end, what was published before it.
-const SINKS_END: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT. Enforcement stays on (P2), unless `--detach-on-exit`.
 pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
@@ -97,7 +93,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
     let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
     let metrics = args.metrics.map(bind_metrics).transpose()?;
-    let sinks = args.events.iter().map(open_sink).collect::<Result<Vec<_>, _>>()?;
+    let sinks = args.sinks.open()?;
     // Made now: later the daemon may write below it, and make no other.
     let _ = std::fs::create_dir_all(&args.state);
     let store = Store::new(&args.state);
@@ -133,15 +129,6 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
         .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
     let change = Changing { base, store, stored, texts: ready.texts, trial, files: followed };
     Ok(Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what })
-}
-
-fn open_sink(spec: &SinkSpec) -> Result<Opened, Failure> {
-    Opened::new(spec).map_err(|error| {
-        Failure::machine(
-            format!("cannot write events to {spec}: {error}"),
-            "give a file in a directory that is there, and that root may write to",
-        )
-    })
 }
 
 fn bind_metrics(address: SocketAddr) -> Result<Metrics, Failure> {
@@ -217,7 +204,7 @@ fn enforce(
 /// Where the running daemon writes: its socket's directory, its state, its pins and its files of events.
 fn writable(socket: &Path, args: &RunArgs, pins: Option<&Pins>) -> Vec<PathBuf> {
     let socket = socket.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
-    let events = args.events.iter().filter_map(SinkSpec::writes_in);
+    let events = args.sinks.events.iter().filter_map(SinkSpec::writes_in);
     socket
         .into_iter()
         .chain([args.state.as_path()])
@@ -268,8 +255,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     }
     let running = start_sinks(sinks).context("start the threads that write events")?;
     // What reads events from standard output finds nothing else there.
-    let say =
-        if args.events.iter().any(|sink| matches!(sink, SinkSpec::Stdout(_))) { output::eprint } else { output::tell };
+    let say = if args.sinks.take_stdout() { output::eprint } else { output::tell };
     say(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -314,7 +300,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let _ = stop.send(());
     let _ = serving.await;
     core.hub().close();
-    tokio::task::block_in_place(|| running.finish(SINKS_END));
+    tokio::task::block_in_place(|| running.finish());
     tokio::task::block_in_place(|| core.write_names(&NamesFile::new(&args.state)));
     if args.detach_on_exit
         && let Some(pins) = pins

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::broadcast::{
@@ -24,6 +27,8 @@ pub struct Hub {
 #[derive(Debug)]
 struct Inner {
     capacity: usize,
+    /// How many events were published, up to [`Hub::close`].
+    published: Arc<AtomicU64>,
     state: Mutex<State>,
 }
 
@@ -45,7 +50,7 @@ impl Hub {
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.max(1);
         let state = State { recent: VecDeque::with_capacity(capacity), sender: Some(broadcast::Sender::new(capacity)) };
-        Self { inner: Arc::new(Inner { capacity, state: Mutex::new(state) }) }
+        Self { inner: Arc::new(Inner { capacity, published: Arc::default(), state: Mutex::new(state) }) }
     }
 
     /// Publishes an event; never waits for a subscriber.
@@ -63,6 +68,7 @@ impl Hub {
         if let Some(sender) = &state.sender {
             // Without subscribers there is nobody to tell.
             let _ = sender.send(event);
+            self.inner.published.fetch_add(1, Ordering::Release);
         }
     }
 
@@ -83,7 +89,15 @@ impl Hub {
             Some(sender) => sender.subscribe(),
             None => broadcast::channel(1).1,
         };
-        (state.recent.iter().cloned().collect(), Subscription { receiver })
+        let from = self.inner.published.load(Ordering::Acquire);
+        let place = Place {
+            published: Arc::clone(&self.inner.published),
+            from,
+            read: Arc::new(AtomicU64::new(from)),
+            // As tokio rounds it (`broadcast::channel`).
+            room: self.inner.capacity.next_power_of_two() as u64,
+        };
+        (state.recent.iter().cloned().collect(), Subscription { receiver, place })
     }
 
     /// Ends every subscription, once it has read what is there.
@@ -101,6 +115,48 @@ impl Hub {
 #[derive(Debug)]
 pub struct Subscription {
     receiver: broadcast::Receiver<Arc<Event>>,
+    place: Place,
+}
+
+/// How far a thread is that reads with [`Subscription::next_blocking`] and [`Subscription::try_next`], for others to see while it
+/// does something else.
+#[derive(Clone, Debug)]
+pub struct Place {
+    published: Arc<AtomicU64>,
+    from: u64,
+    /// Events that were read or passed by, and the one that is being asked for.
+    read: Arc<AtomicU64>,
+    room: u64,
+}
+
+impl Place {
+    /// How many events there were since the subscription.
+    pub fn offered(&self) -> u64 {
+        self.published.load(Ordering::Acquire) - self.from
+    }
+
+    /// How many events passed the reader by, of which it will hear when it reads on. Never more than there are, also while it
+    /// reads; for a moment less.
+    pub fn missed(&self) -> u64 {
+        // In this order: what is read in between makes it less.
+        let published = self.published.load(Ordering::Acquire);
+        published.saturating_sub(self.read.load(Ordering::Acquire)).saturating_sub(self.room)
+    }
+
+    /// Around each look: an event counts as read before it is taken, since its place is free from then on.
+    fn look<E>(
+        &self,
+        look: impl FnOnce() -> Result<Arc<Event>, E>,
+        lagged: impl Fn(&E) -> Option<u64>,
+    ) -> Result<Arc<Event>, E> {
+        self.read.fetch_add(1, Ordering::AcqRel);
+        let found = look();
+        if let Err(error) = &found {
+            // One was counted already.
+            self.read.fetch_add(lagged(error).unwrap_or(0).wrapping_sub(1), Ordering::AcqRel);
+        }
+        found
+    }
 }
 
 /// What a subscriber gets.
@@ -113,6 +169,11 @@ pub enum Item {
 }
 
 impl Subscription {
+    /// Its place, for others.
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
+
     /// The next item; `None` when the hub is closed.
     pub async fn next(&mut self) -> Option<Item> {
         match self.receiver.recv().await {
@@ -124,7 +185,8 @@ impl Subscription {
 
     /// The same for a thread of its own, which waits.
     pub fn next_blocking(&mut self) -> Option<Item> {
-        match self.receiver.blocking_recv() {
+        let lagged = |error: &RecvError| if let RecvError::Lagged(count) = error { Some(*count) } else { None };
+        match self.place.look(|| self.receiver.blocking_recv(), lagged) {
             Ok(event) => Some(Item::Event(event)),
             Err(RecvError::Lagged(count)) => Some(Item::Lost(count)),
             Err(RecvError::Closed) => None,
@@ -133,7 +195,8 @@ impl Subscription {
 
     /// The next item if it is there already.
     pub fn try_next(&mut self) -> Option<Item> {
-        match self.receiver.try_recv() {
+        let lagged = |error: &TryRecvError| if let TryRecvError::Lagged(count) = error { Some(*count) } else { None };
+        match self.place.look(|| self.receiver.try_recv(), lagged) {
             Ok(event) => Some(Item::Event(event)),
             Err(TryRecvError::Lagged(count)) => Some(Item::Lost(count)),
             Err(TryRecvError::Empty | TryRecvError::Closed) => None,

@@ -9,6 +9,8 @@ mount -t cgroup2 none /sys/fs/cgroup
 mount -t bpf none /sys/fs/bpf
 mount -t securityfs none /sys/kernel/security
 ip link set lo up
+# /dev/net/tun is made when the module is there.
+modprobe tun
 cd '@WORKSPACE@' || exit
 : >/run/skipped
 echo "egress-vm-up: kernel $(uname -r), LSMs $(cat /sys/kernel/security/lsm), $(cut -d' ' -f1 /proc/uptime) s after its start"

@@ -62,7 +62,7 @@ fn command(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<ExitCode
     let system = system::read(&system::Paths::default()).ok();
     let policy = watching(&args.resolver, system.as_ref())?;
     let sink = Arc::clone(sink);
-    waiting?.govern(policy, system.as_ref(), move |event| lock(&sink).add(event))
+    waiting?.govern(policy, system.as_ref(), Vec::new(), move |event| lock(&sink).add(event))
 }
 
 /// With programs of its own, which nothing pins.

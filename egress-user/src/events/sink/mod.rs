@@ -1,4 +1,4 @@
-//! Where `egress run --events` sends events besides the control socket. Each sink has a thread of its own behind the
+//! Where `--events` of `egress run` and `egress exec` sends events. Each sink has a thread of its own behind the
 //! [`Hub`]'s bounded queue: however slow or broken it is, no packet and no other reader waits for it, and what it missed
 //! is counted and told.
 
@@ -14,13 +14,13 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use super::{Event, Hub, Subscription};
+use super::{Event, Hub, Subscription, hub::Place};
 
 #[cfg(test)]
 mod tests;
@@ -128,10 +128,20 @@ trait Write: Send {
 pub struct Tally {
     name: String,
     written: AtomicU64,
+    /// Lost events that its thread knows of.
     lost: AtomicU64,
+    /// The most that was told as lost.
+    told: AtomicU64,
+    /// How far its thread is, once it has a place in the stream.
+    place: OnceLock<Place>,
 }
 
 impl Tally {
+    fn new(name: String) -> Self {
+        let none = || AtomicU64::new(0);
+        Self { name, written: none(), lost: none(), told: none(), place: OnceLock::new() }
+    }
+
     /// The sink, as [`SinkSpec`] writes it.
     pub fn name(&self) -> &str {
         &self.name
@@ -142,9 +152,17 @@ impl Tally {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Events that it did not get: it was too slow, or away for too long.
+    /// Events that it did not get: it was too slow, away for too long, or hangs. Never less than before.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        // In this order: what its thread hears of in between is missing in both for a moment, and never in both.
+        let known = self.lost.load(Ordering::Acquire);
+        let lost = known + self.place.get().map_or(0, Place::missed);
+        self.told.fetch_max(lost, Ordering::Relaxed).max(lost)
+    }
+
+    /// Events that it did not get so far, those that wait for it included.
+    pub fn missing(&self) -> u64 {
+        self.place.get().map_or(0, Place::offered).saturating_sub(self.written())
     }
 }
 
@@ -170,8 +188,7 @@ impl Opened {
             SinkSpec::Journal(path) => Box::new(journal::Journal::new(path)?),
             SinkSpec::Otlp(uri) => Box::new(otlp::Otlp::new(uri.clone())?),
         };
-        let tally = Tally { name: spec.to_string(), written: AtomicU64::new(0), lost: AtomicU64::new(0) };
-        Ok(Self { writer, tally: Arc::new(tally) })
+        Ok(Self { writer, tally: Arc::new(Tally::new(spec.to_string())) })
     }
 
     /// What becomes of its events.
@@ -181,7 +198,10 @@ impl Opened {
 
     /// Takes a place in the hub's stream: what is published from now on is for this sink.
     pub fn subscribe(self, hub: &Hub) -> Subscribed {
-        Subscribed { events: hub.subscribe(), opened: self }
+        let events = hub.subscribe();
+        // A sink has one place.
+        let _ = self.tally.place.set(events.place());
+        Subscribed { events, opened: self }
     }
 }
 

@@ -14,6 +14,8 @@ use crate::events::{Event, Item, Kind, Lost, LostWhere, Subscription, Timestamp}
 const BATCH: usize = 512;
 /// How long one batch is tried before its events count as lost; meanwhile the hub's queue holds what comes.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the sinks may write, at the end, what was published before it: one that hangs must not keep the program from ending.
+const END: Duration = Duration::from_secs(2);
 /// The pause before the second try, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
@@ -41,10 +43,9 @@ pub fn start(sinks: Vec<Subscribed>) -> io::Result<Running> {
 }
 
 impl Running {
-    /// Waits until every sink has written what was published before the hub was closed, `limit` at most: one that hangs
-    /// must not keep the daemon from ending.
-    pub fn finish(self, limit: Duration) {
-        let until = Instant::now() + limit;
+    /// Waits until every sink has written what was published before the hub was closed, two seconds at most.
+    pub fn finish(self) {
+        let until = Instant::now() + END;
         for sink in self.ended {
             let _ = sink.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
@@ -81,7 +82,7 @@ impl Sink {
     }
 
     fn lose(&mut self, count: u64) {
-        self.tally.lost.fetch_add(count, Ordering::Relaxed);
+        self.tally.lost.fetch_add(count, Ordering::Release);
         self.owed += count;
     }
 
@@ -99,7 +100,7 @@ impl Sink {
                 Ok(refused) => {
                     let refused = refused.min(own);
                     self.tally.written.fetch_add(own - refused, Ordering::Relaxed);
-                    self.tally.lost.fetch_add(refused, Ordering::Relaxed);
+                    self.tally.lost.fetch_add(refused, Ordering::Release);
                     self.owed = 0;
                     if std::mem::take(&mut self.failing) {
                         tracing::info!(
