@@ -21,10 +21,16 @@ pub struct LocalStub {
 impl LocalStub {
     /// dnsmasq at an address that the node has, with its cache on.
     pub fn dnsmasq(world: &World, place: &Place, address: &str) -> Result<Self> {
+        Self::dnsmasq_at_port(world, place, address, 53)
+    }
+
+    /// The same at another port.
+    pub fn dnsmasq_at_port(world: &World, place: &Place, address: &str, port: u16) -> Result<Self> {
+        let at = format!("--port={port}");
         let (listen, server) = (format!("--listen-address={address}"), format!("--server={DNS_V4}"));
         let args = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"];
-        let rest = ["--user=root", "--pid-file=", "--log-facility=-", "--log-queries", &server, &listen];
-        Self::start(world, place, address, "dnsmasq", &[&args[..], &rest[..]].concat())
+        let rest = ["--user=root", "--pid-file=", "--log-facility=-", "--log-queries", &server, &listen, &at];
+        Self::start(world, place, SocketAddr::new(address.parse()?, port), "dnsmasq", &[&args[..], &rest[..]].concat())
     }
 
     /// systemd-resolved at 127.0.0.53, without D-Bus and without the rest of systemd: with the configuration file, the
@@ -54,24 +60,24 @@ chown systemd-resolve:systemd-resolve /run/systemd/resolve
 exec env SYSTEMD_LOG_TARGET=console "$2"
 "#;
         let (dir, program) = (dir.to_string_lossy().into_owned(), resolved_binary()?.to_string_lossy().into_owned());
-        Self::start(world, place, "127.0.0.53", "sh", &["-c", script, "sh", &dir, &program])
+        Self::start(world, place, SocketAddr::from(([127, 0, 0, 53], 53)), "sh", &["-c", script, "sh", &dir, &program])
     }
 
-    fn start(world: &World, place: &Place, address: &str, program: &str, args: &[&str]) -> Result<Self> {
-        let ip: IpAddr = address.parse()?;
+    fn start(world: &World, place: &Place, at: SocketAddr, program: &str, args: &[&str]) -> Result<Self> {
+        let address = at.ip();
         let mut command = place.command(program);
         let said = world.dir().join(format!("stub-{address}.log"));
         let log = std::fs::File::create(&said)?;
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = command.spawn().with_context(|| format!("start {program}: is its Debian package installed?"))?;
-        let mut stub = Self { address: ip, child };
+        let mut stub = Self { address, child };
         let start = Instant::now();
-        let connect = || TcpStream::connect_timeout(&SocketAddr::new(ip, 53), Duration::from_millis(200));
+        let connect = || TcpStream::connect_timeout(&at, Duration::from_millis(200));
         while world.node_ns.run(connect).is_err() {
             let ended = stub.child.try_wait()?;
             if ended.is_some() || start.elapsed() > Duration::from_secs(10) {
                 let text = std::fs::read_to_string(&said).unwrap_or_default();
-                bail!("{program} at {address} does not answer on TCP 53 ({ended:?}): {text}");
+                bail!("{program} at {at} does not answer on TCP ({ended:?}): {text}");
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -3,7 +3,7 @@
 //! refused candidates of a search list do not hold a lookup up.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
@@ -11,9 +11,10 @@ use std::time::Duration;
 use egress_tests::clients::{Library, look_up};
 use egress_tests::local_stubs::LocalStub;
 use egress_tests::mntns::BPFFS;
+use egress_tests::model::wire::dns_query;
 use egress_tests::resolvers::Resolver;
 use egress_tests::stub::{Style, resolve};
-use egress_tests::world::{DNS_V4, NODE_V4};
+use egress_tests::world::{DNS_V4, NODE_V4, NODE_V6};
 use egress_tests::{Cgroup, Daemon, Governed, MountNs, Place, Service, World};
 use egress_user::datapath::{Pins, sys};
 use hickory_proto::rr::RecordType;
@@ -224,10 +225,13 @@ fn what_a_stub_has_in_its_cache_is_learned() {
 const CLUSTER: &str = "10.96.0.10";
 
 fn translate(world: &World, to: &str) {
-    let rules = format!(
-        "table ip cluster {{ chain output {{ type nat hook output priority -100;\n\
-         ip daddr {CLUSTER} udp dport 53 dnat to {to}\nip daddr {CLUSTER} tcp dport 53 dnat to {to}\n}}\n}}\n"
-    );
+    let rules = format!("ip daddr {CLUSTER} udp dport 53 dnat to {to}\nip daddr {CLUSTER} tcp dport 53 dnat to {to}");
+    translate_by(world, "ip", &rules);
+}
+
+fn translate_by(world: &World, family: &str, rules: &str) {
+    let rules =
+        format!("table {family} cluster {{ chain output {{ type nat hook output priority -100;\n{rules}\n}}\n}}\n");
     let file = world.dir().join("nat.nft");
     std::fs::write(&file, rules).unwrap();
     let run = world.node().run("nft", &["-f", &file.to_string_lossy()], LIMIT).unwrap();
@@ -248,22 +252,60 @@ fn a_cluster_address_of_a_resolver_outside_works() {
     drop(resolver);
 }
 
-/// The same with the resolver on this node: names are learned from what it asks itself. A refused name's answer does not
-/// come back through the translation, so the search domains are `dns.internal`.
+/// The same with the resolver on this node: names are learned from what it asks itself, and a refused name's answer is
+/// translated back, where loopback takes it (decision 0048).
 #[test]
 fn a_cluster_address_of_a_stub_on_the_node_works() {
     let world = world();
     let cgroup = Cgroup::new("governed").unwrap();
     let stub = LocalStub::dnsmasq(&world, &world.node().in_cgroup(&cgroup), NODE_V4).unwrap();
     translate(&world, NODE_V4);
-    let dns = format!("dns: {{resolvers: [{CLUSTER}, {NODE_V4}, {DNS_V4}], internal: [cluster.local, some.corp]}}\n");
+    world.node_ns.sysctl("ipv4/conf/lo/accept_local", "1").unwrap();
+    let dns = format!("dns: {{resolvers: [{CLUSTER}, {NODE_V4}, {DNS_V4}]}}\n");
     let test = governed(world, cgroup, CLUSTER, &dns);
     first_packets_pass(&test, &test.inside, CLUSTER);
     let place = pod_like(&test, CLUSTER);
-    for library in Library::ALL {
-        let lookup = look_up(library, &place, &[ALLOWED], LIMIT).unwrap().remove(0);
-        println!("{library:?}: {:?} behind internal candidates", lookup.took);
-        assert!(!lookup.addresses.is_empty() && lookup.took < STALL, "{library:?}: {lookup:?}");
-    }
+    refused_names_are_answered(&test, &place);
+    // The stub's own address is asked as it is, by the same sockets and by others.
+    refused_by_turns(&test, &[CLUSTER, NODE_V4, CLUSTER]);
     drop(stub);
+}
+
+/// By IPv6, and with the port translated too.
+#[test]
+fn a_cluster_address_and_port_of_a_stub_on_the_node_works_by_ipv6() {
+    const CLUSTER_6: &str = "fd00:96::a";
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let stub = LocalStub::dnsmasq_at_port(&world, &world.node().in_cgroup(&cgroup), NODE_V6, 5353).unwrap();
+    let rule = format!("ip6 daddr {CLUSTER_6} udp dport 53 dnat to [{NODE_V6}]:5353");
+    translate_by(&world, "ip6", &rule);
+    let dns = format!("dns: {{resolvers: ['{CLUSTER_6}', '[{NODE_V6}]:5353', {DNS_V4}]}}\n");
+    let test = governed(world, cgroup, CLUSTER_6, &dns);
+    refused_names_are_answered(&test, &pod_like(&test, CLUSTER_6));
+    refused_by_turns(&test, &[CLUSTER_6]);
+    drop(stub);
+}
+
+/// One unconnected socket asks these resolvers for a refused name by turns: each answer comes from the address that was asked.
+fn refused_by_turns(test: &Governed, resolvers: &[&str]) {
+    let query = dns_query("forbidden.example.com");
+    let resolvers: Vec<SocketAddr> = resolvers.iter().map(|at| SocketAddr::new(at.parse().unwrap(), 53)).collect();
+    let by_turns = || {
+        let any = if resolvers[0].is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.set_read_timeout(Some(STALL))?;
+        for resolver in &resolvers {
+            socket.send_to(&query, resolver)?;
+            let mut answer = [0; 512];
+            let (len, from) = socket.recv_from(&mut answer)?;
+            // The same message with an answer's flags and NXDOMAIN.
+            let right = from == *resolver && len == query.len() && answer[2..4] == [0x81, 0x83];
+            anyhow::ensure!(right && answer[4..len] == query[4..], "{resolver}: {from} {:?}", &answer[..len]);
+        }
+        Ok(())
+    };
+    for _ in 0..3 {
+        test.inside.fork(LIMIT, by_turns).unwrap();
+    }
 }

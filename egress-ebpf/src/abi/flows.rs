@@ -78,8 +78,12 @@ pub struct SocketState {
     pub way: u64,
     /// When a refused query of it was let go last.
     pub left: Ticks,
+    /// The port of `asked`; 0 for none.
+    pub asked_port: u16,
     /// Zero.
-    pub pad: u32,
+    pub pad: u16,
+    /// The resolver that a datagram was addressed to last (sendmsg with an address), before any translation.
+    pub asked: Address,
 }
 
 impl SocketState {

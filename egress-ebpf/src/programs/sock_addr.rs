@@ -22,7 +22,7 @@ use egress_ebpf::{
 };
 
 use super::{
-    report,
+    report, sockets,
     tables::{Kernel, live, now},
 };
 
@@ -86,10 +86,28 @@ fn enter(ctx: *mut bpf_sock_addr, hook: u8, family: u8) -> i32 {
         return ALLOW;
     }
     let verdict = Kernel.policy(config, &destination, now());
+    if hook == HOOK_SENDMSG && matches!(verdict.reason, Reason::Dns) {
+        note_asked(ctx, &destination);
+    }
     if verdict.reason.passes() || may_pass(ctx, hook, &destination) {
         return ALLOW;
     }
     refuse(ctx, config, hook, &destination, verdict.reason)
+}
+
+/// Writes down which resolver an unconnected socket asks: nftables may translate the address before any other hook sees it,
+/// and the socket takes an answer from the one that it asked alone.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn note_asked(ctx: *mut bpf_sock_addr, destination: &Destination) {
+    // SAFETY: the context is valid.
+    let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
+    if !sk.is_null()
+        && let Some(state) = sockets::state(sk)
+        && (state.asked != destination.address || state.asked_port != destination.port)
+    {
+        (state.asked, state.asked_port) = (destination.address, destination.port);
+    }
 }
 
 /// Loopback and the unspecified address, which means loopback to connect(2).
