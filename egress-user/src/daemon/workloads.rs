@@ -101,13 +101,14 @@ impl Core {
     /// became uplinks. Gives the names of the new ones.
     ///
     /// # Errors
-    /// The first veth that could not be attached to; the rest is tried all the same.
+    /// That the table of workloads could not be written, or the first veth that could not be attached to; the rest is tried all the same.
     pub fn govern_workloads(&self, links: &[Link]) -> Result<Vec<String>, Error> {
         let mut attached = lock(&self.attached);
         let uplinks = attached.iter().filter(|point| point.hook.starts_with("uplink_")).map(|point| &point.target);
         let wanted = workloads(links, &uplinks.cloned().collect());
         let mut datapath = lock(&self.datapath);
-        datapath.set_workloads(&wanted)?;
+        // What is not in the table counts as bound for the outside; its veth is governed all the same (docs/limits.md).
+        let mut first = datapath.set_workloads(&wanted);
         datapath.keep_only_veths(|index| wanted.iter().any(|workload| workload.index == index))?;
         let mut gone = Vec::new();
         attached.retain(|point| {
@@ -130,7 +131,7 @@ impl Core {
         gone.into_iter().try_for_each(|index| datapath.set_veth(index, false))?;
         let known: BTreeSet<String> =
             attached.iter().filter(|point| point.hook == WORKLOAD_HOOK).map(|point| point.target.clone()).collect();
-        let (mut added, mut first) = (Vec::new(), Ok(()));
+        let mut added = Vec::new();
         for workload in wanted.iter().filter(|workload| !known.contains(&workload.name)) {
             match datapath.attach_workload(workload, self.pins.as_ref()) {
                 Ok(point) => {

@@ -64,16 +64,20 @@ impl Datapath {
     }
 
     /// Writes down which interfaces are workloads', and by which the routes to each lead: see map `WORKLOADS`.
+    ///
+    /// # Errors
+    /// The first one that could not be written; the rest is tried all the same.
     pub fn set_workloads(&self, workloads: &[Workload]) -> Result<(), Error> {
         let table = self.object.table::<u32, u32>("WORKLOADS")?;
         let wanted = elements(workloads);
         table.retain(|index| !wanted.contains_key(index))?;
+        let mut first = Ok(());
         for (index, device) in &wanted {
             if table.get(index)? != Some(*device) {
-                table.set(index, device, sys::ANY)?;
+                first = first.and(table.set(index, device, sys::ANY));
             }
         }
-        Ok(())
+        first
     }
 }
 

@@ -98,7 +98,7 @@ fn tests(place: &Place, args: &[String]) -> Result<String> {
     let args: Vec<_> = args.iter().map(|arg| format!("'{}'", arg.replace('\'', r"'\''"))).collect();
     Ok(format!(
         "cargo-nextest nextest run --binaries-metadata '{binaries}' --cargo-metadata '{metadata}' \
-         --status-level all --show-progress none --color never --test-threads 2 {}",
+         --profile vm --status-level all --show-progress none --color never --test-threads 2 {}",
         args.join(" ")
     ))
 }
