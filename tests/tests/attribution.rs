@@ -124,12 +124,17 @@ fn a_podman_container_is_told() {
     assert!(text.contains(&format!("podman:{}", &id[..12])), "{text}");
 }
 
-/// runc by hand: the name that it is given is in its cgroup's path; 64 hex digits are an id whose runtime nobody knows.
+/// runc and crun by hand: the name that it is given is in its cgroup's path; 64 hex digits are an id whose runtime nobody knows.
 #[test]
 fn a_container_of_an_unknown_runtime_is_told_by_its_id() {
-    if !have(&["runc", "busybox"]) {
-        return;
+    for runtime in ["runc", "crun"] {
+        if have(&[runtime, "busybox"]) {
+            an_unknown_runtime_is_told(runtime);
+        }
     }
+}
+
+fn an_unknown_runtime_is_told(runtime: &str) {
     let test = Governed::new(POLICY).unwrap();
     let bundle = test.world.dir().join("bundle");
     from_scratch(&bundle.join("rootfs"));
@@ -137,7 +142,7 @@ fn a_container_of_an_unknown_runtime_is_told_by_its_id() {
     fs::create_dir(&gate).unwrap();
     let parent = below_root(&test.cgroup);
     for (name, port) in [(ID, 8002), ("box", 8003)] {
-        let run = among_runtimes(&test.beside, &format!("cd {}; rm -f config.json; runc spec", bundle.display()));
+        let run = among_runtimes(&test.beside, &format!("cd {}; rm -f config.json; {runtime} spec", bundle.display()));
         assert!(run.ok(), "{run:?}");
         let file = bundle.join("config.json");
         let mut spec: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -149,7 +154,7 @@ fn a_container_of_an_unknown_runtime_is_told_by_its_id() {
         // A sysfs can be mounted by who owns the network namespace alone.
         spec["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "sysfs" && mount["type"] != "cgroup");
         fs::write(&file, spec.to_string()).unwrap();
-        let script = format!("cd {}; runc --root /run/runc run {name} </dev/null", bundle.display());
+        let script = format!("cd {}; {runtime} --root /run/{runtime} run {name} </dev/null", bundle.display());
         let event = event_of(&test, &script, &gate, port);
         assert_eq!(event["cgroup"], format!("{parent}/{name}"), "{event}");
         let container = if name == ID { json!({"id": ID}) } else { Value::Null };

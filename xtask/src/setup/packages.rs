@@ -16,6 +16,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("bind9-dnsutils", "dig, as a client that asks a resolver of its own"),
     ("busybox-static", "the one program of the containers under test"),
     ("chromium-headless-shell", "a browser that reads the report"),
+    ("crun", "makes a container by hand, as runc does"),
     ("curl", "the client of the demo's HTTP and HTTPS rows"),
     ("dnsmasq-base", "a resolver under test"),
     ("fonts-dejavu-core", "the letters in the bench's plots"),
