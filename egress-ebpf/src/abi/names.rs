@@ -199,7 +199,7 @@ pub const RING_SLOTS: usize = 1024;
 pub struct RingSlot {
     /// The query's key.
     pub key: PendingKey,
-    /// The query's ticket; 0 where the slot was never used.
+    /// The query's ticket; 0 where the slot was never used, or its query was answered.
     pub ticket: u64,
 }
 

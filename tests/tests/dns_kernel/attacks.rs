@@ -265,6 +265,9 @@ fn flood_of_one_asker_is_bounded_and_its_last_queries_still_count() {
     assert_eq!(kernel.count(LearnCount::Displaced), 2 * RING_SLOTS as u64 + 1);
     kernel.answer(&raw_answer(&wire::query(0, "a.example.com"), &[record(POINTER, 1, 1, 60, EVIL)]));
     assert_eq!(kernel.addresses(), 0);
+    assert_eq!((kernel.pending(), kernel.waiting()), (RING_SLOTS, RING_SLOTS));
     kernel.answer(&raw_answer(&wire::query(last, "a.example.com"), &[record(POINTER, 1, 1, 60, EVIL)]));
     assert_eq!(kernel.addresses(), 1);
+    // What was answered gives its slot back, and the others keep theirs.
+    assert_eq!((kernel.pending(), kernel.waiting()), (RING_SLOTS - 1, RING_SLOTS - 1));
 }

@@ -161,6 +161,17 @@ impl Kernel {
         self.table::<PendingKey, Pending>("PENDING").keys().expect("keys").len()
     }
 
+    /// How many slots of the askers' rings hold a query.
+    pub fn waiting(&self) -> usize {
+        let mut held = 0;
+        let count = |_: &u32, slot: &RingSlot| {
+            held += usize::from(slot.ticket != 0);
+            true
+        };
+        self.table::<u32, RingSlot>("PENDING_RINGS").each(count).expect("read");
+        held
+    }
+
     /// What was learned since the last call.
     pub fn events(&mut self) -> Vec<(LearnedEvent, Vec<LearnedAddress>)> {
         let mut events = Vec::new();

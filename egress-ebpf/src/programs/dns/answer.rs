@@ -23,7 +23,7 @@ use egress_ebpf::{
     repeat::{Step, repeat},
 };
 
-use super::{Wanted, find, load, scratch, staged, stream};
+use super::{Wanted, find, load, query, scratch, staged, stream};
 use crate::programs::{
     learn::{Kernel, addresses, count},
     maps,
@@ -264,6 +264,7 @@ fn take(pending: &Pending, work: &mut Work, now: Ticks) -> bool {
         count(LearnCount::Unasked);
         return false;
     }
+    query::answered(ticket);
     true
 }
 

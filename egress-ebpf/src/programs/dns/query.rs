@@ -11,7 +11,7 @@ use egress_ebpf::{
         self, QUERY_MAX, Work,
         bytes::{copy_words, opaque},
     },
-    packet::{Fragment, Packet},
+    packet::{Fragment, Headers, Packet},
     reason::Reason,
 };
 
@@ -20,6 +20,7 @@ use crate::programs::{
     learn::count,
     maps_names::{PENDING, PENDING_RINGS, REFUSED, REFUSED_NAMES, REFUSED_NEXT, RING_HEADS},
     report::Refused,
+    skb::Direct,
     tables::now,
 };
 
@@ -109,7 +110,7 @@ extern "C" fn egress_query_begin(skb: *mut __sk_buff, packet: *const Packet, ask
         // SAFETY: the context is valid.
         let (gso, linear) = unsafe { ((*skb).gso_size, u64::from((*skb).data_end) - u64::from((*skb).data)) };
         let udp = u64::from(network_offset) + u64::from(packet.transport);
-        if gso != 0 || linear < end || be16(skb, udp + 4) != Some(end - udp) {
+        if gso != 0 || linear < end || udp_length(skb, udp) != Some(end - udp) {
             return BAD;
         }
     }
@@ -132,6 +133,12 @@ extern "C" fn egress_query_begin(skb: *mut __sk_buff, packet: *const Packet, ask
         pad: 0,
     };
     READ | work.index << 8
+}
+
+/// The length that a UDP header in the linear part says.
+#[inline(always)]
+fn udp_length(skb: *mut __sk_buff, udp: u64) -> Option<u64> {
+    Direct(skb).read::<2>(udp as usize + 4).map(|bytes| u64::from(u16::from_be_bytes(bytes)))
 }
 
 /// Judges the next message: [`READ`] where another one follows. Else the buffer was given back.
@@ -247,6 +254,17 @@ fn remember(skb: *mut __sk_buff, work: &mut Work, now: Ticks) {
     });
 }
 
+/// Makes the slot of a query that was answered free again, which spares the query that takes it next a look at [`PENDING`].
+#[inline(always)]
+pub fn answered(ticket: u64) {
+    let (turn, ring) = ((ticket / RINGS as u64).wrapping_sub(1), ticket % RINGS as u64);
+    let slot = ring * RING_SLOTS as u64 + turn % RING_SLOTS as u64;
+    if let Some(slot) = PENDING_RINGS.get_ptr_mut(opaque(slot) as u32) {
+        // SAFETY: an entry of an array. Where another query has the slot by now, its ticket is another.
+        unsafe { atomic::replace(&raw mut (*slot).ticket, ticket, 0) };
+    }
+}
+
 /// Takes the next slot of a ring, and what waits in it out of [`PENDING`]. So an asker that floods has room for
 /// [`RING_SLOTS`] queries and pushes out none but its own.
 #[inline(always)]
@@ -256,7 +274,9 @@ fn displace(ring: u32, key: &PendingKey, now: Ticks) -> Option<u64> {
     unsafe {
         let turn = atomic::fetch_add(RING_HEADS.get_ptr_mut(ring)?, 1);
         let slot = PENDING_RINGS.get_ptr_mut(ring * RING_SLOTS as u32 + opaque(turn % RING_SLOTS as u64) as u32)?;
+        // An entry with the same key is replaced anyway.
         if (*slot).ticket != 0
+            && (*slot).key != *key
             && let Some(old) = PENDING.get_ptr(&(*slot).key)
             && (*old).ticket == (*slot).ticket
         {

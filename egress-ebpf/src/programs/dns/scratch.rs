@@ -13,7 +13,10 @@ use crate::programs::maps_names::{WORK, WORKS};
 #[inline(always)]
 pub fn claim() -> Option<&'static mut Work> {
     let mut claim = Claim { index: NONE };
-    repeat(WORKS, &mut claim);
+    // The first one is free nearly always: no loop for it.
+    if claim.step(0) {
+        repeat(WORKS, &mut claim);
+    }
     // SAFETY: an entry of an array lives as long as the program; whoever turned `busy` from 0 to 1 has it alone.
     let work = WORK.get_ptr_mut(claim.index).map(|work| unsafe { &mut *work })?;
     work.index = u64::from(claim.index);

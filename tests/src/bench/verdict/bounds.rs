@@ -28,9 +28,9 @@ const BOUNDS: [(&str, &str, f64); 22] = [
     ("reply in udp", "socket_ingress", 4.9),                          // 3.5
     ("reply in tcp", "uplink_ingress", 3.0),                          // 2.1
     ("reply in udp", "uplink_ingress", 4.7),                          // 3.3
-    ("query", "socket_egress", 25.0),                                 // 17.8
-    ("query", "uplink_egress", 26.0),                                 // 18.6
-    ("query refused", "socket_egress", 22.5),                         // 16.0
+    ("query", "socket_egress", 23.5),                                 // 16.6
+    ("query", "uplink_egress", 23.5),                                 // 16.6
+    ("query refused", "socket_egress", 20.5),                         // 14.5
 ];
 
 /// Which figures are behind their bounds by more than their spread, each as a line that says so.
