@@ -250,7 +250,6 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     }
     tokio::spawn(daemon::reclaim(Arc::clone(&core)));
     if follows {
-        core.prepare_uplinks()?;
         follow_uplinks(&core, &wanted);
     }
     let running = start_sinks(sinks).context("start the threads that write events")?;
@@ -259,6 +258,15 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     say(&format!("{what}\n"));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
+    if follows {
+        // For uplinks to come: those that are there are governed, and need not wait for it (50 ms).
+        let core = Arc::clone(&core);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = core.prepare_uplinks() {
+                tracing::error!(%error, "an uplink of another kind could not be governed");
+            }
+        });
+    }
     tokio::spawn(files.follow(Arc::clone(&changer)));
     tokio::spawn(Arc::clone(&core).keep_names(NamesFile::new(&args.state)));
     tokio::spawn(Arc::clone(&core).sweep_forever());
