@@ -12,7 +12,7 @@ pub struct Options {
     /// verdicts alone and needs no release build, since only the kernel's time counts.
     #[arg(long)]
     pub quick: bool,
-    /// What to measure, and its options as they are: `verdict`, `network` (`-- --help` lists them); all without.
+    /// What to measure, and its options as they are: `verdict`, `network`, `daemon`, `flood` (`-- --help` lists them); all without.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<String>,
 }

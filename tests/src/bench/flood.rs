@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::{Table, presets::NOTHING};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use serde::Serialize;
 
+use super::processor::{compute, pin};
 use super::statistics::Spread;
 use crate::daemon::binary;
 use crate::{Governed, Place, Service, World};
@@ -253,13 +252,6 @@ impl Drop for Told {
     }
 }
 
-fn pin(processor: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(processor)?;
-    sched_setaffinity(Pid::from_raw(0), &set).context("keep to one processor: there must be two")?;
-    Ok(())
-}
-
 /// Allowed datagrams a second.
 fn send_allowed(length: Duration) -> Result<f64> {
     pin(0)?;
@@ -285,7 +277,10 @@ fn flood(test: &Governed, beside: Beside, length: Duration) -> Result<(u64, f64)
         pin(1)?;
         let start = Instant::now();
         let tried = match beside {
-            Beside::Computing => compute(start, length),
+            Beside::Computing => {
+                compute(length);
+                0
+            }
             Beside::SocketUntold | Beside::Socket => from_a_socket(start, length)?,
             Beside::SocketMany => to_many(start, length)?,
             Beside::UplinkUntold | Beside::Uplink => in_batches(start, length, 1)?,
@@ -293,14 +288,6 @@ fn flood(test: &Governed, beside: Beside, length: Duration) -> Result<(u64, f64)
         };
         Ok((tried, start.elapsed().as_secs_f64()))
     })
-}
-
-fn compute(start: Instant, length: Duration) -> u64 {
-    let mut turns = 0_u64;
-    while start.elapsed() < length {
-        turns = std::hint::black_box(turns + 1);
-    }
-    0
 }
 
 /// A connected socket's sends are judged as packets, one a system call.

@@ -1,7 +1,9 @@
 //! What Egress costs, measured side by side in one run: ratios, since no absolute time means much on another machine.
 
+mod daemon;
 mod flood;
 mod network;
+mod processor;
 pub mod programs;
 pub mod raw;
 pub mod statistics;
@@ -30,8 +32,10 @@ pub struct Options {
 enum What {
     /// A packet's verdict by BPF_PROG_TEST_RUN, over an empty program's, and what the programs cost to load.
     Verdict(verdict::Options),
-    /// Packets, connections and DNS lookups through namespaces, beside what would be used instead; the daemon's own cost.
+    /// Packets, connections and DNS lookups through namespaces, beside what would be used instead.
     Network(network::Options),
+    /// The daemon's own cost: starts, reloads, memory, what names that are kept fresh take, and what a reload does to packets.
+    Daemon(daemon::Options),
     /// Allowed datagrams beside a flood of forbidden ones, and whether each of these is counted and told.
     Flood(flood::Options),
 }
@@ -42,12 +46,15 @@ pub fn run(options: &Options) -> Result<bool> {
     match &options.what {
         Some(What::Verdict(verdict)) => verdict::run(verdict, options),
         Some(What::Network(network)) => network::run(network, options),
+        Some(What::Daemon(daemon)) => daemon::run(daemon, &options.out).map(|()| true),
         Some(What::Flood(flood)) => flood::run(flood, &options.out),
         // The network's ratios depend on what else runs on a machine with few processors: CI does not ask for them.
         None if options.quick => verdict::run(&verdict::Options::default(), options),
         None => {
             let verdict = verdict::run(&verdict::Options::default(), options)?;
-            Ok(network::run(&network::Options::default(), options)? && verdict)
+            let network = network::run(&network::Options::default(), options)?;
+            daemon::run(&daemon::Options::default(), &options.out)?;
+            Ok(network && verdict)
         }
     }
 }

@@ -1,9 +1,8 @@
 //! End to end: the same load at Egress and at what people would use instead, in the same namespaces, run by run in turn.
 
-mod daemon;
 mod load;
 mod lookup;
-mod peer;
+pub mod peer;
 mod plot;
 mod report;
 
@@ -14,7 +13,6 @@ use serde::Serialize;
 
 use std::time::Instant;
 
-use daemon::Daemon;
 use load::Metric;
 use lookup::Way;
 use peer::{Kind, Peer};
@@ -47,7 +45,6 @@ struct Measured {
     processors: usize,
     seconds: f64,
     figures: Vec<Figure>,
-    daemon: Vec<Daemon>,
 }
 
 /// Measures, prints, and writes `network.md`, `network.json` and the plots. Whether every bound held, which only the quick run asks.
@@ -59,11 +56,10 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
         println!("{}", report::lookups(&lookups(options.rounds)?));
         return Ok(true);
     }
-    let (mut figures, mut daemon) = (Vec::new(), Vec::new());
+    let mut figures = Vec::new();
     for &destinations in &options.destinations {
         eprintln!("bench: peers with {destinations} destinations, {} rounds", options.rounds);
         figures.extend(peers(destinations, options.rounds)?);
-        daemon.push(daemon::measure(destinations)?);
     }
     eprintln!("bench: DNS lookups, {} rounds", options.rounds);
     figures.extend(lookups(options.rounds)?);
@@ -72,7 +68,6 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
         processors: std::thread::available_parallelism()?.get(),
         seconds: start.elapsed().as_secs_f64(),
         figures,
-        daemon,
     };
     let text = report::markdown(&measured);
     println!("{text}");

@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::statistics::Spread;
-
 use super::load::Metric;
 use super::{Figure, Measured};
 
@@ -51,20 +49,6 @@ pub fn markdown(measured: &Measured) -> String {
     }
     text.push_str("\n### DNS lookups\n\n");
     table(&mut text, &measured.figures.iter().filter(|figure| figure.is_lookup()).collect::<Vec<_>>());
-    text.push_str("\n### The daemon\n\n| destinations | run, ms | exec, ms | reload, ms | resident, MiB | idle, % of a processor |\n|---|---|---|---|---|---|\n");
-    for daemon in &measured.daemon {
-        let ms = |spread: Spread| format!("{:.0} ± {:.0}", spread.median, spread.spread);
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {:.1} | {:.2} |",
-            daemon.destinations,
-            ms(daemon.run),
-            ms(daemon.exec),
-            ms(daemon.reload),
-            daemon.resident,
-            daemon.idle
-        );
-    }
     text
 }
 

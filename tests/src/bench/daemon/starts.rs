@@ -1,13 +1,14 @@
-//! The daemon itself: how long it takes to be in force, to change, and what it holds.
+//! How long a policy takes to be in force, and to change, by its size; what the daemon holds then.
 
-use std::fs;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
-use super::peer::policy;
+use crate::bench::network::peer;
+use crate::bench::processor;
 use crate::bench::statistics::Spread;
 use crate::cgroup::Cgroup;
 use crate::daemon::{self, egress};
@@ -15,13 +16,49 @@ use crate::world::World;
 
 /// How often each start is timed.
 const STARTS: usize = 7;
+/// What is done in the background after a start is over by then.
+const SETTLED: Duration = Duration::from_secs(6);
 /// How long it is left alone to see whether it stays idle.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// What a policy is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// One rule with so many addresses.
+    Addresses(u32),
+    /// One rule with so many wildcards, which nothing is asked for.
+    Names(u32),
+}
+
+impl Policy {
+    fn text(self) -> String {
+        match self {
+            Self::Addresses(count) => peer::policy(count),
+            Self::Names(count) => {
+                let names = (0..count).map(|n| format!("      - '*.n{n}.bench.example.com'\n")).collect::<String>();
+                format!(
+                    "{}  - name: names\n    ports: [443/tcp]\n    to:\n{names}",
+                    peer::policy(0).replace("{name: names,", "{name: some,")
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addresses(count) => write!(f, "{count} addresses"),
+            Self::Names(count) => write!(f, "{count} wildcards"),
+        }
+    }
+}
+
 /// Milliseconds, but where another unit is said.
 #[derive(Debug, Clone, Serialize)]
-pub struct Daemon {
-    pub destinations: u32,
+pub struct Starts {
+    pub policy: Policy,
     /// From the start of `egress run` until it says that enforcement is on.
     pub run: Spread,
     /// From the start of `egress exec` until the command has ended, less the same command alone.
@@ -34,11 +71,11 @@ pub struct Daemon {
     pub idle: f64,
 }
 
-/// Measures a daemon whose policy has `destinations` addresses.
-pub fn measure(destinations: u32) -> Result<Daemon> {
+/// Measures a daemon with a policy.
+pub fn measure(policy: Policy) -> Result<Starts> {
     let world = World::new()?;
     let cgroup = Cgroup::new("bench")?;
-    let text = policy(destinations);
+    let text = policy.text();
     let mut starts = Vec::new();
     for _ in 0..STARTS {
         let builder = daemon::Daemon::builder(&world).policy_text(&text).cgroup(&cgroup);
@@ -51,9 +88,10 @@ pub fn measure(destinations: u32) -> Result<Daemon> {
     let builder = daemon::Daemon::builder(&world).policy_text(&text).cgroup(&cgroup);
     let file = builder.policy_file(0);
     let daemon = builder.start()?;
-    let before = processor_time(daemon.pid())?;
+    std::thread::sleep(SETTLED);
+    let before = processor::time(daemon.pid())?;
     std::thread::sleep(IDLE);
-    let idle = (processor_time(daemon.pid())? - before) / IDLE.as_secs_f64() * 100.0;
+    let idle = (processor::time(daemon.pid())? - before) / IDLE.as_secs_f64() * 100.0;
     let resident = resident(daemon.pid())?;
     let mut reloads = Vec::new();
     for n in 0..STARTS {
@@ -69,14 +107,7 @@ pub fn measure(destinations: u32) -> Result<Daemon> {
         }
         reloads.push(milliseconds(start.elapsed()));
     }
-    Ok(Daemon {
-        destinations,
-        run: Spread::of(&starts),
-        exec: exec(&world)?,
-        reload: Spread::of(&reloads),
-        resident,
-        idle,
-    })
+    Ok(Starts { policy, run: Spread::of(&starts), exec: exec(&world)?, reload: Spread::of(&reloads), resident, idle })
 }
 
 /// `egress exec --policy aks-required -- true`, less `true` alone.
@@ -101,17 +132,8 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// Seconds of user and system time so far (proc_pid_stat(5), fields 14 and 15).
-fn processor_time(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace().collect();
-    let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-    let second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("clock ticks")?;
-    Ok(ticks / second as f64)
-}
-
 /// MiB.
-fn resident(pid: u32) -> Result<f64> {
+pub fn resident(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)

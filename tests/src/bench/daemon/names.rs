@@ -1,0 +1,77 @@
+//! What it takes to keep exact names fresh.
+
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+use super::starts::resident;
+use crate::bench::processor;
+use crate::cgroup::Cgroup;
+use crate::daemon::Daemon;
+use crate::world::World;
+
+/// What every answer says, in seconds.
+const TTL: u32 = 60;
+/// A first round of questions is behind it by then, and the refreshes have spread.
+const SETTLED: Duration = Duration::from_secs(75);
+
+/// A daemon that keeps names fresh.
+#[derive(Debug, Serialize)]
+pub struct Fresh {
+    pub names: u32,
+    pub ttl: u32,
+    /// How long it was looked at.
+    pub seconds: f64,
+    /// What it took of one processor, per cent.
+    pub processor: f64,
+    /// Questions that it asked a second, two for each refresh of a name.
+    pub questions: f64,
+    /// Resident memory, MiB.
+    pub resident: f64,
+}
+
+impl fmt::Display for Fresh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} exact names with a TTL of {} s, kept fresh for {:.0} s: {:.2} % of a processor, {:.0} questions a second, {:.1} MiB.",
+            self.names, self.ttl, self.seconds, self.processor, self.questions, self.resident
+        )
+    }
+}
+
+/// Measures a daemon whose policy has `count` exact names, for `length`.
+pub fn measure(count: u32, length: Duration) -> Result<Fresh> {
+    let world = World::new()?;
+    let cgroup = Cgroup::new("bench")?;
+    let mut text = String::from("version: 1\nrules:\n  - name: names\n    ports: [443/tcp]\n    to:\n");
+    for n in 0..count {
+        let name = format!("n{n}.bench.example.com");
+        let _ = writeln!(text, "      - {name}");
+        // 20.0.0.0/8 is routed nowhere in the world: nothing is sent there.
+        world.dns.set(&name, TTL, &[IpAddr::V4(Ipv4Addr::from(0x1400_0000 + n))]);
+    }
+    let daemon = Daemon::builder(&world).policy_text(&text).cgroup(&cgroup).start()?;
+    std::thread::sleep(SETTLED);
+    world.dns.forget();
+    let (start, before) = (Instant::now(), processor::time(daemon.pid())?);
+    std::thread::sleep(length);
+    let (took, seconds) = (processor::time(daemon.pid())? - before, start.elapsed().as_secs_f64());
+    let questions = world.dns.asked().len() as f64 / seconds;
+    let status = daemon.status()?;
+    let failing = status["names"].as_array().into_iter().flatten().filter(|name| !name["last_error"].is_null()).count();
+    ensure!(failing == 0, "{failing} names could not be resolved");
+    // Each name once in its TTL, at least.
+    ensure!(questions > f64::from(count) / f64::from(TTL), "only {questions:.0} questions a second: the names get old");
+    Ok(Fresh {
+        names: count,
+        ttl: TTL,
+        seconds,
+        processor: took / seconds * 100.0,
+        questions,
+        resident: resident(daemon.pid())?,
+    })
+}
