@@ -16,6 +16,7 @@ const CAPABILITIES: &[(u32, &str, State, &str)] = &[
     ),
     (21, "CAP_SYS_ADMIN", State::Missing, "mounting bpffs, entering network namespaces; every test"),
     (13, "CAP_NET_RAW", State::Weaker, "the tests' raw and packet sockets"),
+    (11, "CAP_NET_BROADCAST", State::Weaker, "the addresses of containers, for the answer to their first refused name"),
     (19, "CAP_SYS_PTRACE", State::Weaker, "the executables and cgroups of other users' processes in events"),
     (2, "CAP_DAC_READ_SEARCH", State::Weaker, "the executables of other users' processes in events"),
 ];
