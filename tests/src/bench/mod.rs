@@ -3,6 +3,7 @@
 mod daemon;
 mod flood;
 mod network;
+mod picture;
 mod processor;
 pub mod programs;
 pub mod raw;

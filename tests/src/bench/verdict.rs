@@ -3,6 +3,7 @@
 mod bounds;
 mod cold;
 mod place;
+mod plot;
 mod report;
 
 use std::{
@@ -16,7 +17,7 @@ use egress_user::datapath::sys;
 
 use self::place::Place;
 use super::{
-    programs, raw,
+    picture, programs, raw,
     statistics::{self, Spread},
     wire::{self, ACK, SYN, TCP, UDP},
 };
@@ -88,7 +89,7 @@ pub struct Program {
     pub load: f64,
 }
 
-/// Measures, prints, and writes `verdict.json`. Whether every bound held.
+/// Measures, prints, and writes `verdict.json` and, where there are several sizes, the plot `growth`. Whether every bound held.
 pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     let quick = Options { rounds: 9, addresses: vec![100], ..Options::default() };
     let options = if bench.quick { &quick } else { options };
@@ -102,6 +103,9 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     figures.programs = node.run(load_all)?;
     report::print(&figures);
     std::fs::write(bench.out.join("verdict.json"), serde_json::to_string_pretty(&figures)?)?;
+    if let Some(growth) = plot::growth(&figures.verdicts) {
+        picture::write(&bench.out, "growth", &growth)?;
+    }
     ensure!(bounds::all_known(&figures.verdicts), "a bound in verdict/bounds.rs is of a row that is not measured");
     let mut behind = if bench.quick { bounds::behind(&figures.verdicts) } else { Vec::new() };
     for _ in 1..bounds::PASSES {

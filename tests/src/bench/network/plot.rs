@@ -1,15 +1,13 @@
 //! The figures as a picture: for each metric, how each peer compares with no enforcement.
-//!
-//! SVG, written here since it is a few rectangles; `rsvg-convert` (Debian package `librsvg2-bin`) makes the PNG of it.
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 
 use super::Figure;
 use super::load::Metric;
+use crate::bench::picture::{self, COLOURS};
 
 const WIDTH: f64 = 900.0;
 /// Where the bars begin, and where the longest ends.
@@ -18,18 +16,9 @@ const RIGHT: f64 = 800.0;
 const BAR: f64 = 13.0;
 /// Ratios beyond this are cut, with their number told.
 const MOST: f64 = 4.0;
-/// One colour a peer, told apart by people who see few colours (Okabe and Ito, 2008).
-const COLOURS: [&str; 6] = ["#999999", "#56b4e9", "#d55e00", "#009e73", "#0072b2", "#cc79a7"];
-
 /// Writes `NAME.svg` and `NAME.png` into `out`.
 pub fn write(out: &Path, name: &str, title: &str, figures: &[&Figure]) -> Result<()> {
-    let (svg, png) = (out.join(format!("{name}.svg")), out.join(format!("{name}.png")));
-    std::fs::write(&svg, draw(title, figures)).with_context(|| format!("write {}", svg.display()))?;
-    let mut convert = Command::new("rsvg-convert");
-    convert.args(["--zoom", "2", "--output"]).arg(&png).arg(&svg);
-    let status = convert.status().context("start rsvg-convert: is the Debian package librsvg2-bin installed?")?;
-    ensure!(status.success(), "rsvg-convert could not read {}", svg.display());
-    Ok(())
+    picture::write(out, name, &draw(title, figures))
 }
 
 fn draw(title: &str, figures: &[&Figure]) -> String {
@@ -64,11 +53,7 @@ fn draw(title: &str, figures: &[&Figure]) -> String {
         y += figures.iter().filter(|figure| figure.metric == metric).count() as f64 * (BAR + 2.0) + 18.0;
     }
     let one = x(1.0);
-    format!(
-        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {y:.0}' width='{WIDTH}' height='{y:.0}' \
-         font-family='DejaVu Sans, sans-serif' font-size='11'>\n<rect width='100%' height='100%' fill='#fff'/>\n\
-         <text x='10' y='24' font-size='16' font-weight='bold'>{title}</text>\n\
-         <text x='10' y='44' fill='#666'>Ratio to no enforcement in the same round; the line is the spread.</text>\n\
-         <line x1='{one}' x2='{one}' y1='60' y2='{y:.0}' stroke='#bbb' stroke-dasharray='3 3'/>\n{body}</svg>\n"
-    )
+    let line = format!("<line x1='{one}' x2='{one}' y1='60' y2='{y:.0}' stroke='#bbb' stroke-dasharray='3 3'/>\n");
+    let says = "Ratio to no enforcement in the same round; the line is the spread.";
+    picture::frame(WIDTH, y, title, says, &(line + &body))
 }
