@@ -4,6 +4,7 @@
 
 mod answers;
 mod attacks;
+mod limits;
 
 use std::net::IpAddr;
 
