@@ -15,6 +15,7 @@ use egress_user::datapath::{
     Pins,
     sys::{self, AttachType},
 };
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const POLICY: &str = "version: 1\nrules: [{name: web, to: [www.example.com], ports: [80/tcp]}]\n";
@@ -175,8 +176,11 @@ fn refused_queries_stay_when_an_uplink_cannot_be_attached_again() {
         sys::link_detach(sys::open_pin(&path)?.as_fd())?;
         Ok(std::fs::remove_file(&path)?)
     };
+    // A late change of the network must not have it attached again between the two.
+    test.daemon.signal(Signal::SIGSTOP).unwrap();
     test.beside.fork(LIMIT, taken).unwrap();
     let _crowd = crowd(&test, "up1");
+    test.daemon.signal(Signal::SIGCONT).unwrap();
     // Any change makes the daemon look.
     test.world.node_ns.ip("link set up2 mtu 1400").unwrap();
     let start = Instant::now();
