@@ -16,12 +16,12 @@ pub const DELETING: u32 = u32::MAX;
 
 /// The maps that are learned into.
 pub trait Addresses {
-    /// What an address has in a generation.
-    fn entry(&self, address: &Address, generation: u32) -> Option<&AddressEntry>;
+    /// What an address has in an epoch.
+    fn entry(&self, address: &Address, epoch: u32) -> Option<&AddressEntry>;
     /// Puts a new entry in.
-    fn insert(&self, address: &Address, generation: u32, entry: &AddressEntry) -> Inserted;
-    /// The `ports_id` of a class; 0 where there is no such class.
-    fn ports_id(&self, class: u32) -> u32;
+    fn insert(&self, address: &Address, epoch: u32, entry: &AddressEntry) -> Inserted;
+    /// Whether `class` may stand in a slot for `other` too: [`crate::abi::ClassChunk::replaces`].
+    fn replaces(&self, class: u32, other: u32) -> bool;
 }
 
 /// What became of a new entry.
@@ -83,26 +83,26 @@ pub const fn expiry(now: Ticks, ttl: u32, min_ttl: Ticks, grace: Ticks) -> Ticks
     if end >= NEVER as u64 { NEVER - 1 } else { end as u32 }
 }
 
-/// Writes down that `address` has `class` until `expiry`, in `generation`.
+/// Writes down that `address` has `class` until `expiry`, in `epoch`.
 #[inline(always)]
 pub fn learn<A: Addresses>(
     addresses: &A,
     address: &Address,
-    generation: u32,
+    epoch: u32,
     slot: Slot,
     now: Ticks,
     state: &mut Learning,
 ) -> Outcome {
-    match addresses.entry(address, generation) {
+    match addresses.entry(address, epoch) {
         Some(entry) => {
             // Deleted meanwhile, its memory may be another address's.
-            let still = || addresses.entry(address, generation).is_some_and(|known| core::ptr::eq(known, entry));
+            let still = || addresses.entry(address, epoch).is_some_and(|known| core::ptr::eq(known, entry));
             merge(addresses, entry, slot, now, state, still)
         }
         None => {
             state.fresh.entry = AddressEntry { slots: [0; SLOTS] };
             state.fresh.entry.slots[0] = slot.pack();
-            match addresses.insert(address, generation, &state.fresh.entry) {
+            match addresses.insert(address, epoch, &state.fresh.entry) {
                 Inserted::Yes => Outcome::Added,
                 Inserted::Exists => Outcome::Again,
                 Inserted::Full => Outcome::MapFull,
@@ -169,16 +169,31 @@ impl<A: Addresses> Step for Scan<'_, A> {
                 self.state.free = u64::from(index) + 1;
                 self.state.free_found = found;
             }
-        } else if self.state.slot == 0 {
-            let ports = self.addresses.ports_id(self.new.class);
-            if ports != 0 && ports == self.addresses.ports_id(slot.class) {
-                self.state.slot = u64::from(index) + 1;
-                self.state.found = found;
-            }
+        } else if self.state.slot == 0 && self.addresses.replaces(self.new.class, slot.class) {
+            self.state.slot = u64::from(index) + 1;
+            self.state.found = found;
         }
         true
     }
 }
+
+/// Ends the life of a class in an entry. Returns whether it lived.
+pub fn end(entry: &AddressEntry, class: u32, now: Ticks) -> bool {
+    let mut index = 0;
+    while index < SLOTS as u64 {
+        let found = read(entry, index);
+        let slot = Slot::unpack(found);
+        if slot.class == class {
+            // Where it was written meanwhile, it was by who knows of the class, which stands: it is left alone.
+            return slot.lives(now) && replace(entry, index, found, Slot { class, expiry: ENDED }.pack());
+        }
+        index += 1;
+    }
+    false
+}
+
+/// The expiry of a slot that was ended before its time: no tick since boot comes before it.
+const ENDED: Ticks = 0;
 
 /// Deletes what of an entry is dead. Returns whether the caller is to delete the entry from its map.
 pub fn bury(entry: &AddressEntry, now: Ticks) -> bool {

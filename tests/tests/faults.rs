@@ -362,7 +362,7 @@ fn what_a_change_cut_short_left_is_swept() {
     entry.slots[0] = Slot { class: 1, expiry: boot_ticks() + 1000 }.pack();
     scene.test.world.mounts.run(|| {
         let map = sys::open_pin(&Pins::new(std::path::Path::new(BPFFS)).map("ADDRESSES_4")).unwrap();
-        let key = AddressKey4 { address: [192, 0, 2, 99], generation: generation + 1 };
+        let key = AddressKey4 { address: [192, 0, 2, 99], epoch: u32::MAX };
         Table::<AddressKey4, AddressEntry>::new("ADDRESSES_4", map).unwrap().set(&key, &entry, sys::ANY).unwrap();
     });
     let left = |scene: &Scene| learned::addresses(&scene.test.world).unwrap().contains(&"192.0.2.99".parse().unwrap());

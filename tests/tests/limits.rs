@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use egress_ebpf::abi::{Address, AddressEntry, AddressKey4, Alias, AliasKey, NAME_KEY, PendingKey, Slot, Stream};
+use egress_ebpf::abi::{
+    Address, AddressEntry, AddressKey4, Alias, AliasKey, Config, NAME_KEY, PendingKey, Slot, Stream,
+};
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::{V4, datagram, ipv4, open, send, tcp, udp};
 use egress_tests::world::{DNS_V4, NODE_V4};
@@ -55,8 +57,15 @@ fn fill<K: Plain + Send + Sync, V: Plain + Send + Sync>(test: &Governed, name: &
     });
 }
 
-fn generation(test: &Governed) -> u32 {
-    test.daemon.status().unwrap()["generation"].as_u64().unwrap() as u32
+/// The live policy's epoch.
+fn epoch(test: &Governed) -> u32 {
+    let generation = test.daemon.status().unwrap()["generation"].as_u64().unwrap() as u32;
+    test.world.mounts.run(|| {
+        let map = sys::open_pin(&Pins::new(Path::new(BPFFS)).map("CONFIG")).unwrap();
+        let config = Table::<u32, Config>::new("CONFIG", map).unwrap().get(&(generation & 1)).unwrap().unwrap();
+        assert_eq!(config.generation, generation);
+        config.epoch
+    })
 }
 
 /// Nothing forbidden gets out by any way, and none did.
@@ -196,7 +205,7 @@ fn a_million_addresses_are_held_and_taken_up() {
     let room = ["--max-addresses", "2097152"];
     let mut test = governed(&room);
     let mut held = Held::connect(&test.inside, "203.0.113.10", 7000).unwrap();
-    fill(&test, "ADDRESSES_4", &addresses(generation(&test), 0, MANY));
+    fill(&test, "ADDRESSES_4", &addresses(epoch(&test), 0, MANY));
     let entries = |test: &Governed| map(&test.daemon.status().unwrap(), "ADDRESSES_4")["entries"].as_u64().unwrap();
     assert!(entries(&test) > u64::from(MANY));
     assert!(test.inside.run("getent", &["ahosts", "new.wild.example.com"], LIMIT).unwrap().ok());
@@ -343,11 +352,11 @@ fn full_alias_table_takes_the_newest() {
     test.world.dns.cname("alias.wild.example.com", 60, "target.elsewhere.test");
     test.world.dns.set_text("target.elsewhere.test", 60, &["198.51.100.90"]);
     test.world.dns.fault("alias.wild.example.com", Fault::NoChase);
-    let generation = generation(&test) as u16;
+    let epoch = epoch(&test) as u16;
     let expiry = boot_ticks() + 1000;
     let aliases: Vec<_> = (0..20_000_u32)
         .map(|number| {
-            let mut key = AliasKey { generation, name: [0; NAME_KEY] };
+            let mut key = AliasKey { epoch, name: [0; NAME_KEY] };
             let name = format!("tset.{number}n");
             key.name[..name.len()].copy_from_slice(name.as_bytes());
             let mut alias = Alias::default();
@@ -367,12 +376,12 @@ fn full_alias_table_takes_the_newest() {
 }
 
 /// Learned addresses, as many as 10.0.0.0/8 has from `first` on.
-fn addresses(generation: u32, first: u32, count: u32) -> Vec<(AddressKey4, AddressEntry)> {
+fn addresses(epoch: u32, first: u32, count: u32) -> Vec<(AddressKey4, AddressEntry)> {
     let expiry = boot_ticks() + 1000;
     let mut entry = AddressEntry::default();
     entry.slots[0] = Slot { class: 1, expiry }.pack();
     (first..first + count)
-        .map(|number| (AddressKey4 { address: (0x0a00_0000 + number).to_be_bytes(), generation }, entry))
+        .map(|number| (AddressKey4 { address: (0x0a00_0000 + number).to_be_bytes(), epoch }, entry))
         .collect()
 }
 
@@ -383,7 +392,7 @@ fn full_address_table_is_told_and_evicts_nothing() {
     let mut test = governed(&["--max-addresses", "1024"]);
     test.status_until(|status| map(status, "ADDRESSES_4")["entries"] == 3).unwrap();
     let mut held = Held::connect(&test.inside, "203.0.113.10", 7000).unwrap();
-    fill(&test, "ADDRESSES_4", &addresses(generation(&test), 0, 1021));
+    fill(&test, "ADDRESSES_4", &addresses(epoch(&test), 0, 1021));
     let status = test.daemon.status().unwrap();
     assert_eq!((&map(&status, "ADDRESSES_4")["entries"], &status["health"]["healthy"]), (&1024.into(), &false.into()));
     assert!(status["health"]["problems"].to_string().contains("ADDRESSES_4 is full"), "{status:#}");
@@ -427,7 +436,7 @@ fn what_was_learned_does_not_keep_a_policy_out() {
         })
     };
     let class = class(&test);
-    let mut learned = addresses(generation(&test), 0, 900);
+    let mut learned = addresses(epoch(&test), 0, 900);
     for (_, entry) in &mut learned {
         entry.slots[0] = Slot { class, expiry: boot_ticks() + 1000 }.pack();
     }

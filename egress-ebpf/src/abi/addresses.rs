@@ -10,8 +10,8 @@ use super::{Address, NEVER, Ticks};
 pub struct AddressKey4 {
     /// The address, in network order.
     pub address: [u8; 4],
-    /// The generation that the entry belongs to.
-    pub generation: u32,
+    /// The epoch that the entry belongs to.
+    pub epoch: u32,
 }
 
 /// Key of map `ADDRESSES_6`.
@@ -20,8 +20,8 @@ pub struct AddressKey4 {
 pub struct AddressKey6 {
     /// The address, in network order.
     pub address: Address,
-    /// The generation that the entry belongs to.
-    pub generation: u32,
+    /// The epoch that the entry belongs to.
+    pub epoch: u32,
     /// Zero.
     pub pad: u32,
 }
@@ -69,14 +69,14 @@ impl Slot {
     }
 }
 
-/// Data of the keys of `PREFIXES_4` and `DENIES_4` (longest-prefix tries): 32 bits of generation, then the address.
+/// Data of the keys of `PREFIXES_4` and `DENIES_4` (longest-prefix tries): 32 bits of epoch, then the address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PrefixKey4 {
-    /// Significant bits: 32 for the generation and those of the prefix.
+    /// Significant bits: 32 for the epoch and those of the prefix.
     pub bits: u32,
-    /// The generation that the entry belongs to.
-    pub generation: u32,
+    /// The epoch that the entry belongs to.
+    pub epoch: u32,
     /// The address, in network order.
     pub address: [u8; 4],
 }
@@ -85,10 +85,10 @@ pub struct PrefixKey4 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PrefixKey6 {
-    /// Significant bits: 32 for the generation and those of the prefix.
+    /// Significant bits: 32 for the epoch and those of the prefix.
     pub bits: u32,
-    /// The generation that the entry belongs to.
-    pub generation: u32,
+    /// The epoch that the entry belongs to.
+    pub epoch: u32,
     /// The address, in network order.
     pub address: [u8; 16],
 }
@@ -100,21 +100,42 @@ pub const CHUNKS: u32 = 32;
 
 /// Entry of map `CLASSES` (an array): the ports that a set of rules opens.
 ///
-/// Index 0 is never used. A class belongs to every generation that writes its index down; indices that the live
-/// generation uses are never rewritten.
+/// Index 0 is never used. A class keeps its index while a policy has it, so that what was learned stays as it is over a
+/// reload; `from` and `gone` say in which generations it counts. The chunks of one chain may differ in that: so one class can
+/// open what the old policy says until the flip, and from then on what the new one says.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct ClassChunk {
-    /// Equal for two classes that open the same ports; in the first chunk of a class only.
+    /// Equal for two classes that open the same ports; in the first chunk of a class only, and 0 in those that never have
+    /// anything learned.
     pub ports_id: u32,
     /// The next chunk of this class, or 0.
     pub next: u32,
-    /// Ranges in use, at most [`CHUNK_PORTS`].
+    /// Ranges in use, at most [`CHUNK_PORTS`]; 0 where the entry is free.
     pub count: u32,
+    /// The first generation that has it; 0 for one that every generation up to the live one may take for its own.
+    pub from: u32,
+    /// The first generation that has it no more; 0 while it stays.
+    pub gone: u32,
     /// Zero.
     pub pad: u32,
     /// The ranges.
     pub ports: [PortRange; CHUNK_PORTS],
+}
+
+impl ClassChunk {
+    /// Whether it counts in a generation.
+    #[inline(always)]
+    pub const fn stands(&self, generation: u32) -> bool {
+        self.from <= generation && generation <= self.gone.wrapping_sub(1)
+    }
+
+    /// Whether an address that has `other`'s class may have this one's in its place: both open the same, and this one counts
+    /// wherever the other does.
+    #[inline(always)]
+    pub const fn replaces(&self, other: &Self) -> bool {
+        self.ports_id != 0 && self.ports_id == other.ports_id && self.gone | other.gone == 0 && self.from <= other.from
+    }
 }
 
 /// Ports that one grant opens, as a range of port keys (see [`port_key`]), so that one comparison decides.

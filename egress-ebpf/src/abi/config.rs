@@ -13,6 +13,9 @@ use super::{Address, Ticks};
 pub struct Config {
     /// The generation that this entry describes; the programs drop everything when it is not the live one.
     pub generation: u32,
+    /// The epoch whose elements it has: they stay from one generation to the next, as far as they do not change. The lowest bit
+    /// is the half of map `INNER_WILDCARDS` that the epoch's wildcards stand in.
+    pub epoch: u32,
     /// [`Config::ENFORCE`] and the other flag bits.
     pub flags: u32,
     /// The builtins that are on, a bit each (`BUILTIN_*`).
@@ -23,6 +26,8 @@ pub struct Config {
     pub grace: Ticks,
     /// The depth of the governed cgroup below the cgroup v2 root, which has depth 0; or [`Config::LEVEL_UNKNOWN`].
     pub cgroup_level: u32,
+    /// Zero.
+    pub pad: u32,
     /// The id of the governed cgroup (its directory's inode number), or 0 where no cgroup is governed.
     pub cgroup_id: u64,
     /// The cookie of the network namespace whose sockets may teach names at the cgroup hook, or 0 for any.

@@ -11,11 +11,13 @@ use super::{Address, Ticks};
 
 /// Write addresses down. Results, counted by record: unchanged, extended, added, slots full, map full, contended.
 pub const CONTROL_LEARN: u32 = 1;
-/// Make `generation` the live one, without a deadline, by one atomic write. No records.
+/// Make the generation in `of` the live one, without a deadline, by one atomic write. No records.
 pub const CONTROL_FLIP: u32 = 2;
 /// Delete those of the addresses whose every slot is dead. `results[0]` is how many were, `results[1]` how many are in
 /// use or not there.
 pub const CONTROL_RECLAIM: u32 = 3;
+/// End the life that each address has by the class beside it. `results[0]` is how many had it, `results[1]` how many had not.
+pub const CONTROL_END: u32 = 4;
 
 /// Records that one run takes: BPF_PROG_TEST_RUN takes less than a page for a socket buffer.
 pub const CONTROL_RECORDS: usize = 128;
@@ -28,8 +30,8 @@ pub struct ControlHeader {
     pub ethernet: [u8; 16],
     /// One of the `CONTROL_*` commands.
     pub command: u32,
-    /// The generation that is meant.
-    pub generation: u32,
+    /// The epoch whose addresses are meant; of [`CONTROL_FLIP`] the generation.
+    pub of: u32,
     /// Records that follow, at most [`CONTROL_RECORDS`].
     pub count: u32,
     /// Zero on the way in.
@@ -46,6 +48,6 @@ pub struct ControlRecord {
     pub address: Address,
     /// Its class; 0 to [`CONTROL_RECLAIM`].
     pub class: u32,
-    /// The first tick at which it no longer counts, or [`super::NEVER`]; 0 to [`CONTROL_RECLAIM`].
+    /// The first tick at which it no longer counts, or [`super::NEVER`]; 0 to [`CONTROL_RECLAIM`] and [`CONTROL_END`].
     pub expiry: Ticks,
 }

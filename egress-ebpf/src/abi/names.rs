@@ -18,16 +18,16 @@ pub const NAME_KEY: usize = 254;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct NameKey {
-    /// Significant bits: 16 for the generation, then 8 for each byte of `name` that counts, the 0 byte included.
+    /// Significant bits: 16 for the epoch, then 8 for each byte of `name` that counts, the 0 byte included.
     pub bits: u32,
-    /// The low 16 bits of the generation that the entry belongs to, in the host's order: every key has all 16, so their
+    /// The low 16 bits of the epoch that the entry belongs to, in the host's order: every key has all 16, so their
     /// order in the trie does not matter.
-    pub generation: u16,
+    pub epoch: u16,
     /// The reversed name.
     pub name: [u8; NAME_KEY],
 }
 
-/// A name as the programs hold it. From its start it is a [`NameKey`], from `generation` on an [`AliasKey`]; the rest
+/// A name as the programs hold it. From its start it is a [`NameKey`], from `epoch` on an [`AliasKey`]; the rest
 /// is what else was learned of the name while it was read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -35,7 +35,7 @@ pub struct KeyBuffer {
     /// As in [`NameKey`].
     pub bits: u32,
     /// As in [`NameKey`].
-    pub generation: u16,
+    pub epoch: u16,
     /// The reversed name in lower case, 0 after its end. The last 4 bytes are always 0: they let whole words be written.
     pub name: [u8; NAME_KEY + 4],
     /// Bytes of `name` in use, without the terminator.
@@ -50,14 +50,13 @@ pub struct KeyBuffer {
 
 impl KeyBuffer {
     /// No name.
-    pub const EMPTY: Self =
-        Self { bits: 0, generation: 0, name: [0; NAME_KEY + 4], len: 0, first: 0, hash: 0, plain: 0 };
+    pub const EMPTY: Self = Self { bits: 0, epoch: 0, name: [0; NAME_KEY + 4], len: 0, first: 0, hash: 0, plain: 0 };
 
-    /// Makes it the key of a generation.
+    /// Makes it the key of an epoch.
     #[inline(always)]
-    pub fn set_generation(&mut self, generation: u32) {
+    pub fn set_epoch(&mut self, epoch: u32) {
         self.bits = 16 + 8 * (self.len as u32 + 1);
-        self.generation = generation as u16;
+        self.epoch = epoch as u16;
     }
 
     /// The reversed name.
@@ -66,7 +65,33 @@ impl KeyBuffer {
     }
 }
 
-/// Value of map `NAMES`.
+/// Value of map `NAMES`: what an entry says, and what the one before a change said of the same names. An entry is replaced
+/// whole, so that a program sees either; under the live generation both say the same.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct NameEntry {
+    /// The first generation for which `now` holds.
+    pub since: u32,
+    /// What it says from then on.
+    pub now: NameValue,
+    /// What earlier generations say of the names that have this entry for their longest match.
+    pub before: NameValue,
+}
+
+impl NameEntry {
+    /// An entry that every generation reads alike.
+    pub const fn new(now: NameValue) -> Self {
+        Self { since: 0, now, before: NameValue { class: 0, flags: 0, inner_first: 0, inner_count: 0, len: 0 } }
+    }
+
+    /// What it says to a generation.
+    #[inline(always)]
+    pub const fn value(&self, generation: u32) -> NameValue {
+        if generation >= self.since { self.now } else { self.before }
+    }
+}
+
+/// What map `NAMES` says of a name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct NameValue {
@@ -207,8 +232,8 @@ pub struct RingSlot {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct AliasKey {
-    /// The low 16 bits of the generation.
-    pub generation: u16,
+    /// The low 16 bits of the epoch.
+    pub epoch: u16,
     /// The name: reversed, lower case, 0 after its end.
     pub name: [u8; NAME_KEY],
 }

@@ -30,7 +30,7 @@ use crate::{
 /// The tables that a decision reads: the kernel's maps, or a test's.
 pub trait Tables {
     /// The entry of a learned or written address.
-    fn address(&self, address: &Address, generation: u32) -> Option<&AddressEntry>;
+    fn address(&self, address: &Address, epoch: u32) -> Option<&AddressEntry>;
     /// How many removals of addresses have begun. Where that is, after a look at an address and its slots, what had ended before
     /// the look, the entry was that address's throughout. Tables that do not change say 0.
     #[inline(always)]
@@ -43,9 +43,9 @@ pub trait Tables {
         0
     }
     /// The class of the longest allowed prefix that covers an address.
-    fn prefix(&self, address: &Address, generation: u32) -> Option<u32>;
+    fn prefix(&self, address: &Address, epoch: u32) -> Option<u32>;
     /// The class of the longest denied prefix that covers an address.
-    fn deny(&self, address: &Address, generation: u32) -> Option<u32>;
+    fn deny(&self, address: &Address, epoch: u32) -> Option<u32>;
     /// A chunk of a class's ports.
     fn class(&self, index: u32) -> Option<&ClassChunk>;
     /// For which generations a grant stands.
@@ -62,13 +62,13 @@ pub trait Tables {
     // The kernel's tables put a function of their own round each of these, which the verifier looks at once instead of
     // at every call.
 
-    /// The grant by which `class` opens a port key, or 0.
+    /// The grant by which `class` opens a port key in a generation, or 0.
     #[inline(always)]
-    fn opens(&self, class: u32, key: u32) -> u32
+    fn opens(&self, class: u32, key: u32, generation: u32) -> u32
     where
         Self: Sized,
     {
-        opens(self, class, key)
+        opens(self, class, key, generation)
     }
 
     /// See [`builtin`].

@@ -49,15 +49,15 @@ impl Destination {
 /// [`Reason::Dns`] is provisional: whoever asks has the DNS message judged too.
 #[inline(always)]
 pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination, now: Ticks) -> Verdict {
-    let generation = config.generation;
+    let (generation, epoch) = (config.generation, config.epoch);
     let (denies, prefixes) = if destination.version == 4 {
         (Config::DENIES_4, Config::PREFIXES_4)
     } else {
         (Config::DENIES_6, Config::PREFIXES_6)
     };
     if config.has(denies)
-        && let Some(class) = tables.deny(&destination.address, generation)
-        && tables.opens(class, destination.key) != 0
+        && let Some(class) = tables.deny(&destination.address, epoch)
+        && tables.opens(class, destination.key, generation) != 0
     {
         return Verdict::plain(Reason::Denied);
     }
@@ -78,18 +78,18 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     }
     let mut refused = Reason::NoRule;
     let removed = tables.removals_ended();
-    if let Some(entry) = tables.address(&destination.address, generation) {
+    if let Some(entry) = tables.address(&destination.address, epoch) {
         // An entry whose every slot is dead may be reclaimed meanwhile, and its memory given to another address at once:
         // what was read there counts only if it is this address's still. Where no removal was under way, nor began, it is.
-        let still = || tables.removals_begun() == removed || is_still(tables, &destination.address, generation, entry);
+        let still = || tables.removals_begun() == removed || is_still(tables, &destination.address, epoch, entry);
         // Nearly every address has one class of a few ports: that is answered without a loop.
         // Once and for all slots: one whose expiry comes before that tick, and after now, counts in the grace.
         let fresh = now as u64 + config.grace as u64 + 1;
-        let grant = first(tables, entry, destination.key, now, fresh);
+        let grant = first(tables, entry, destination.key, generation, now, fresh);
         if grant != 0 && still() {
             return by_name(grant);
         }
-        let mut walk = Slots { tables, entry, key: destination.key, now, fresh, grant: 0, refused };
+        let mut walk = Slots { tables, entry, key: destination.key, generation, now, fresh, grant: 0, refused };
         repeat(SLOTS as u32, &mut walk);
         if walk.grant != 0 && still() {
             return by_name(walk.grant);
@@ -97,9 +97,9 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
         refused = walk.refused;
     }
     if config.has(prefixes)
-        && let Some(class) = tables.prefix(&destination.address, generation)
+        && let Some(class) = tables.prefix(&destination.address, epoch)
     {
-        let grant = tables.opens(class, destination.key);
+        let grant = tables.opens(class, destination.key, generation);
         if grant != 0 {
             return Verdict { reason: Reason::Rule, grant, remember: ORIGIN_OUT };
         }
@@ -111,8 +111,8 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
 }
 
 #[inline(always)]
-fn is_still<T: Tables>(tables: &T, address: &Address, generation: u32, entry: &AddressEntry) -> bool {
-    tables.address(address, generation).is_some_and(|now| core::ptr::eq(now, entry))
+fn is_still<T: Tables>(tables: &T, address: &Address, epoch: u32, entry: &AddressEntry) -> bool {
+    tables.address(address, epoch).is_some_and(|now| core::ptr::eq(now, entry))
 }
 
 /// Set in a grant by which an address of a name passes, when its TTL is over: it counts in the grace. No grant has it:
@@ -135,12 +135,12 @@ const fn by_name(grant: u32) -> Verdict {
 
 /// The grant by which the first chunk of an address's first slot opens a port key, perhaps [`IN_GRACE`], or 0.
 #[inline(always)]
-fn first<T: Tables>(tables: &T, entry: &AddressEntry, key: u32, now: Ticks, fresh: u64) -> u32 {
+fn first<T: Tables>(tables: &T, entry: &AddressEntry, key: u32, generation: u32, now: Ticks, fresh: u64) -> u32 {
     let slot = Slot::unpack(entry.slots[0]);
     if !slot.lives(now) {
         return 0;
     }
-    let Some(chunk) = tables.class(slot.class) else { return 0 };
+    let Some(chunk) = tables.class(slot.class).filter(|chunk| chunk.stands(generation)) else { return 0 };
     let [one, two, ..] = &chunk.ports;
     if one.grant != 0 && one.holds(key) {
         return one.grant | in_grace(slot, fresh);
@@ -153,6 +153,7 @@ struct Slots<'a, T> {
     tables: &'a T,
     entry: &'a AddressEntry,
     key: u32,
+    generation: u32,
     now: Ticks,
     fresh: u64,
     /// Perhaps [`IN_GRACE`].
@@ -169,7 +170,7 @@ impl<T: Tables> Step for Slots<'_, T> {
             // Slots are filled from the first on, and freed with their entry alone.
             return false;
         }
-        let grant = self.tables.opens(slot.class, self.key);
+        let grant = self.tables.opens(slot.class, self.key, self.generation);
         if slot.lives(self.now) {
             self.grant = if grant == 0 { 0 } else { grant | in_grace(slot, self.fresh) };
             if matches!(self.refused, Reason::NoRule) {
@@ -184,10 +185,10 @@ impl<T: Tables> Step for Slots<'_, T> {
     }
 }
 
-/// The grant by which `class` opens a port key, or 0.
+/// The grant by which `class` opens a port key in a generation, or 0.
 #[inline(always)]
-pub fn opens<T: Tables>(tables: &T, class: u32, key: u32) -> u32 {
-    let mut walk = Chain { tables, key, next: class, grant: 0 };
+pub fn opens<T: Tables>(tables: &T, class: u32, key: u32, generation: u32) -> u32 {
+    let mut walk = Chain { tables, key, generation, next: class, grant: 0 };
     // Nearly every class fits one chunk: then this is one turn.
     repeat(CHUNKS, &mut walk);
     walk.grant
@@ -196,6 +197,7 @@ pub fn opens<T: Tables>(tables: &T, class: u32, key: u32) -> u32 {
 struct Chain<'a, T> {
     tables: &'a T,
     key: u32,
+    generation: u32,
     next: u32,
     grant: u32,
 }
@@ -204,10 +206,12 @@ impl<T: Tables> Step for Chain<'_, T> {
     #[inline(always)]
     fn step(&mut self, _index: u32) -> bool {
         let Some(chunk) = self.tables.class(self.next) else { return false };
-        for range in &chunk.ports {
-            if range.grant != 0 && range.holds(self.key) {
-                self.grant = range.grant;
-                return false;
+        if chunk.stands(self.generation) {
+            for range in &chunk.ports {
+                if range.grant != 0 && range.holds(self.key) {
+                    self.grant = range.grant;
+                    return false;
+                }
             }
         }
         self.next = chunk.next;

@@ -9,12 +9,14 @@ use crate::{
 
 /// The maps that names are looked up in.
 pub trait NameTable {
-    /// The longest match in map `NAMES`.
-    fn name(&self, key: &KeyBuffer) -> Option<NameValue>;
+    /// What the longest match in map `NAMES` says to a generation.
+    fn name(&self, key: &KeyBuffer, generation: u32) -> Option<NameValue>;
     /// An entry of map `INNER_WILDCARDS`.
     fn inner(&self, index: u32) -> Option<&InnerWildcard>;
     /// The entry of map `ALIASES`.
     fn alias(&self, key: &KeyBuffer) -> Option<&Alias>;
+    /// Whether a class counts in a generation.
+    fn stands(&self, class: u32, generation: u32) -> bool;
 }
 
 /// The classes and flags of a name.
@@ -60,11 +62,18 @@ impl Matching {
 
 /// Looks a name up: its longest match, the wildcards inside its first label, and the names whose CNAME it is.
 ///
-/// `key` is plain and has its generation set. `differ` is scratch memory.
+/// `key` is plain and has its epoch set. `differ` is scratch memory.
 #[inline(always)]
-pub fn find<T: NameTable>(table: &T, key: &KeyBuffer, now: Ticks, matching: &mut Matching, differ: &mut u64) {
+pub fn find<T: NameTable>(
+    table: &T,
+    key: &KeyBuffer,
+    generation: u32,
+    now: Ticks,
+    matching: &mut Matching,
+    differ: &mut u64,
+) {
     *matching = Matching::default();
-    if let Some(value) = table.name(key) {
+    if let Some(value) = table.name(key, generation) {
         matching.flags = value.flags;
         matching.add(value.class);
         // The wildcard's label stands right below the matched suffix: the suffix and the first label are the whole name.
@@ -76,7 +85,7 @@ pub fn find<T: NameTable>(table: &T, key: &KeyBuffer, now: Ticks, matching: &mut
     }
     if let Some(alias) = table.alias(key) {
         matching.flags |= alias.flags & NameValue::PRIVATE;
-        repeat(SLOTS as u32, &mut Aliases { alias, matching, now });
+        repeat(SLOTS as u32, &mut Aliases { table, alias, matching, generation, now });
     }
 }
 
@@ -108,17 +117,19 @@ impl<T: NameTable> Step for Inner<'_, T> {
     }
 }
 
-struct Aliases<'a> {
+struct Aliases<'a, T> {
+    table: &'a T,
     alias: &'a Alias,
     matching: &'a mut Matching,
+    generation: u32,
     now: Ticks,
 }
 
-impl Step for Aliases<'_> {
+impl<T: NameTable> Step for Aliases<'_, T> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
         let slot = Slot::unpack(learn::read(&self.alias.entry, u64::from(index)));
-        if slot.lives(self.now) {
+        if slot.lives(self.now) && self.table.stands(slot.class, self.generation) {
             self.matching.add(slot.class);
         }
         // Slots fill from the first on.

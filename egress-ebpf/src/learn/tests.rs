@@ -2,24 +2,24 @@
 
 use std::{cell::RefCell, collections::HashMap};
 
-use super::{Addresses, DELETING, Inserted, Learning, Outcome, bury, expiry, learn};
+use super::{Addresses, DELETING, Inserted, Learning, Outcome, bury, end, expiry, learn};
 use crate::abi::{Address, AddressEntry, NEVER, SLOTS, Slot};
 
 #[derive(Default)]
 struct Table(RefCell<HashMap<Address, &'static AddressEntry>>);
 
 impl Addresses for Table {
-    fn entry(&self, address: &Address, _generation: u32) -> Option<&AddressEntry> {
+    fn entry(&self, address: &Address, _epoch: u32) -> Option<&AddressEntry> {
         self.0.borrow().get(address).copied()
     }
 
-    fn insert(&self, address: &Address, _generation: u32, entry: &AddressEntry) -> Inserted {
+    fn insert(&self, address: &Address, _epoch: u32, entry: &AddressEntry) -> Inserted {
         self.0.borrow_mut().insert(*address, Box::leak(Box::new(*entry)));
         Inserted::Yes
     }
 
-    fn ports_id(&self, class: u32) -> u32 {
-        class % 100
+    fn replaces(&self, class: u32, other: u32) -> bool {
+        class % 100 == other % 100
     }
 }
 
@@ -80,16 +80,16 @@ fn entry_with_a_living_slot_stays_as_it_is() {
 fn what_was_written_into_anothers_entry_is_taken_back() {
     struct Moved(&'static AddressEntry, Table);
     impl Addresses for Moved {
-        fn entry(&self, address: &Address, generation: u32) -> Option<&AddressEntry> {
+        fn entry(&self, address: &Address, epoch: u32) -> Option<&AddressEntry> {
             let first = self.1.0.borrow().is_empty();
-            self.1.insert(address, generation, &AddressEntry { slots: [0; SLOTS] });
+            self.1.insert(address, epoch, &AddressEntry { slots: [0; SLOTS] });
             if first { Some(self.0) } else { None }
         }
         fn insert(&self, _: &Address, _: u32, _: &AddressEntry) -> Inserted {
             Inserted::Exists
         }
-        fn ports_id(&self, class: u32) -> u32 {
-            class
+        fn replaces(&self, class: u32, other: u32) -> bool {
+            class == other
         }
     }
     let others = Box::leak(Box::new(AddressEntry { slots: [0; SLOTS] }));
@@ -137,4 +137,17 @@ fn a_day_of_rotation_loses_no_flow() {
     assert!(most <= 2 * POOL as usize, "{most} entries");
     let last = address(3 * POOL).v4_bytes();
     assert!(table.0.borrow().keys().all(|key| key.v4_bytes() >= last), "what nobody gives any more is gone");
+}
+
+#[test]
+fn a_class_that_ended_lives_no_more_and_the_others_do() {
+    let table = Table::default();
+    let address = Address::v6([1; 16]);
+    let put = |class, expiry| learn(&table, &address, 1, Slot { class, expiry }, NOW, &mut Learning::default());
+    assert_eq!((put(1, NEVER), put(2, NOW + 9)), (Outcome::Added, Outcome::Added));
+    let entry = table.0.borrow()[&address];
+    assert!(end(entry, 1, NOW) && !end(entry, 1, NOW) && !end(entry, 3, NOW));
+    let lives = entry.slots.map(|slot| Slot::unpack(slot).lives(NOW));
+    assert_eq!(lives[..3], [false, true, false]);
+    assert!(!bury(entry, NOW) && bury(entry, NOW + 9));
 }

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use core::ptr;
 use egress_ebpf::{
-    abi::{Alias, Config, InnerWildcard, KeyBuffer, NameValue, Ticks},
+    abi::{Alias, Config, InnerWildcard, KeyBuffer, NameEntry, NameValue, Ticks},
     dns::{self, MESSAGE_MAX, Message, NameTable, bytes::opaque},
 };
 
@@ -27,12 +27,18 @@ struct Names;
 
 impl NameTable for Names {
     #[inline(always)]
-    fn name(&self, key: &KeyBuffer) -> Option<NameValue> {
-        // SAFETY: a `KeyBuffer` starts as the trie's key. Entries of a generation that a program looks in do not change.
+    fn name(&self, key: &KeyBuffer, generation: u32) -> Option<NameValue> {
+        // SAFETY: a `KeyBuffer` starts as the trie's key. The trie replaces an entry by another, it does not change it.
         unsafe {
             let map = ptr::from_ref(&maps_names::NAMES).cast_mut().cast();
-            bpf_map_lookup_elem(map, ptr::from_ref(key).cast()).cast::<NameValue>().as_ref().copied()
+            let entry = bpf_map_lookup_elem(map, ptr::from_ref(key).cast()).cast::<NameEntry>().as_ref();
+            entry.map(|entry| entry.value(generation))
         }
+    }
+
+    #[inline(always)]
+    fn stands(&self, class: u32, generation: u32) -> bool {
+        maps::CLASSES.get(class).is_some_and(|chunk| chunk.count != 0 && chunk.stands(generation))
     }
 
     #[inline(always)]
@@ -47,10 +53,10 @@ impl NameTable for Names {
         if unsafe { ptr::from_ref(mark).read_volatile() } == 0 {
             return None;
         }
-        // SAFETY: from its generation on a `KeyBuffer` is an alias's key. Slots are read and written atomically.
+        // SAFETY: from its epoch on a `KeyBuffer` is an alias's key. Slots are read and written atomically.
         unsafe {
             let map = ptr::from_ref(&maps_names::ALIASES).cast_mut().cast();
-            bpf_map_lookup_elem(map, (&raw const key.generation).cast()).cast::<Alias>().as_ref()
+            bpf_map_lookup_elem(map, (&raw const key.epoch).cast()).cast::<Alias>().as_ref()
         }
     }
 }
@@ -66,19 +72,19 @@ enum Wanted {
 
 /// [`dns::find`] for a name of the caller's buffer, whose `matching` has the outcome then; verified once. How many classes did not fit.
 #[inline(always)]
-fn find(index: u32, wanted: Wanted, generation: u32, now: Ticks) -> u32 {
-    egress_find(index, u32::from(matches!(wanted, Wanted::Answered)), generation, now)
+fn find(index: u32, wanted: Wanted, config: &Config, now: Ticks) -> u32 {
+    egress_find(index, u32::from(matches!(wanted, Wanted::Answered)), config.epoch, config.generation, now)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_find(index: u32, answered: u32, generation: u32, now: Ticks) -> u32 {
+extern "C" fn egress_find(index: u32, answered: u32, epoch: u32, generation: u32, now: Ticks) -> u32 {
     let Some(work) = scratch::claimed(index) else { return 0 };
     // SAFETY: the caller's own buffer, whose references to it wait meanwhile.
     let work = unsafe { &mut *work };
     let key = if answered != 0 { &mut work.event.key } else { &mut work.pending.key };
-    key.set_generation(generation);
-    dns::find(&Names, key, now, &mut work.matching, &mut work.differ);
+    key.set_epoch(epoch);
+    dns::find(&Names, key, generation, now, &mut work.matching, &mut work.differ);
     work.matching.lost
 }
 

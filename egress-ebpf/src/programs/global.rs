@@ -65,8 +65,8 @@ extern "C" fn egress_about_arrival(skb: *mut __sk_buff, offset: u32, error: *con
 /// [`decision::opens`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn egress_opens(class: u32, key: u32) -> u32 {
-    decision::opens(&Kernel, class, key)
+pub extern "C" fn egress_opens(class: u32, key: u32, generation: u32) -> u32 {
+    decision::opens(&Kernel, class, key, generation)
 }
 
 /// [`decision::builtin`].

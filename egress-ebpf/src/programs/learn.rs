@@ -11,8 +11,9 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{
-        Address, AddressEntry, AddressKey4, AddressKey6, CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM, CONTROL_RECORDS,
-        Config, ControlHeader, ControlRecord, LearnCount, Live, REMOVALS_BEGUN, REMOVALS_ENDED, Slot, Ticks,
+        Address, AddressEntry, AddressKey4, AddressKey6, CONTROL_END, CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM,
+        CONTROL_RECORDS, Config, ControlHeader, ControlRecord, LearnCount, Live, REMOVALS_BEGUN, REMOVALS_ENDED, Slot,
+        Ticks,
     },
     atomic,
     dns::{self, bytes::opaque},
@@ -39,23 +40,23 @@ fn v4(address: &Address) -> Option<[u8; 4]> {
 
 impl Addresses for Kernel {
     #[inline(always)]
-    fn entry(&self, address: &Address, generation: u32) -> Option<&AddressEntry> {
+    fn entry(&self, address: &Address, epoch: u32) -> Option<&AddressEntry> {
         // SAFETY: the entry is read and written by atomic operations only. An entry that is deleted meanwhile was marked
         // before, see `learn::DELETING`.
         unsafe {
             match v4(address) {
-                Some(address) => maps::ADDRESSES_4.get(&AddressKey4 { address, generation }),
-                None => maps::ADDRESSES_6.get(&AddressKey6 { address: *address, generation, pad: 0 }),
+                Some(address) => maps::ADDRESSES_4.get(&AddressKey4 { address, epoch }),
+                None => maps::ADDRESSES_6.get(&AddressKey6 { address: *address, epoch, pad: 0 }),
             }
         }
     }
 
     #[inline(always)]
-    fn insert(&self, address: &Address, generation: u32, entry: &AddressEntry) -> Inserted {
+    fn insert(&self, address: &Address, epoch: u32, entry: &AddressEntry) -> Inserted {
         let flags = u64::from(BPF_NOEXIST);
         let result = match v4(address) {
-            Some(address) => maps::ADDRESSES_4.insert(&AddressKey4 { address, generation }, entry, flags),
-            None => maps::ADDRESSES_6.insert(&AddressKey6 { address: *address, generation, pad: 0 }, entry, flags),
+            Some(address) => maps::ADDRESSES_4.insert(&AddressKey4 { address, epoch }, entry, flags),
+            None => maps::ADDRESSES_6.insert(&AddressKey6 { address: *address, epoch, pad: 0 }, entry, flags),
         };
         match result {
             Ok(()) => Inserted::Yes,
@@ -65,8 +66,9 @@ impl Addresses for Kernel {
     }
 
     #[inline(always)]
-    fn ports_id(&self, class: u32) -> u32 {
-        maps::CLASSES.get(class).map_or(0, |chunk| chunk.ports_id)
+    fn replaces(&self, class: u32, other: u32) -> bool {
+        let (Some(class), Some(other)) = (maps::CLASSES.get(class), maps::CLASSES.get(other)) else { return false };
+        class.replaces(other)
     }
 }
 
@@ -87,8 +89,8 @@ fn add(what: LearnCount) {
 
 /// [`learn::learn`] into the kernel's maps, verified once. `index` is of the buffer that holds the state of learning.
 #[inline(always)]
-fn learn_one(address: &Address, generation: u32, slot: Slot, now: Ticks, index: u32) -> Outcome {
-    match egress_learn(address, generation, slot.pack(), now, index) {
+fn learn_one(address: &Address, epoch: u32, slot: Slot, now: Ticks, index: u32) -> Outcome {
+    match egress_learn(address, epoch, slot.pack(), now, index) {
         0 => Outcome::Unchanged,
         1 => Outcome::Extended,
         2 => Outcome::Added,
@@ -100,12 +102,12 @@ fn learn_one(address: &Address, generation: u32, slot: Slot, now: Ticks, index: 
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_learn(address: *const Address, generation: u32, slot: u64, now: Ticks, index: u32) -> u32 {
+extern "C" fn egress_learn(address: *const Address, epoch: u32, slot: u64, now: Ticks, index: u32) -> u32 {
     // SAFETY: null or valid, as the verifier makes sure.
     let Some(address) = (unsafe { address.as_ref() }) else { return 4 };
     // SAFETY: the caller's own buffer, of which it lends the address alone; `learning` is another part.
     let Some(state) = (unsafe { scratch::claimed(index).map(|work| &mut (*work).learning) }) else { return 4 };
-    match learn::learn(&Kernel, address, generation, Slot::unpack(slot), now, state) {
+    match learn::learn(&Kernel, address, epoch, Slot::unpack(slot), now, state) {
         Outcome::Unchanged => 0,
         Outcome::Extended => 1,
         Outcome::Added => 2,
@@ -134,13 +136,13 @@ pub fn addresses(work: &mut dns::Work, config: &Config, private: bool, now: Tick
     work.learning.address = 0;
     work.learning.class = 0;
     let turns = (egress_ebpf::abi::ANSWER_MAX * egress_ebpf::abi::NAME_CLASSES) as u32 + AGAIN;
-    let (generation, min_ttl, grace) = (config.generation, config.min_ttl, config.grace);
-    repeat(turns, &mut Each { work, generation, min_ttl, grace, now, private });
+    let (epoch, min_ttl, grace) = (config.epoch, config.min_ttl, config.grace);
+    repeat(turns, &mut Each { work, epoch, min_ttl, grace, now, private });
 }
 
 struct Each<'a> {
     work: &'a mut dns::Work,
-    generation: u32,
+    epoch: u32,
     min_ttl: Ticks,
     grace: Ticks,
     now: Ticks,
@@ -165,7 +167,7 @@ impl Step for Each<'_> {
         }
         found.expiry = learn::expiry(self.now, found.ttl, self.min_ttl, self.grace);
         let slot = Slot { class, expiry: found.expiry };
-        let outcome = learn_one(&found.address, self.generation, slot, self.now, self.work.index as u32);
+        let outcome = learn_one(&found.address, self.epoch, slot, self.now, self.work.index as u32);
         if let Outcome::Again = outcome {
             return true;
         }
@@ -195,21 +197,18 @@ fn run(skb: *mut __sk_buff) -> i32 {
         return EINVAL;
     }
     match header.command {
-        CONTROL_FLIP if header.count == 0 && header.generation != 0 => {
+        CONTROL_FLIP if header.count == 0 && header.of != 0 => {
             let Some(live) = maps::LIVE.get_ptr_mut(0) else { return EINVAL };
             // SAFETY: an array's entry; an aligned word is written whole.
-            unsafe { live.write_volatile(Live { generation: header.generation, deadline: 0 }.pack()) };
+            unsafe { live.write_volatile(Live { generation: header.of, deadline: 0 }.pack()) };
         }
-        CONTROL_LEARN | CONTROL_RECLAIM => {
+        CONTROL_LEARN | CONTROL_RECLAIM | CONTROL_END => {
             let Some(work) = scratch::claim() else { return EBUSY };
             work.cursor = 0;
             work.end = u64::from(header.count);
             work.results = [0; 6];
-            let (command, generation) = (header.command, header.generation);
-            repeat(
-                CONTROL_RECORDS as u32 + AGAIN,
-                &mut Records { skb, work: &mut *work, now: now(), command, generation },
-            );
+            let (command, epoch) = (header.command, header.of);
+            repeat(CONTROL_RECORDS as u32 + AGAIN, &mut Records { skb, work: &mut *work, now: now(), command, epoch });
             work.results[5] = (work.end - work.cursor) as u32;
             let results = &work.results;
             // SAFETY: helper 9 copies the results into the buffer.
@@ -229,7 +228,7 @@ struct Records<'a> {
     work: &'a mut dns::Work,
     now: Ticks,
     command: u32,
-    generation: u32,
+    epoch: u32,
 }
 
 impl Step for Records<'_> {
@@ -251,10 +250,12 @@ impl Step for Records<'_> {
             return false;
         }
         let result = if self.command == CONTROL_RECLAIM {
-            reclaim(&record.address, self.generation, self.now)
+            reclaim(&record.address, self.epoch, self.now)
+        } else if self.command == CONTROL_END {
+            end(&record.address, self.epoch, record.class, self.now)
         } else {
             let slot = Slot { class: record.class, expiry: record.expiry };
-            match learn_one(&record.address, self.generation, slot, self.now, work.index as u32) {
+            match learn_one(&record.address, self.epoch, slot, self.now, work.index as u32) {
                 Outcome::Unchanged => 0,
                 Outcome::Extended => 1,
                 Outcome::Added => 2,
@@ -274,8 +275,14 @@ impl Step for Records<'_> {
 }
 
 #[inline(always)]
-fn reclaim(address: &Address, generation: u32, now: Ticks) -> u64 {
-    let Some(entry) = Kernel.entry(address, generation) else { return 1 };
+fn end(address: &Address, epoch: u32, class: u32, now: Ticks) -> u64 {
+    let Some(entry) = Kernel.entry(address, epoch) else { return 1 };
+    u64::from(!learn::end(entry, class, now))
+}
+
+#[inline(always)]
+fn reclaim(address: &Address, epoch: u32, now: Ticks) -> u64 {
+    let Some(entry) = Kernel.entry(address, epoch) else { return 1 };
     if !learn::bury(entry, now) {
         return 1;
     }
@@ -288,8 +295,8 @@ fn reclaim(address: &Address, generation: u32, now: Ticks) -> u64 {
     // slots before as many removals had begun, has read them before the entry's memory is another's.
     unsafe { atomic::fetch_add(begun, 1) };
     let gone = match v4(address) {
-        Some(address) => maps::ADDRESSES_4.remove(&AddressKey4 { address, generation }),
-        None => maps::ADDRESSES_6.remove(&AddressKey6 { address: *address, generation, pad: 0 }),
+        Some(address) => maps::ADDRESSES_4.remove(&AddressKey4 { address, epoch }),
+        None => maps::ADDRESSES_6.remove(&AddressKey6 { address: *address, epoch, pad: 0 }),
     };
     // SAFETY: as above.
     unsafe { atomic::fetch_add(ended, 1) };

@@ -17,7 +17,7 @@ use egress_ebpf::{
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
-/// Data of an IPv4 prefix key: the generation, then the address.
+/// Data of an IPv4 prefix key: the epoch, then the address.
 pub type PrefixData4 = [u8; 8];
 /// Data of an IPv6 prefix key.
 pub type PrefixData6 = [u8; 20];

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{
-        Alias, AliasKey, InnerWildcard, LEARN_COUNTS, NameValue, Pending, PendingKey, RING_SLOTS, RINGS, RingSlot,
+        Alias, AliasKey, InnerWildcard, LEARN_COUNTS, NameEntry, Pending, PendingKey, RING_SLOTS, RINGS, RingSlot,
         Stream,
     },
     dns::{MESSAGE_MAX, Work},
@@ -15,11 +15,11 @@ use egress_ebpf::{
 
 use super::report::Name;
 
-/// Data of a name's key: the generation, then the reversed name.
+/// Data of a name's key: the epoch, then the reversed name.
 pub type NameData = [u8; 256];
 
 #[btf_map]
-pub static NAMES: LpmTrie<NameData, NameValue, 65536> = LpmTrie::new();
+pub static NAMES: LpmTrie<NameData, NameEntry, 65536> = LpmTrie::new();
 
 #[btf_map]
 pub static INNER_WILDCARDS: Array<InnerWildcard, 4096> = Array::new();
@@ -33,7 +33,7 @@ pub const ALIAS_MARKS_MAX: u32 = 32_768;
 
 /// Not 0 where a name with this hash ([`egress_ebpf::abi::KeyBuffer::hash`], its lowest bits) was ever an alias: a name of
 /// 256 bytes takes long to look up in [`ALIASES`], and nearly none is there. Marked before the alias is written, and never
-/// unmarked: a mark too many costs time, one too few would lose a name. Marks are of no generation, so what userspace
+/// unmarked: a mark too many costs time, one too few would lose a name. Marks are of no epoch, so what userspace
 /// carries over from one to the next has its mark.
 #[btf_map]
 pub static ALIAS_MARKS: Array<u64, { ALIAS_MARKS_MAX as usize }> = Array::new();

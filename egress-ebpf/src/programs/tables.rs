@@ -57,7 +57,7 @@ pub fn exact() -> Ticks {
 #[repr(C)]
 struct PrefixKey4 {
     bits: u32,
-    generation: u32,
+    epoch: u32,
     address: [u8; 4],
 }
 
@@ -65,7 +65,7 @@ struct PrefixKey4 {
 #[repr(C)]
 struct PrefixKey6 {
     bits: u32,
-    generation: u32,
+    epoch: u32,
     address: Address,
 }
 
@@ -78,15 +78,15 @@ fn longest(
     four: &LpmTrie<maps::PrefixData4, u32, 65536>,
     six: &LpmTrie<maps::PrefixData6, u32, 65536>,
     address: &Address,
-    generation: u32,
+    epoch: u32,
 ) -> Option<u32> {
     // SAFETY: each key is as long as its trie's. The value is a plain word, copied at once.
     unsafe {
         let found = if address.is_v4() {
-            let key = PrefixKey4 { bits: 64, generation, address: address.v4_bytes() };
+            let key = PrefixKey4 { bits: 64, epoch, address: address.v4_bytes() };
             bpf_map_lookup_elem(ptr::from_ref(four).cast_mut().cast(), (&raw const key).cast())
         } else {
-            let key = PrefixKey6 { bits: 160, generation, address: *address };
+            let key = PrefixKey6 { bits: 160, epoch, address: *address };
             bpf_map_lookup_elem(ptr::from_ref(six).cast_mut().cast(), (&raw const key).cast())
         };
         found.cast::<u32>().as_ref().copied()
@@ -95,14 +95,14 @@ fn longest(
 
 impl Tables for Kernel {
     #[inline(always)]
-    fn address(&self, address: &Address, generation: u32) -> Option<&AddressEntry> {
+    fn address(&self, address: &Address, epoch: u32) -> Option<&AddressEntry> {
         // SAFETY: the map's memory stays an entry's while the program runs, perhaps another's after a reclaim, which
         // `decision::policy` looks for; slots are read one word at a time.
         unsafe {
             if address.is_v4() {
-                maps::ADDRESSES_4.get(&AddressKey4 { address: address.v4_bytes(), generation })
+                maps::ADDRESSES_4.get(&AddressKey4 { address: address.v4_bytes(), epoch })
             } else {
-                maps::ADDRESSES_6.get(&AddressKey6 { address: *address, generation, pad: 0 })
+                maps::ADDRESSES_6.get(&AddressKey6 { address: *address, epoch, pad: 0 })
             }
         }
     }
@@ -118,13 +118,13 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn prefix(&self, address: &Address, generation: u32) -> Option<u32> {
-        longest(&maps::PREFIXES_4, &maps::PREFIXES_6, address, generation)
+    fn prefix(&self, address: &Address, epoch: u32) -> Option<u32> {
+        longest(&maps::PREFIXES_4, &maps::PREFIXES_6, address, epoch)
     }
 
     #[inline(always)]
-    fn deny(&self, address: &Address, generation: u32) -> Option<u32> {
-        longest(&maps::DENIES_4, &maps::DENIES_6, address, generation)
+    fn deny(&self, address: &Address, epoch: u32) -> Option<u32> {
+        longest(&maps::DENIES_4, &maps::DENIES_6, address, epoch)
     }
 
     #[inline(always)]
@@ -162,8 +162,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn opens(&self, class: u32, key: u32) -> u32 {
-        global::egress_opens(class, key)
+    fn opens(&self, class: u32, key: u32, generation: u32) -> u32 {
+        global::egress_opens(class, key, generation)
     }
 
     #[inline(always)]

@@ -126,7 +126,14 @@ impl Core {
             return Ok(());
         }
         let learned = lock(&self.book).living(boot_ticks());
-        let result = lock(&self.datapath).install_until(&policy, &settings, &learned, deadline);
+        let active = self.active();
+        let mut datapath = lock(&self.datapath);
+        let result = if deadline == 0 {
+            datapath.change((&active.policy, active.installed.generation), &policy, &settings, &learned)
+        } else {
+            datapath.install_until(&policy, &settings, &learned, deadline)
+        };
+        drop(datapath);
         match result {
             Ok(installed) => {
                 self.changes.begin((deadline != 0).then(|| (deadline, self.active())));

@@ -42,9 +42,9 @@ impl Datapath {
         Ok(self.configs.get(&(!live.generation & 1))?.unwrap_or_default().generation)
     }
 
-    /// A number that no generation had, whose half of the shared arrays is not the live one's.
+    /// A number that no generation had, whose entry in map `CONFIG` is not the live one's.
     pub(super) fn next_generation(&self, live: u32) -> Result<u32, Error> {
-        let last = self.live.get(&Live::LAST)?.unwrap_or(0) as u32;
+        let last = self.last_generation()?;
         // 0 means none. Billions of policies later the numbers begin again.
         let mut next = match last.max(live) {
             last if last >= u32::MAX - 2 => 1,
@@ -55,6 +55,11 @@ impl Datapath {
         }
         self.live.set(&Live::LAST, &u64::from(next), sys::ANY)?;
         Ok(next)
+    }
+
+    /// The last generation that was ever given out.
+    pub(super) fn last_generation(&self) -> Result<u32, Error> {
+        Ok(self.live.get(&Live::LAST)?.unwrap_or(0) as u32)
     }
 
     /// Tidies up after a policy whose time ran out.
@@ -78,6 +83,8 @@ impl Datapath {
         let generation = self.live()?.generation;
         self.live.set(&0, &Live { generation, deadline: 0 }.pack(), sys::ANY)?;
         self.forget_other(generation)?;
+        self.settle_classes(generation)?;
+        self.whole = true;
         Ok(generation)
     }
 
@@ -108,6 +115,9 @@ impl Datapath {
         self.grants.set_all(&changed)?;
         let index = std::mem::take(&mut self.previous_index);
         self.forget_other(previous)?;
+        self.restore_classes(gone)?;
+        // Nothing was changed in it meanwhile; only where its classes are is not known after a restart.
+        self.whole = !index.is_empty();
         self.class_index = index;
         Ok(previous)
     }

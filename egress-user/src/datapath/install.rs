@@ -1,7 +1,10 @@
-//! Policies in the kernel: one generation beside the other, then a flip.
+//! Policies in the kernel: a new generation is prepared beside the live one, then a flip.
+//!
+//! Its elements are of an *epoch*. A first policy, one on trial, and one that differs in wildcards inside a label get an epoch of their own;
+//! every other change is written into the live one: see [`super::patch`].
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
     thread,
     time::Duration,
@@ -9,13 +12,16 @@ use std::{
 
 use egress_ebpf::abi::{
     self, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, GrantEntry, Hits, InnerWildcard,
-    NEVER, NameValue, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, REMOVALS_BEGUN, REMOVALS_ENDED, ResolverKey,
+    NEVER, NameEntry, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, REMOVALS_BEGUN, REMOVALS_ENDED, ResolverKey,
     ResolverTrust, Ticks, ZONE_SOCKET, ZONE_UPLINK,
 };
 
 use super::{
-    Error, Object, Plain, Table, boot_ticks, control, grants,
-    lower::{self, Bases, Elements, Settings},
+    Error, Object, Plain, Table, boot_ticks,
+    classes::Allotted,
+    control, grants,
+    lower::{self, Elements, Place, Settings},
+    patch::{Patch, Side},
     sys,
 };
 use crate::policy::Compiled;
@@ -37,8 +43,18 @@ pub struct Learned {
 pub struct Installed {
     /// The generation that is live now.
     pub generation: u32,
+    /// The epoch of its elements.
+    pub epoch: u32,
     /// The index in map `GRANTS` of each of the policy's grants.
     pub grants: Vec<u32>,
+}
+
+/// A change in place, written as far as the flip.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) installed: Installed,
+    pub(super) patch: Patch,
+    pub(super) allotted: Allotted,
 }
 
 /// The maps of one loaded object, and what is in them.
@@ -58,7 +74,7 @@ pub struct Datapath {
     pub(super) grants: Table<u32, GrantEntry>,
     pub(super) grant_hits: Table<u32, Hits>,
     pub(super) resolvers: Table<ResolverKey, ResolverTrust>,
-    pub(super) names: Table<abi::NameKey, NameValue>,
+    pub(super) names: Table<abi::NameKey, NameEntry>,
     pub(super) inner: Table<u32, InnerWildcard>,
     pub(super) flows: Table<FlowKey, Flow>,
     pub(super) aliases: Table<abi::AliasKey, abi::Alias>,
@@ -66,6 +82,8 @@ pub struct Datapath {
     pub(super) events_lost: Table<u32, u64>,
     /// The indices of the classes of the live policy.
     pub(super) class_index: Vec<u32>,
+    /// The live epoch holds the live policy's elements and nothing else: only then it can be changed in place.
+    pub(super) whole: bool,
     /// The same of the policy to go back to, while the live one is not confirmed; empty where that is not known.
     pub(super) previous_index: Vec<u32>,
 }
@@ -95,6 +113,7 @@ impl Datapath {
             events_lost: object.table("EVENTS_LOST")?,
             object,
             class_index: Vec::new(),
+            whole: false,
             previous_index: Vec::new(),
         })
     }
@@ -128,21 +147,62 @@ impl Datapath {
         learned: &[Learned],
         deadline: Ticks,
     ) -> Result<Installed, Error> {
-        self.settle()?;
-        if self.live()?.deadline != 0 {
-            return Err(Error::Unconfirmed);
-        }
-        let live = self.generation()?;
-        let result = self.install_after(live, policy, settings, learned, deadline);
+        let live = self.ready()?;
+        let result = self.install_beside(live, policy, settings, learned, deadline);
         if result.is_err() && self.generation()? == live {
-            // The kernel is to stop learning into what will not become the live generation.
-            self.configs.set(&(live.wrapping_add(1) & 1), &Config::default(), sys::ANY)?;
-            self.sweep(live)?;
+            self.give_up(live)?;
+            self.restore_classes(self.last_generation()?)?;
         }
         result
     }
 
-    fn install_after(
+    /// Installs a policy for good. Where `previous` is the live one, of the generation beside it, only what they differ in is
+    /// written, if that can be done.
+    ///
+    /// # Errors
+    /// As [`Datapath::install_until`].
+    pub fn change(
+        &mut self,
+        (previous, generation): (&Compiled, u32),
+        policy: &Compiled,
+        settings: &Settings,
+        learned: &[Learned],
+    ) -> Result<Installed, Error> {
+        let live = self.ready()?;
+        if !self.whole || live == 0 || generation != live || previous.classes.len() != self.class_index.len() {
+            return self.install_until(policy, settings, learned, 0);
+        }
+        let result = self.install_in_place(live, previous, policy, settings, learned);
+        if !matches!(result, Ok(Some(_))) && self.generation()? == live {
+            self.give_up(live)?;
+        }
+        match result {
+            Ok(Some(installed)) => Ok(installed),
+            // What it lacks is room for both at once, or a way; beside the old one there may be.
+            Ok(None) | Err(Error::Full { .. } | Error::Ports { .. }) => {
+                self.install_until(policy, settings, learned, 0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The live generation, once nothing is on trial.
+    fn ready(&mut self) -> Result<u32, Error> {
+        self.settle()?;
+        if self.live()?.deadline != 0 {
+            return Err(Error::Unconfirmed);
+        }
+        self.generation()
+    }
+
+    /// After an installation that failed: the kernel is to stop learning into what will not become the live generation.
+    fn give_up(&mut self, live: u32) -> Result<(), Error> {
+        self.configs.set(&(live.wrapping_add(1) & 1), &Config::default(), sys::ANY)?;
+        self.sweep(live)
+    }
+
+    /// Writes a whole policy under an epoch of its own.
+    fn install_beside(
         &mut self,
         live: u32,
         policy: &Compiled,
@@ -150,63 +210,178 @@ impl Datapath {
         learned: &[Learned],
         deadline: Ticks,
     ) -> Result<Installed, Error> {
-        // An installation that was cut short may have left elements of the generation that it meant to make.
+        // Whatever goes wrong from here on leaves something behind.
+        self.whole = false;
+        // So may an earlier installation that was cut short.
         self.sweep(live)?;
         let generation = self.next_generation(live)?;
-        let bases = self.bases(generation);
+        let from = self.epoch(live)?;
+        // Never given out before, and of the other half of the inner wildcards.
+        let epoch = generation << 1 | (!from & 1);
         let grants = self.allot_grants(policy, live, generation)?;
-        let elements = lower::lower(policy, settings, generation, &grants, bases)?;
-        self.check_room(&elements)?;
-        self.write(&elements, bases)?;
+        let mut known = self.known_classes(live)?;
+        self.classes.set_all(&known.reuse_parked(live))?;
+        // Of the first policy nothing has to wait for the flip: until then everything is dropped.
+        let allotted = known.allot(policy, &grants, if live == 0 { 0 } else { generation })?;
+        let place = Place { generation, epoch, classes: &allotted.index, inner: self.inner_base(epoch) };
+        let elements = lower::lower(policy, settings, place);
+        self.check_room(&elements, &allotted)?;
+        self.classes.set_all(&allotted.before())?;
+        self.write(&elements, place.inner)?;
         // From here on, what the kernel learns goes into both generations.
         self.configs.set(&(generation & 1), &elements.config, sys::ANY)?;
         let written: Vec<_> = elements.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
-        self.write_addresses(generation, &written)?;
-        // What was learned is not what the policy says: where it does not fit beside the old generation's, it is learned anew
-        // when it is asked for, and a full table keeps nobody from another policy.
-        let mut missing = 0;
-        let exact: HashSet<&str> = policy.exact_names.iter().map(|name| name.as_str()).collect();
-        let (first, rest): (Vec<_>, Vec<_>) = learned.iter().partition(|known| exact.contains(known.name.as_str()));
-        for learned in first.into_iter().chain(rest) {
-            missing += lost(self.learn_into(policy, &elements.class_index, generation, learned))?;
-        }
-        missing += lost(self.carry_over(live, bases, &elements))?;
-        if missing != 0 {
-            tracing::warn!(
-                addresses = missing,
-                "the new policy begins without some learned addresses: the table is full; `egress run --max-addresses` makes room"
-            );
-        }
+        self.write_addresses(epoch, &written)?;
+        let mut missing = self.learn_all(policy, &allotted.index, epoch, learned)?;
+        missing += lost(self.carry_over(from, epoch, &allotted.kept))?;
+        tell_missing(missing);
         self.verify(&elements)?;
         self.retire_grants(&grants, live)?;
         // The one to go back to is there only where there is one.
         let deadline = if live == 0 { 0 } else { deadline };
         self.live.set(&0, &abi::Live { generation, deadline }.pack(), sys::ANY)?;
-        self.previous_index = std::mem::replace(&mut self.class_index, elements.class_index);
+        self.previous_index = std::mem::replace(&mut self.class_index, allotted.index);
+        self.whole = deadline == 0;
         if live != 0 && deadline == 0 {
             self.forget_other(generation)?;
+            self.settle_classes(generation)?;
         }
-        Ok(Installed { generation, grants })
+        Ok(Installed { generation, epoch, grants })
+    }
+
+    /// Writes what a policy differs in from the live one, flips, and tidies up. `None` where that cannot be done in place.
+    fn install_in_place(
+        &mut self,
+        live: u32,
+        previous: &Compiled,
+        policy: &Compiled,
+        settings: &Settings,
+        learned: &[Learned],
+    ) -> Result<Option<Installed>, Error> {
+        let Some(prepared) = self.prepare(live, previous, policy, settings, learned)? else { return Ok(None) };
+        self.flip(&prepared)?;
+        self.finish(prepared).map(Some)
+    }
+
+    /// Everything that must be there before the flip. Under the live generation nothing changes by it.
+    pub(super) fn prepare(
+        &mut self,
+        live: u32,
+        previous: &Compiled,
+        policy: &Compiled,
+        settings: &Settings,
+        learned: &[Learned],
+    ) -> Result<Option<Prepared>, Error> {
+        self.check_size(policy)?;
+        // Whatever goes wrong from here on leaves something behind.
+        self.whole = false;
+        let generation = self.next_generation(live)?;
+        let epoch = self.epoch(live)?;
+        let grants = self.allot_grants(policy, live, generation)?;
+        let mut known = self.known_classes(live)?;
+        if known.room() < self.classes.capacity() as usize / 4 {
+            self.collect_classes(&mut known, epoch, boot_ticks())?;
+        }
+        let allotted = known.allot(policy, &grants, generation)?;
+        let inner = self.inner_base(epoch);
+        let old =
+            Side { policy: previous, place: Place { generation: live, epoch, classes: &self.class_index, inner } };
+        let new = Side { policy, place: Place { generation, epoch, classes: &allotted.index, inner } };
+        let Some(patch) = Patch::between(old, new, &mut known, &allotted)? else { return Ok(None) };
+        let config = lower::config(policy, settings, new.place);
+        // Before anything is learned: from then on a class that ends stands for no other.
+        self.classes.set_all(&allotted.before())?;
+        self.classes.set_all(&patch.turns)?;
+        self.resolvers.set_all(&lower::resolvers(settings, generation))?;
+        patch.names.prepare(&self.names)?;
+        patch.prefixes_4.prepare(&self.prefixes_4)?;
+        patch.prefixes_6.prepare(&self.prefixes_6)?;
+        patch.denies_4.prepare(&self.denies_4)?;
+        patch.denies_6.prepare(&self.denies_6)?;
+        // From here on, what the kernel learns counts for both generations.
+        self.configs.set(&(generation & 1), &config, sys::ANY)?;
+        let written: Vec<_> = patch.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
+        self.write_addresses(epoch, &written)?;
+        tell_missing(self.learn_all(policy, &allotted.index, epoch, learned)?);
+        if self.configs.get(&(generation & 1))? != Some(config) {
+            return Err(Error::ReadBack("CONFIG"));
+        }
+        self.retire_grants(&grants, live)?;
+        Ok(Some(Prepared { installed: Installed { generation, epoch, grants }, patch, allotted }))
+    }
+
+    /// Makes what was prepared the live policy, by one word.
+    pub(super) fn flip(&mut self, prepared: &Prepared) -> Result<(), Error> {
+        let generation = prepared.installed.generation;
+        self.live.set(&0, &abi::Live { generation, deadline: 0 }.pack(), sys::ANY)?;
+        self.class_index.clone_from(&prepared.allotted.index);
+        self.previous_index.clear();
+        Ok(())
+    }
+
+    /// After a flip in place: takes out what only the old policy needed.
+    pub(super) fn finish(&mut self, prepared: Prepared) -> Result<Installed, Error> {
+        let Prepared { installed, patch, allotted } = prepared;
+        let Installed { generation, epoch, .. } = installed;
+        thread::sleep(IN_FLIGHT);
+        self.configs.set(&(!generation & 1), &Config::default(), sys::ANY)?;
+        control::end(&mut self.object, epoch, &patch.ended)?;
+        let addresses: Vec<IpAddr> = patch.ended.iter().map(|(address, _)| *address).collect();
+        control::reclaim(&mut self.object, epoch, &addresses)?;
+        patch.names.finish(&self.names)?;
+        patch.prefixes_4.finish(&self.prefixes_4)?;
+        patch.prefixes_6.finish(&self.prefixes_6)?;
+        patch.denies_4.finish(&self.denies_4)?;
+        patch.denies_6.finish(&self.denies_6)?;
+        self.resolvers.retain(|key| key.generation != generation)?;
+        self.classes.set_all(&allotted.settled())?;
+        if !patch.turns.is_empty() {
+            // A program that read a prefix's class before it was written anew has gone on by then.
+            thread::sleep(IN_FLIGHT);
+            let idle: Vec<_> = patch.turns.iter().map(|&(index, _)| (index, ClassChunk::default())).collect();
+            self.classes.set_all(&idle)?;
+        }
+        self.whole = true;
+        tracing::debug!(generation, elements = patch.len(), "the policy was changed in place");
+        Ok(installed)
+    }
+
+    /// Writes down what is known of names, as a policy has it. Gives how many addresses had no room: what was learned is not what the
+    /// policy says, it is learned anew when it is asked for, and a full table keeps nobody from another policy.
+    fn learn_all(
+        &mut self,
+        policy: &Compiled,
+        class_index: &[u32],
+        epoch: u32,
+        learned: &[Learned],
+    ) -> Result<usize, Error> {
+        let exact: HashSet<&str> = policy.exact_names.iter().map(|name| name.as_str()).collect();
+        let (first, rest): (Vec<_>, Vec<_>) = learned.iter().partition(|known| exact.contains(known.name.as_str()));
+        let mut missing = 0;
+        for learned in first.into_iter().chain(rest) {
+            missing += lost(self.learn_into(policy, class_index, epoch, learned))?;
+        }
+        Ok(missing)
     }
 
     /// Writes addresses of a name into the live generation, as `policy` (the live one) allows. Gives whether any rule
     /// wants the name.
     pub fn learn(&mut self, policy: &Compiled, learned: &Learned) -> Result<bool, Error> {
-        let generation = self.generation()?;
+        let epoch = self.epoch(self.generation()?)?;
         let class_index = std::mem::take(&mut self.class_index);
-        let result = self.learn_into(policy, &class_index, generation, learned);
+        let result = self.learn_into(policy, &class_index, epoch, learned);
         self.class_index = class_index;
         result
     }
 
     /// [`Datapath::learn`] for the policy to go back to, while the live one is not confirmed.
     pub fn learn_previous(&mut self, policy: &Compiled, learned: &Learned) -> Result<(), Error> {
-        let previous = self.configs.get(&(!self.live()?.generation & 1))?.unwrap_or_default().generation;
-        if previous == 0 || previous == self.generation()? {
+        let previous = self.configs.get(&(!self.live()?.generation & 1))?.unwrap_or_default();
+        if previous.generation == 0 || previous.generation == self.generation()? {
             return Ok(());
         }
         let class_index = std::mem::take(&mut self.previous_index);
-        let result = self.learn_into(policy, &class_index, previous, learned);
+        let result = self.learn_into(policy, &class_index, previous.epoch, learned);
         self.previous_index = class_index;
         result.map(drop)
     }
@@ -215,7 +390,7 @@ impl Datapath {
         &mut self,
         policy: &Compiled,
         class_index: &[u32],
-        generation: u32,
+        epoch: u32,
         learned: &Learned,
     ) -> Result<bool, Error> {
         let found = policy.match_name(&learned.name);
@@ -223,68 +398,44 @@ impl Datapath {
             let Some(&index) = class_index.get(*class as usize) else { continue };
             let addresses: Vec<_> =
                 learned.addresses.iter().map(|&(address, expiry)| (address, index, expiry)).collect();
-            self.write_addresses(generation, &addresses)?;
+            self.write_addresses(epoch, &addresses)?;
         }
         Ok(!found.classes.is_empty())
     }
 
-    fn write_addresses(&mut self, generation: u32, addresses: &[(IpAddr, u32, Ticks)]) -> Result<(), Error> {
+    fn write_addresses(&mut self, epoch: u32, addresses: &[(IpAddr, u32, Ticks)]) -> Result<(), Error> {
         if addresses.is_empty() {
             return Ok(());
         }
-        control::learn(&mut self.object, generation, addresses, self.addresses_4.capacity())
+        control::learn(&mut self.object, epoch, addresses, self.addresses_4.capacity())
     }
 
-    /// Copies what the kernel learned in the live generation into the one that is made: an address keeps a class where the
-    /// new policy has one of the same rule items and ports. (A class of more than one chunk is left to be learned anew.)
-    fn carry_over(&mut self, live: u32, bases: Bases, elements: &Elements) -> Result<(), Error> {
-        if live == 0 {
+    /// Copies what the kernel learned in the epoch `from` into another one: an address keeps the classes that the new policy has too.
+    fn carry_over(&mut self, from: u32, epoch: u32, kept: &HashSet<u32>) -> Result<(), Error> {
+        if from == 0 {
             return Ok(());
         }
-        let same: HashMap<_, u32> = elements
-            .classes
-            .iter()
-            .zip(bases.class..)
-            .filter(|(chunk, _)| chunk.next == 0)
-            .map(|(chunk, index)| (chunk.ports, index))
-            .collect();
         let mut old: Vec<(IpAddr, AddressEntry)> = Vec::new();
         self.addresses_4.each(|key, entry| {
-            old.extend((key.generation == live).then(|| (IpAddr::from(key.address), *entry)));
+            old.extend((key.epoch == from).then(|| (IpAddr::from(key.address), *entry)));
             true
         })?;
         self.addresses_6.each(|key, entry| {
-            old.extend((key.generation == live).then(|| (IpAddr::from(key.address), *entry)));
+            old.extend((key.epoch == from).then(|| (IpAddr::from(key.address), *entry)));
             true
         })?;
         let now = boot_ticks();
-        let mut classes = HashMap::new();
-        let first = self.bases(live).class;
-        let ours = first..first + self.classes.capacity() / 2 - 1;
-        self.classes.each(|index, chunk| {
-            if ours.contains(index)
-                && let (0, Some(&class)) = (chunk.next, same.get(&chunk.ports))
-            {
-                classes.insert(*index, class);
-            }
-            true
-        })?;
-        self.carry_aliases(live, elements.config.generation, now, &classes)?;
-        let mut kept = Vec::new();
+        self.carry_aliases(from, epoch, now, kept)?;
+        let mut carried = Vec::new();
         for (address, entry) in old {
-            for slot in entry.slots.into_iter().map(abi::Slot::unpack) {
-                if slot.expiry == NEVER || !slot.lives(now) {
-                    continue;
-                }
-                if let Some(&class) = classes.get(&slot.class) {
-                    kept.push((address, class, slot.expiry));
-                }
-            }
+            let living = entry.slots.into_iter().map(abi::Slot::unpack).filter(|slot| slot.lives(now));
+            let same = living.filter(|slot| slot.expiry != NEVER && kept.contains(&slot.class));
+            carried.extend(same.map(|slot| (address, slot.class, slot.expiry)));
         }
-        self.write_addresses(elements.config.generation, &kept)
+        self.write_addresses(epoch, &carried)
     }
 
-    /// Ends every generation but `keep`, the live one: it learns no more, and its elements go.
+    /// Ends every generation but `keep`, the live one: it learns no more, and what it alone had goes.
     pub fn forget_other(&mut self, keep: u32) -> Result<(), Error> {
         thread::sleep(IN_FLIGHT);
         self.previous_index.clear();
@@ -292,40 +443,41 @@ impl Datapath {
         self.sweep(keep)
     }
 
-    /// Deletes the elements of every generation but `keep`.
-    fn sweep(&self, keep: u32) -> Result<(), Error> {
+    /// Deletes the elements of every epoch but that of generation `keep`.
+    pub(super) fn sweep(&self, keep: u32) -> Result<(), Error> {
+        let epoch = self.epoch(keep)?;
         // As the `control` program counts what it takes out; nobody else writes the counts meanwhile. What a sweep that was cut
         // short left begun makes packets look twice, and ends with this one.
         let begun = self.reclaims.get(&REMOVALS_BEGUN)?.unwrap_or(0) + 1;
         self.reclaims.set(&REMOVALS_BEGUN, &begun, sys::ANY)?;
-        self.addresses_4.retain(|key| key.generation != keep)?;
-        self.addresses_6.retain(|key| key.generation != keep)?;
+        self.addresses_4.retain(|key| key.epoch != epoch)?;
+        self.addresses_6.retain(|key| key.epoch != epoch)?;
         self.reclaims.set(&REMOVALS_ENDED, &begun, sys::ANY)?;
-        self.prefixes_4.retain(|key| key.generation != keep)?;
-        self.prefixes_6.retain(|key| key.generation != keep)?;
-        self.denies_4.retain(|key| key.generation != keep)?;
-        self.denies_6.retain(|key| key.generation != keep)?;
+        self.prefixes_4.retain(|key| key.epoch != epoch)?;
+        self.prefixes_6.retain(|key| key.epoch != epoch)?;
+        self.denies_4.retain(|key| key.epoch != epoch)?;
+        self.denies_6.retain(|key| key.epoch != epoch)?;
         self.resolvers.retain(|key| key.generation != keep)?;
-        self.names.retain(|key| key.generation != keep as u16)?;
-        self.aliases.retain(|key| key.generation != keep as u16)?;
+        self.names.retain(|key| key.epoch != epoch as u16)?;
+        self.aliases.retain(|key| key.epoch != epoch as u16)?;
         Ok(())
     }
 
-    /// Even generations use the lower half of the shared arrays, odd ones the upper half. Index 0 stays unused.
-    fn bases(&self, generation: u32) -> Bases {
-        let half = |capacity: u32| if generation & 1 == 0 { 1 } else { capacity / 2 };
-        Bases { class: half(self.classes.capacity()), inner: half(self.inner.capacity()) }
+    /// The epoch of a generation whose configuration is there; 0 of none.
+    pub(super) fn epoch(&self, generation: u32) -> Result<u32, Error> {
+        let config = self.configs.get(&(generation & 1))?.unwrap_or_default();
+        Ok(if generation != 0 && config.generation == generation { config.epoch } else { 0 })
     }
 
-    fn check_room(&self, elements: &Elements) -> Result<(), Error> {
-        let check = |what, needed: usize, capacity: u32| {
-            if needed > capacity as usize {
-                Err(Error::Full { what, needed, capacity: capacity as usize })
-            } else {
-                Ok(())
-            }
-        };
-        check("sets of ports", elements.classes.len(), self.classes.capacity() / 2 - 1)?;
+    /// Even epochs use the lower half of map `INNER_WILDCARDS`, odd ones the upper half. Index 0 stays unused.
+    fn inner_base(&self, epoch: u32) -> u32 {
+        if epoch & 1 == 0 { 1 } else { self.inner.capacity() / 2 }
+    }
+
+    /// Whether an epoch's elements fit: each may fill half of a table, so that the next one fits beside it.
+    fn check_room(&self, elements: &Elements, allotted: &Allotted) -> Result<(), Error> {
+        let classes = allotted.index.iter().filter(|index| **index != 0).count();
+        check("sets of ports", classes.max(allotted.fresh.len()), self.classes.capacity() / 2 - 1)?;
         check("wildcards inside a label", elements.inner.len(), self.inner.capacity() / 2 - 1)?;
         check("names", elements.names.len(), self.names.capacity() / 2)?;
         check("IPv4 prefixes", elements.prefixes_4.len(), self.prefixes_4.capacity() / 2)?;
@@ -336,9 +488,24 @@ impl Datapath {
         check("resolvers", elements.resolvers.len(), self.resolvers.capacity() / 2)
     }
 
-    fn write(&self, elements: &Elements, bases: Bases) -> Result<(), Error> {
-        self.classes.set_all(&numbered(bases.class, &elements.classes))?;
-        self.inner.set_all(&numbered(bases.inner, &elements.inner))?;
+    /// The same of a policy that is written in place.
+    fn check_size(&self, policy: &Compiled) -> Result<(), Error> {
+        let (addresses, prefixes): (Vec<_>, Vec<_>) =
+            policy.addresses.iter().map(|entry| entry.net).partition(lower::is_address);
+        let of = |nets: &[ipnet::IpNet], v4: bool| nets.iter().filter(|net| net.addr().is_ipv4() == v4).count();
+        let denies: Vec<_> = policy.denies.iter().map(|entry| entry.net).collect();
+        let classes = policy.classes.iter().filter(|class| !class.ports.is_empty()).count();
+        check("sets of ports", classes, self.classes.capacity() / 2 - 1)?;
+        check("names", policy.names.len(), self.names.capacity() / 2)?;
+        check("IPv4 prefixes", of(&prefixes, true), self.prefixes_4.capacity() / 2)?;
+        check("IPv6 prefixes", of(&prefixes, false), self.prefixes_6.capacity() / 2)?;
+        check("denied IPv4 prefixes", of(&denies, true), self.denies_4.capacity() / 2)?;
+        check("denied IPv6 prefixes", of(&denies, false), self.denies_6.capacity() / 2)?;
+        check("addresses", addresses.len(), self.addresses_4.capacity() / 2)
+    }
+
+    fn write(&self, elements: &Elements, inner: u32) -> Result<(), Error> {
+        self.inner.set_all(&numbered(inner, &elements.inner))?;
         self.names.set_all(&elements.names)?;
         self.prefixes_4.set_all(&elements.prefixes_4)?;
         self.prefixes_6.set_all(&elements.prefixes_6)?;
@@ -360,33 +527,57 @@ impl Datapath {
             .map(|grant| known.get(&grants::key(grant.key.as_bytes())).map(|(index, _)| *index))
             .collect();
         let Some(grants) = grants.filter(|grants| grants.len() == known.len()) else { return Ok(None) };
-        let bases = self.bases(live);
-        let elements = lower::lower(policy, settings, live, &grants, bases)?;
-        if !self.holds(&elements, bases)? {
+        let mut classes = self.known_classes(live)?;
+        let Ok(allotted) = classes.allot(policy, &grants, live) else { return Ok(None) };
+        if !classes.is_settled(live) || !allotted.fresh.is_empty() || !allotted.ended.is_empty() {
             return Ok(None);
         }
-        self.class_index = elements.class_index;
-        Ok(Some(Installed { generation: live, grants }))
+        let epoch = self.epoch(live)?;
+        let place = Place { generation: live, epoch, classes: &allotted.index, inner: self.inner_base(epoch) };
+        let elements = lower::lower(policy, settings, place);
+        if !self.holds(&elements, place.inner)? {
+            return Ok(None);
+        }
+        self.class_index = allotted.index;
+        self.whole = self.live()?.deadline == 0;
+        Ok(Some(Installed { generation: live, epoch, grants }))
     }
 
-    /// Whether the maps hold exactly these elements for their generation.
-    fn holds(&self, elements: &Elements, bases: Bases) -> Result<bool, Error> {
-        let generation = elements.config.generation;
+    /// Whether the maps hold exactly these elements for their epoch.
+    fn holds(&self, elements: &Elements, inner: u32) -> Result<bool, Error> {
+        let Config { generation, epoch, .. } = elements.config;
         let as_many = |keys: usize, elements: usize| keys == elements;
-        let names = self.names.keys()?.iter().filter(|key| key.generation == generation as u16).count();
+        let names = self.names.keys()?.iter().filter(|key| key.epoch == epoch as u16).count();
         let resolvers = self.resolvers.keys()?.iter().filter(|key| key.generation == generation).count();
         Ok(self.verify(elements).is_ok()
             && as_many(names, elements.names.len())
             && as_many(resolvers, elements.resolvers.len())
-            && as_many(of_generation(&self.prefixes_4, |key| key.generation == generation)?, elements.prefixes_4.len())
-            && as_many(of_generation(&self.prefixes_6, |key| key.generation == generation)?, elements.prefixes_6.len())
-            && as_many(of_generation(&self.denies_4, |key| key.generation == generation)?, elements.denies_4.len())
-            && as_many(of_generation(&self.denies_6, |key| key.generation == generation)?, elements.denies_6.len())
+            && as_many(count(&self.prefixes_4, |key| key.epoch == epoch)?, elements.prefixes_4.len())
+            && as_many(count(&self.prefixes_6, |key| key.epoch == epoch)?, elements.prefixes_6.len())
+            && as_many(count(&self.denies_4, |key| key.epoch == epoch)?, elements.denies_4.len())
+            && as_many(count(&self.denies_6, |key| key.epoch == epoch)?, elements.denies_6.len())
             && all(&self.prefixes_4, &elements.prefixes_4)?
             && all(&self.prefixes_6, &elements.prefixes_6)?
             && all(&self.resolvers, &elements.resolvers)?
-            && all(&self.classes, &numbered(bases.class, &elements.classes))?
-            && all(&self.inner, &numbered(bases.inner, &elements.inner))?)
+            && all(&self.inner, &numbered(inner, &elements.inner))?
+            && self.has_addresses(epoch, &elements.addresses)?)
+    }
+
+    /// Whether each address has its class for good, and no other address has one that never ends.
+    fn has_addresses(&self, epoch: u32, addresses: &[(IpAddr, u32)]) -> Result<bool, Error> {
+        let mut wanted: HashSet<(IpAddr, u32)> = addresses.iter().copied().collect();
+        let mut strange = false;
+        let mut look = |address: IpAddr, entry: &AddressEntry| {
+            for slot in entry.slots.into_iter().map(abi::Slot::unpack) {
+                if slot.class != 0 && slot.expiry == NEVER {
+                    strange |= !wanted.remove(&(address, slot.class));
+                }
+            }
+            true
+        };
+        self.addresses_4.each(|key, entry| key.epoch != epoch || look(key.address.into(), entry))?;
+        self.addresses_6.each(|key, entry| key.epoch != epoch || look(key.address.into(), entry))?;
+        Ok(wanted.is_empty() && !strange)
     }
 
     /// Reads back what was written, before it counts.
@@ -396,7 +587,8 @@ impl Datapath {
             return Err(Error::ReadBack("CONFIG"));
         }
         for (key, value) in &elements.names {
-            if self.names.get(key)? != Some(*value) {
+            // An entry of a change that was cut short says something else to a later generation.
+            if self.names.get(key)?.is_none_or(|entry| entry.since > generation || entry.now != value.now) {
                 return Err(Error::ReadBack("NAMES"));
             }
         }
@@ -452,8 +644,23 @@ fn numbered<T: Copy>(base: u32, elements: &[T]) -> Vec<(u32, T)> {
     (base..).zip(elements.iter().copied()).collect()
 }
 
+/// Whether so many fit.
+fn check(what: &'static str, needed: usize, capacity: u32) -> Result<(), Error> {
+    let capacity = capacity as usize;
+    if needed > capacity { Err(Error::Full { what, needed, capacity }) } else { Ok(()) }
+}
+
+fn tell_missing(addresses: usize) {
+    if addresses != 0 {
+        tracing::warn!(
+            addresses,
+            "the new policy begins without some learned addresses: the table is full; `egress run --max-addresses` makes room"
+        );
+    }
+}
+
 /// How many keys of a table satisfy `wanted`.
-fn of_generation<K: Plain, V: Plain>(table: &Table<K, V>, wanted: impl Fn(&K) -> bool) -> Result<usize, Error> {
+fn count<K: Plain, V: Plain>(table: &Table<K, V>, wanted: impl Fn(&K) -> bool) -> Result<usize, Error> {
     Ok(table.keys()?.iter().filter(|key| wanted(key)).count())
 }
 

@@ -77,19 +77,19 @@ impl Datapath {
         destination: &decision::Destination,
         flows: &[FlowKey],
     ) -> Result<Snapshot, Error> {
-        let generation = config.generation;
+        let (generation, epoch) = (config.generation, config.epoch);
         let mut taken = Snapshot::default();
         match IpAddr::from(destination.address) {
             IpAddr::V4(address) => {
                 let address = address.octets();
-                taken.address = self.addresses_4.get(&AddressKey4 { address, generation })?;
-                let key = PrefixKey4 { bits: 64, generation, address };
+                taken.address = self.addresses_4.get(&AddressKey4 { address, epoch })?;
+                let key = PrefixKey4 { bits: 64, epoch, address };
                 (taken.prefix, taken.deny) = (self.prefixes_4.get(&key)?, self.denies_4.get(&key)?);
             }
             IpAddr::V6(address) => {
-                let key = AddressKey6 { address: destination.address, generation, pad: 0 };
+                let key = AddressKey6 { address: destination.address, epoch, pad: 0 };
                 taken.address = self.addresses_6.get(&key)?;
-                let key = PrefixKey6 { bits: 160, generation, address: address.octets() };
+                let key = PrefixKey6 { bits: 160, epoch, address: address.octets() };
                 (taken.prefix, taken.deny) = (self.prefixes_6.get(&key)?, self.denies_6.get(&key)?);
             }
         }
@@ -137,15 +137,15 @@ fn destination(to: SocketAddr, proto: Proto) -> decision::Destination {
 }
 
 impl Tables for Snapshot {
-    fn address(&self, _address: &Address, _generation: u32) -> Option<&AddressEntry> {
+    fn address(&self, _address: &Address, _epoch: u32) -> Option<&AddressEntry> {
         self.address.as_ref()
     }
 
-    fn prefix(&self, _address: &Address, _generation: u32) -> Option<u32> {
+    fn prefix(&self, _address: &Address, _epoch: u32) -> Option<u32> {
         self.prefix
     }
 
-    fn deny(&self, _address: &Address, _generation: u32) -> Option<u32> {
+    fn deny(&self, _address: &Address, _epoch: u32) -> Option<u32> {
         self.deny
     }
 

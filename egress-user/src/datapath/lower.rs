@@ -4,13 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use egress_ebpf::abi::{
     self, BUILTIN_ARP, BUILTIN_DHCPV4, BUILTIN_DHCPV6, BUILTIN_EAPOL, BUILTIN_IGMP, BUILTIN_LLDP, BUILTIN_LOOPBACK,
-    BUILTIN_MLD, BUILTIN_NEIGHBOUR_DISCOVERY, CHUNK_PORTS, CHUNKS, ClassChunk, Config, InnerWildcard, NameValue,
-    PROTO_ANY, PROTO_ICMP, PROTO_TCP, PROTO_UDP, PortRange, PrefixKey4, PrefixKey6, ResolverKey, ResolverTrust, Ticks,
+    BUILTIN_MLD, BUILTIN_NEIGHBOUR_DISCOVERY, Config, InnerWildcard, NameEntry, NameValue, PrefixKey4, PrefixKey6,
+    ResolverKey, ResolverTrust, Ticks,
 };
 use ipnet::IpNet;
 
-use super::Error;
-use crate::policy::{Builtins, Compiled, Mode, NameKey, PrefixEntry, Proto, Queries};
+use crate::policy::{self, Builtins, Compiled, Mode, NameKey, PrefixEntry, Queries};
 
 /// A resolver that is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +33,15 @@ pub struct Settings {
     pub teaching_netns: u64,
 }
 
-/// Where a generation's elements go in the arrays that two generations share.
+/// Where a generation's elements go.
 #[derive(Clone, Copy, Debug)]
-pub struct Bases {
-    /// The first index in map `CLASSES`.
-    pub class: u32,
+pub struct Place<'a> {
+    /// Its number.
+    pub generation: u32,
+    /// The epoch that its elements are of.
+    pub epoch: u32,
+    /// The index in map `CLASSES` of each class of the policy; 0 for one that opens nothing.
+    pub classes: &'a [u32],
     /// The first index in map `INNER_WILDCARDS`.
     pub inner: u32,
 }
@@ -47,13 +50,9 @@ pub struct Bases {
 #[derive(Debug, Default)]
 pub struct Elements {
     pub config: Config,
-    /// From index `Bases::class` on.
-    pub classes: Vec<ClassChunk>,
-    /// The index in map `CLASSES` of each class of the policy; 0 for the empty one.
-    pub class_index: Vec<u32>,
-    /// From index `Bases::inner` on.
+    /// From index `Place::inner` on.
     pub inner: Vec<InnerWildcard>,
-    pub names: Vec<(abi::NameKey, NameValue)>,
+    pub names: Vec<(abi::NameKey, NameEntry)>,
     pub prefixes_4: Vec<(PrefixKey4, u32)>,
     pub prefixes_6: Vec<(PrefixKey6, u32)>,
     pub denies_4: Vec<(PrefixKey4, u32)>,
@@ -63,90 +62,48 @@ pub struct Elements {
     pub resolvers: Vec<(ResolverKey, ResolverTrust)>,
 }
 
-/// Lowers `policy` to the elements of `generation`. `grants` is the index in map `GRANTS` of each of its grants.
-pub fn lower(
-    policy: &Compiled,
-    settings: &Settings,
-    generation: u32,
-    grants: &[u32],
-    bases: Bases,
-) -> Result<Elements, Error> {
+/// Lowers `policy` to its elements.
+pub fn lower(policy: &Compiled, settings: &Settings, place: Place<'_>) -> Elements {
     let mut elements = Elements::default();
-    classes(policy, grants, bases.class, &mut elements)?;
-    names(policy, generation, bases.inner, &mut elements);
-    let class = |entry: &PrefixEntry| elements.class_index[entry.class as usize];
+    for (entry, value) in policy.names.iter().zip(name_values(policy, place)) {
+        elements.inner.extend(entry.inner.iter().map(|inner| inner_wildcard(inner, place)));
+        elements.names.push((name_key(place.epoch, &entry.key), NameEntry::new(value)));
+    }
+    let class = |entry: &PrefixEntry| place.classes[entry.class as usize];
     for entry in &policy.addresses {
         match (entry.net, class(entry)) {
-            (net, class) if net.prefix_len() == net.max_prefix_len() => elements.addresses.push((net.addr(), class)),
-            (IpNet::V4(net), class) => {
-                elements.prefixes_4.push((key4(generation, net), class));
-            }
-            (IpNet::V6(net), class) => elements.prefixes_6.push((key6(generation, net), class)),
+            (net, class) if is_address(&net) => elements.addresses.push((net.addr(), class)),
+            (IpNet::V4(net), class) => elements.prefixes_4.push((key4(place.epoch, net), class)),
+            (IpNet::V6(net), class) => elements.prefixes_6.push((key6(place.epoch, net), class)),
         }
     }
     for entry in &policy.denies {
         match (entry.net, class(entry)) {
-            (IpNet::V4(net), class) => elements.denies_4.push((key4(generation, net), class)),
-            (IpNet::V6(net), class) => elements.denies_6.push((key6(generation, net), class)),
+            (IpNet::V4(net), class) => elements.denies_4.push((key4(place.epoch, net), class)),
+            (IpNet::V6(net), class) => elements.denies_6.push((key6(place.epoch, net), class)),
         }
     }
-    elements.resolvers = settings
-        .resolvers
-        .iter()
-        .map(|resolver| {
-            let key = ResolverKey {
-                address: resolver.address.ip().into(),
-                generation,
-                port: resolver.address.port(),
-                pad: 0,
-            };
-            (key, resolver.trust)
-        })
-        .collect();
-    elements.config = config(policy, settings, generation, &elements);
-    Ok(elements)
+    elements.resolvers = resolvers(settings, place.generation);
+    elements.config = config(policy, settings, place);
+    elements
 }
 
-fn classes(policy: &Compiled, grants: &[u32], base: u32, elements: &mut Elements) -> Result<(), Error> {
-    for class in &policy.classes {
-        if class.ports.is_empty() {
-            elements.class_index.push(0);
-            continue;
-        }
-        let most = CHUNK_PORTS * CHUNKS as usize;
-        if class.ports.len() > most {
-            return Err(Error::Ports { ranges: class.ports.len(), most });
-        }
-        elements.class_index.push(base + elements.classes.len() as u32);
-        let chunks = class.ports.chunks(CHUNK_PORTS);
-        let last = chunks.len() - 1;
-        for (number, ranges) in chunks.enumerate() {
-            let mut chunk =
-                ClassChunk { ports_id: class.ports_id, count: ranges.len() as u32, ..ClassChunk::default() };
-            if number != last {
-                chunk.next = base + elements.classes.len() as u32 + 1;
-            }
-            for (slot, range) in chunk.ports.iter_mut().zip(ranges) {
-                let proto = match range.proto {
-                    Proto::Tcp => PROTO_TCP,
-                    Proto::Udp => PROTO_UDP,
-                    Proto::Icmp => PROTO_ICMP,
-                    Proto::Any => PROTO_ANY,
-                };
-                *slot = PortRange::new(proto, range.from, range.to, grants[range.grant as usize]);
-            }
-            elements.classes.push(chunk);
-        }
-    }
-    Ok(())
+/// Whether an allowed prefix is a single address, which the hash tables answer without a trie.
+pub(super) fn is_address(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
 }
 
-fn names(policy: &Compiled, generation: u32, base: u32, elements: &mut Elements) {
-    for entry in &policy.names {
-        let (name, exact) = match &entry.key {
-            NameKey::Exact(name) => (name.as_str(), true),
-            NameKey::Suffix(name) => (name.as_str(), false),
-        };
+/// The trusted resolvers as a generation has them.
+pub(super) fn resolvers(settings: &Settings, generation: u32) -> Vec<(ResolverKey, ResolverTrust)> {
+    let key =
+        |address: SocketAddr| ResolverKey { address: address.ip().into(), generation, port: address.port(), pad: 0 };
+    settings.resolvers.iter().map(|resolver| (key(resolver.address), resolver.trust)).collect()
+}
+
+/// What map `NAMES` says of each of the policy's entries, in their order.
+pub(super) fn name_values<'a>(policy: &'a Compiled, place: Place<'a>) -> impl Iterator<Item = NameValue> + 'a {
+    let mut inner = place.inner;
+    policy.names.iter().map(move |entry| {
         let mut flags = 0;
         if entry.ask {
             flags |= NameValue::ASK;
@@ -154,25 +111,29 @@ fn names(policy: &Compiled, generation: u32, base: u32, elements: &mut Elements)
         if policy.dns.allow_private.iter().any(|pattern| covers(pattern, &entry.key)) {
             flags |= NameValue::PRIVATE;
         }
-        let value = NameValue {
-            class: elements.class_index[entry.class as usize],
+        let inner_count = entry.inner.len() as u16;
+        let inner_first = if inner_count == 0 { 0 } else { inner };
+        inner += u32::from(inner_count);
+        NameValue {
+            class: place.classes[entry.class as usize],
             flags,
-            inner_first: base + elements.inner.len() as u32,
-            inner_count: entry.inner.len() as u16,
+            inner_first,
+            inner_count,
             // With the 0 byte or the dot that ends the key.
-            len: name.len() as u16 + 1,
-        };
-        for inner in &entry.inner {
-            elements.inner.push(InnerWildcard {
-                class: elements.class_index[inner.class as usize],
-                prefix_len: inner.prefix.len() as u8,
-                suffix_len: inner.suffix.len() as u8,
-                pad: 0,
-                prefix: reversed(&inner.prefix),
-                suffix: reversed(&inner.suffix),
-            });
+            len: entry.key.name().as_str().len() as u16 + 1,
         }
-        elements.names.push((name_key(generation, name, exact), value));
+    })
+}
+
+/// A wildcard inside a label as map `INNER_WILDCARDS` has it.
+pub(super) fn inner_wildcard(inner: &policy::InnerWildcard, place: Place<'_>) -> InnerWildcard {
+    InnerWildcard {
+        class: place.classes[inner.class as usize],
+        prefix_len: inner.prefix.len() as u8,
+        suffix_len: inner.suffix.len() as u8,
+        pad: 0,
+        prefix: reversed(&inner.prefix),
+        suffix: reversed(&inner.suffix),
     }
 }
 
@@ -190,12 +151,13 @@ fn covers(pattern: &crate::policy::NamePattern, key: &NameKey) -> bool {
 }
 
 /// The key of a name in map `NAMES`: an exact name ends in a 0 byte, the suffix of a wildcard in a dot.
-fn name_key(generation: u32, name: &str, exact: bool) -> abi::NameKey {
-    let mut key = abi::NameKey {
-        bits: 16 + 8 * (name.len() as u32 + 1),
-        generation: generation as u16,
-        name: [0; abi::NAME_KEY],
+pub(super) fn name_key(epoch: u32, key: &NameKey) -> abi::NameKey {
+    let (name, exact) = match key {
+        NameKey::Exact(name) => (name.as_str(), true),
+        NameKey::Suffix(name) => (name.as_str(), false),
     };
+    let mut key =
+        abi::NameKey { bits: 16 + 8 * (name.len() as u32 + 1), epoch: epoch as u16, name: [0; abi::NAME_KEY] };
     for (slot, byte) in key.name.iter_mut().zip(name.bytes().rev().chain((!exact).then_some(b'.'))) {
         *slot = byte;
     }
@@ -210,34 +172,39 @@ fn reversed(text: &str) -> [u8; 64] {
     bytes
 }
 
-fn key4(generation: u32, net: ipnet::Ipv4Net) -> PrefixKey4 {
-    PrefixKey4 { bits: 32 + u32::from(net.prefix_len()), generation, address: net.network().octets() }
+pub(super) fn key4(epoch: u32, net: ipnet::Ipv4Net) -> PrefixKey4 {
+    PrefixKey4 { bits: 32 + u32::from(net.prefix_len()), epoch, address: net.network().octets() }
 }
 
-fn key6(generation: u32, net: ipnet::Ipv6Net) -> PrefixKey6 {
-    PrefixKey6 { bits: 32 + u32::from(net.prefix_len()), generation, address: net.network().octets() }
+pub(super) fn key6(epoch: u32, net: ipnet::Ipv6Net) -> PrefixKey6 {
+    PrefixKey6 { bits: 32 + u32::from(net.prefix_len()), epoch, address: net.network().octets() }
 }
 
-fn config(policy: &Compiled, settings: &Settings, generation: u32, elements: &Elements) -> Config {
+pub(super) fn config(policy: &Compiled, settings: &Settings, place: Place<'_>) -> Config {
+    let any = |entries: &[PrefixEntry], v4: bool, addresses: bool| {
+        entries.iter().any(|entry| entry.net.addr().is_ipv4() == v4 && (addresses || !is_address(&entry.net)))
+    };
     let flag = |on: bool, bit: u32| if on { bit } else { 0 };
     // Rounded up: a life in ticks is never shorter than the one written down.
     let ticks = |duration: std::time::Duration| -> Ticks {
         u32::try_from(duration.as_nanos().div_ceil(1 << abi::TICK_SHIFT)).unwrap_or(u32::MAX / 4)
     };
     Config {
-        generation,
+        generation: place.generation,
+        epoch: place.epoch,
         flags: flag(policy.mode == Mode::Enforce, Config::ENFORCE)
             | flag(policy.mode == Mode::Audit, Config::TELL_ANSWERS)
             | flag(policy.dns.queries == Queries::Allowlisted, Config::QUERIES_ALLOWLISTED)
-            | flag(!elements.denies_4.is_empty(), Config::DENIES_4)
-            | flag(!elements.denies_6.is_empty(), Config::DENIES_6)
-            | flag(!elements.prefixes_4.is_empty(), Config::PREFIXES_4)
-            | flag(!elements.prefixes_6.is_empty(), Config::PREFIXES_6)
+            | flag(any(&policy.denies, true, true), Config::DENIES_4)
+            | flag(any(&policy.denies, false, true), Config::DENIES_6)
+            | flag(any(&policy.addresses, true, false), Config::PREFIXES_4)
+            | flag(any(&policy.addresses, false, false), Config::PREFIXES_6)
             | flag(settings.resolvers.iter().any(|resolver| resolver.address.port() != 53), Config::RESOLVER_PORTS),
         builtins: builtins(&policy.builtins),
         min_ttl: ticks(policy.dns.min_ttl),
         grace: ticks(policy.dns.grace),
         cgroup_level: settings.cgroup_level.unwrap_or(Config::LEVEL_UNKNOWN),
+        pad: 0,
         cgroup_id: settings.cgroup_id,
         teaching_netns: settings.teaching_netns,
     }

@@ -6,6 +6,7 @@
 
 mod aliases;
 mod attach;
+mod classes;
 mod clsact;
 mod confirm;
 mod control;
@@ -17,6 +18,7 @@ mod install;
 mod judge;
 mod lower;
 mod object;
+mod patch;
 mod paths;
 mod pins;
 mod read;
@@ -31,6 +33,7 @@ pub use attach::{
     Attached, CGROUP_HOOKS, Cgroup, DENIAL_HOOK, LSM_HOOKS, Uplink, answering as attach_answering,
     cgroup as attach_cgroup, forget_uplink, keep_uplinks, load_and_answer, lsm as attach_lsm, uplink as attach_uplink,
 };
+pub use classes::{Allotted, Known as KnownClasses};
 pub use clsact::{remove as remove_clsact, remove_one as remove_clsact_of};
 pub use confirm::{Settled, deadline_after};
 pub use error::Error;
@@ -38,7 +41,7 @@ pub use fill::Fill;
 pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_cookie, opened_connections};
 pub use install::{Datapath, Installed, Learned};
 pub use judge::Judged;
-pub use lower::{Bases, Elements, Resolver, Settings, lower};
+pub use lower::{Elements, Place, Resolver, Settings, lower};
 pub use object::{Object, Room, Sizes, prepare};
 pub use pins::Pins;
 pub use recent::{FlowTables, Passed};

@@ -45,10 +45,10 @@ impl Datapath {
 
     /// Until when the live generation has `address` open by what `policy`, the live one, says of `name`.
     pub fn open_until(&self, policy: &Compiled, name: &str, address: IpAddr) -> Result<Option<Ticks>, Error> {
-        let generation = self.generation()?;
+        let epoch = self.epoch(self.generation()?)?;
         let entry = match address.to_canonical() {
-            IpAddr::V4(address) => self.addresses_4.get(&AddressKey4 { address: address.octets(), generation })?,
-            v6 => self.addresses_6.get(&AddressKey6 { address: v6.into(), generation, pad: 0 })?,
+            IpAddr::V4(address) => self.addresses_4.get(&AddressKey4 { address: address.octets(), epoch })?,
+            v6 => self.addresses_6.get(&AddressKey6 { address: v6.into(), epoch, pad: 0 })?,
         };
         let classes = policy.match_name(name).classes;
         let index = |class: &u32| self.class_index.get(*class as usize).copied();

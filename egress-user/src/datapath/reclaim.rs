@@ -22,7 +22,7 @@ pub struct Walk {
 pub struct Reclaimed {
     /// Entries deleted.
     pub deleted: u64,
-    /// Entries of the live generation that are in use.
+    /// Entries of the live epoch that are in use.
     pub kept: u64,
     /// The earliest tick at which one of those will be dead; [`NEVER`] where none will.
     pub next: Ticks,
@@ -43,14 +43,14 @@ impl Datapath {
     /// Deletes what is dead at `now` among the next entries of the address maps. Gives where to go on, or `None` at the
     /// end, and what was found. An entry with a life that never ends (the policy's own addresses) is never dead.
     pub fn reclaim(&mut self, walk: Walk, now: Ticks) -> Result<(Option<Walk>, Reclaimed), Error> {
-        let generation = self.generation()?;
+        let epoch = self.epoch(self.generation()?)?;
         let (next, entries) = if walk.six {
             let (next, batch) = batch(&self.addresses_6, walk.at)?;
-            let ours = batch.into_iter().filter(|(key, _): &(AddressKey6, _)| key.generation == generation);
+            let ours = batch.into_iter().filter(|(key, _): &(AddressKey6, _)| key.epoch == epoch);
             (next, ours.map(|(key, entry)| (IpAddr::from(key.address), entry)).collect::<Vec<_>>())
         } else {
             let (next, batch) = batch(&self.addresses_4, walk.at)?;
-            let ours = batch.into_iter().filter(|(key, _): &(AddressKey4, _)| key.generation == generation);
+            let ours = batch.into_iter().filter(|(key, _): &(AddressKey4, _)| key.epoch == epoch);
             (next, ours.map(|(key, entry)| (IpAddr::from(key.address), entry)).collect())
         };
         let mut found = Reclaimed::NOTHING;
@@ -64,7 +64,7 @@ impl Datapath {
                 }
             }
         }
-        found.deleted = control::reclaim(&mut self.object, generation, &dead)?;
+        found.deleted = control::reclaim(&mut self.object, epoch, &dead)?;
         let next = match (next, walk.six) {
             (Some(at), six) => Some(Walk { six, at: Some(at) }),
             (None, false) => Some(Walk { six: true, at: None }),

@@ -17,8 +17,8 @@ fn datapath() -> Datapath {
     Datapath::new(Object::load(&sizes, None).expect("the object loads: needs root")).unwrap()
 }
 
-fn addresses(datapath: &Datapath, generation: u32) -> usize {
-    datapath.addresses_4.keys().unwrap().iter().filter(|key| key.generation == generation).count()
+fn addresses(datapath: &Datapath, epoch: u32) -> usize {
+    datapath.addresses_4.keys().unwrap().iter().filter(|key| key.epoch == epoch).count()
 }
 
 const A: &[&str] = &["192.0.2.1:80", "192.0.2.2:80"];
@@ -31,7 +31,7 @@ fn an_installation_leaves_one_generation_and_is_adopted() {
     let first = datapath.install(&policy(A), &settings, &[]).unwrap();
     let second = datapath.install(&policy(B), &settings, &[]).unwrap();
     assert!(second.generation > first.generation && second.generation & 1 != first.generation & 1);
-    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, second.generation)), (0, 3));
+    assert_eq!((addresses(&datapath, first.epoch), addresses(&datapath, second.epoch)), (0, 3));
     // The grant that stands keeps its index.
     assert_eq!(first.grants[0], second.grants[0]);
     assert_eq!(datapath.adopt(&policy(B), &settings).unwrap(), Some(second));
@@ -59,11 +59,11 @@ fn a_trial_ends_by_rollback_as_if_it_had_not_been() {
     let trial = datapath.install_until(&policy(B), &settings, &[], deadline_after(Duration::from_secs(60))).unwrap();
     assert!(matches!(datapath.settle().unwrap(), Settled::Pending(_)));
     assert!(matches!(datapath.install(&policy(A), &settings, &[]), Err(Error::Unconfirmed)));
-    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, trial.generation)), (2, 3));
+    assert_eq!((addresses(&datapath, first.epoch), addresses(&datapath, trial.epoch)), (2, 3));
     assert_eq!(datapath.roll_back().unwrap(), first.generation);
     let after: Vec<_> = (0..64).map(|index| datapath.grants.get(&index).unwrap()).collect();
     assert_eq!(before, after);
-    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, trial.generation)), (2, 0));
+    assert_eq!((addresses(&datapath, first.epoch), addresses(&datapath, trial.epoch)), (2, 0));
     assert_eq!(datapath.adopt(&policy(A), &settings).unwrap(), Some(first.clone()));
     // A number with verdicts to its name is not used again, and the halves of the arrays take turns.
     let next = datapath.install(&policy(B), &settings, &[]).unwrap();
@@ -86,7 +86,7 @@ fn a_trial_ends_by_its_deadline_and_stays_when_confirmed() {
     let trial = datapath.install_until(&policy(B), &settings, &[], deadline_after(Duration::from_secs(60))).unwrap();
     assert_eq!(datapath.confirm().unwrap(), trial.generation);
     assert_eq!(datapath.settle().unwrap(), Settled::Nothing);
-    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, trial.generation)), (0, 3));
+    assert_eq!((addresses(&datapath, first.epoch), addresses(&datapath, trial.epoch)), (0, 3));
 }
 
 #[test]
@@ -100,9 +100,9 @@ fn a_deadline_is_at_most_one_tick_late_and_never_early() {
     }
 }
 
-/// The expiry of an address' slots in a generation.
-fn expiries(datapath: &Datapath, address: [u8; 4], generation: u32) -> Vec<u32> {
-    let key = egress_ebpf::abi::AddressKey4 { address, generation };
+/// The expiry of an address' slots in an epoch.
+fn expiries(datapath: &Datapath, address: [u8; 4], epoch: u32) -> Vec<u32> {
+    let key = egress_ebpf::abi::AddressKey4 { address, epoch };
     let entry = datapath.addresses_4.get(&key).unwrap().unwrap_or_default();
     entry.slots.into_iter().filter(|slot| *slot != 0).map(|slot| egress_ebpf::abi::Slot::unpack(slot).expiry).collect()
 }
@@ -124,7 +124,7 @@ fn a_learned_address_is_carried_over_where_its_name_opens_the_same() {
     assert!(datapath.learn(&old, &learned("a.example.com", late, boot_ticks().saturating_sub(1))).unwrap());
     assert!(!datapath.learn(&old, &learned("c.example.com", stays, soon)).unwrap());
     let new = policy(&["a.example.com:80", "c.example.com:80"]);
-    let next = datapath.install(&new, &settings, &[]).unwrap().generation;
+    let next = datapath.install(&new, &settings, &[]).unwrap().epoch;
     assert_eq!(expiries(&datapath, stays, next), [soon]);
     assert_eq!(datapath.open_until(&new, "a.example.com", stays.into()).unwrap(), Some(soon));
     assert_eq!(datapath.open_until(&new, "c.example.com", stays.into()).unwrap(), None);
@@ -142,10 +142,10 @@ fn what_a_cut_short_installation_left_is_swept() {
     let live = datapath.live.get(&0).unwrap().unwrap();
     let left = datapath.install_until(&policy(B), &settings, &[], deadline_after(Duration::from_secs(60))).unwrap();
     datapath.live.set(&0, &live, sys::ANY).unwrap();
-    assert_eq!((addresses(&datapath, first.generation), addresses(&datapath, left.generation)), (2, 3));
+    assert_eq!((addresses(&datapath, first.epoch), addresses(&datapath, left.epoch)), (2, 3));
     let next = datapath.install(&policy(A), &settings, &[]).unwrap();
     assert_ne!(next.generation, left.generation);
-    assert_eq!((addresses(&datapath, left.generation), addresses(&datapath, next.generation)), (0, 2));
+    assert_eq!((addresses(&datapath, left.epoch), addresses(&datapath, next.epoch)), (0, 2));
     assert_eq!(datapath.adopt(&policy(A), &settings).unwrap(), Some(next));
 }
 
@@ -160,7 +160,8 @@ fn what_is_not_read_back_as_written_is_not_adopted() {
     let value = datapath.names.get(&key).unwrap().unwrap();
     datapath.names.retain(|known| *known == key).unwrap();
     assert_eq!(datapath.adopt(&named, &settings).unwrap(), None);
-    datapath.names.set(&key, &egress_ebpf::abi::NameValue { class: value.class + 1, ..value }, sys::ANY).unwrap();
+    let other = egress_ebpf::abi::NameValue { class: value.now.class + 1, ..value.now };
+    datapath.names.set(&key, &egress_ebpf::abi::NameEntry::new(other), sys::ANY).unwrap();
     assert_eq!(datapath.adopt(&named, &settings).unwrap(), None);
 }
 
@@ -190,3 +191,5 @@ fn the_fill_of_each_table_is_told() {
         assert!(fill.bytes >= fill.entries * 9, "{fill:?}");
     }
 }
+
+mod change;

@@ -11,11 +11,12 @@ use egress_user::{datapath::Learned, policy::Compiled};
 /// The grant of a rule that is gone: its index, in no policy's use.
 pub const GONE: u32 = 200;
 
-/// Where a policy stands: the generation that is live, its clock, and the index of each grant.
+/// Where a policy stands: the generation and epoch that are live, its clock, and the index of each grant.
 pub struct Standing<'a> {
     pub compiled: &'a Compiled,
     pub grants: &'a [u32],
     pub generation: u32,
+    pub epoch: u32,
     pub now: Ticks,
 }
 

@@ -10,13 +10,13 @@ use egress_ebpf::{
     reason::Reason,
 };
 use egress_tests::model::{Case, Transport};
-use egress_user::datapath::{Bases, lower};
+use egress_user::datapath::{KnownClasses, Place, lower};
 
 use crate::{
     Disagreements, Random, compile,
     given::{Given, Standing},
     seed, settings,
-    tables::Memory,
+    tables::{INNER, Memory},
 };
 
 const CASES: usize = 100_000;
@@ -25,7 +25,6 @@ const CASES_PER_POLICY: usize = 50;
 const THREADS: usize = 4;
 const GENERATION: u32 = 7;
 const NOW: Ticks = 100_000;
-const BASES: Bases = Bases { class: 1, inner: 1 };
 const COOKIE: u64 = 99;
 
 /// P1: 100,000 cases, each at an uplink and at a socket.
@@ -65,9 +64,11 @@ fn one_policy(random: &mut Random, dns: &mut Work, differ: &mut Disagreements) -
     let policy = random.policy();
     let compiled = compile(&policy);
     let grants: Vec<u32> = (1..).take(compiled.grants.len()).collect();
-    let elements = lower(&compiled, &settings(&policy), GENERATION, &grants, BASES).expect("lowers");
-    let mut tables = Memory::new(elements, BASES);
-    let standing = Standing { compiled: &compiled, grants: &grants, generation: GENERATION, now: NOW };
+    let classes = KnownClasses::empty(1 << 16).allot(&compiled, &grants, GENERATION).expect("they fit");
+    let place = Place { generation: GENERATION, epoch: GENERATION, classes: &classes.index, inner: INNER };
+    let mut tables = Memory::new(lower(&compiled, &settings(&policy), place), classes.fresh);
+    let standing =
+        Standing { compiled: &compiled, grants: &grants, generation: GENERATION, epoch: GENERATION, now: NOW };
     let mut left_out = 0;
     for (number, case) in random.cases(&policy, CASES_PER_POLICY).iter().enumerate() {
         let bytes = case.ip_packet();
@@ -175,8 +176,8 @@ fn judge_query(tables: &Memory, dns: &mut Work, packet: &Packet, bytes: &[u8], r
         return Reason::BadQuery;
     }
     let Work { pending, matching, differ, .. } = dns;
-    pending.key.set_generation(GENERATION);
-    dns::find(tables, &pending.key, NOW, matching, differ);
+    pending.key.set_epoch(GENERATION);
+    dns::find(tables, &pending.key, GENERATION, NOW, matching, differ);
     let allowlisted = tables.elements.config.has(Config::QUERIES_ALLOWLISTED);
     if allowlisted && !matching.may_ask() { Reason::NameNotAllowed } else { reason }
 }

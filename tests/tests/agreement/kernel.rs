@@ -87,7 +87,7 @@ impl Maps {
         }
     }
 
-    fn swap_address(&self, address: IpAddr, generation: u32, with: Option<AddressEntry>) -> Option<AddressEntry> {
+    fn swap_address(&self, address: IpAddr, epoch: u32, with: Option<AddressEntry>) -> Option<AddressEntry> {
         fn swap<K: egress_user::datapath::Plain>(
             table: &Table<K, AddressEntry>,
             key: &K,
@@ -101,20 +101,18 @@ impl Maps {
             was
         }
         match address {
-            IpAddr::V4(address) => {
-                swap(&self.addresses_4, &AddressKey4 { address: address.octets(), generation }, with)
-            }
+            IpAddr::V4(address) => swap(&self.addresses_4, &AddressKey4 { address: address.octets(), epoch }, with),
             IpAddr::V6(address) => {
                 let address = Address::v6(address.octets());
-                swap(&self.addresses_6, &AddressKey6 { address, generation, pad: 0 }, with)
+                swap(&self.addresses_6, &AddressKey6 { address, epoch, pad: 0 }, with)
             }
         }
     }
 
-    fn entry(&self, address: IpAddr, generation: u32) -> Option<AddressEntry> {
-        let was = self.swap_address(address, generation, None);
+    fn entry(&self, address: IpAddr, epoch: u32) -> Option<AddressEntry> {
+        let was = self.swap_address(address, epoch, None);
         if was.is_some() {
-            self.swap_address(address, generation, was);
+            self.swap_address(address, epoch, was);
         }
         was
     }
@@ -177,6 +175,7 @@ fn agrees_at(program: &Program, thread: u64, ifindex: u32) {
                     compiled: &compiled,
                     grants: &installed.grants,
                     generation: installed.generation,
+                    epoch: installed.epoch,
                     now: boot_ticks(),
                 };
                 let returned = run(&mut datapath, &maps, program, case, ifindex, &standing);
@@ -225,7 +224,7 @@ fn run(
     let addresses: Vec<IpAddr> =
         given.learned.iter().flat_map(|learned| learned.addresses.iter().map(|(address, _)| *address)).collect();
     let before: HashMap<IpAddr, Option<AddressEntry>> =
-        addresses.iter().map(|address| (*address, maps.entry(*address, standing.generation))).collect();
+        addresses.iter().map(|address| (*address, maps.entry(*address, standing.epoch))).collect();
     for learned in &given.learned {
         datapath.learn(standing.compiled, learned).expect("learns");
     }
@@ -253,7 +252,7 @@ fn run(
     }
     maps.grants.set_all(&grants).expect("write");
     for (address, entry) in before {
-        maps.swap_address(address, standing.generation, entry);
+        maps.swap_address(address, standing.epoch, entry);
     }
     returned
 }

@@ -10,11 +10,14 @@ use egress_ebpf::{
     decision::Tables,
     dns::{self, NameTable},
 };
-use egress_user::datapath::{Bases, Elements, Learned};
+use egress_user::datapath::{Elements, Learned};
+
+/// Where the wildcards inside a label begin.
+pub const INNER: u32 = 1;
 
 pub struct Memory {
     pub elements: Elements,
-    bases: Bases,
+    classes: HashMap<u32, ClassChunk>,
     addresses: HashMap<Address, AddressEntry>,
     pub grants: HashMap<u32, GrantEntry>,
     pub flows: HashMap<FlowKey, Flow>,
@@ -23,10 +26,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(elements: Elements, bases: Bases) -> Self {
+    pub fn new(elements: Elements, classes: HashMap<u32, ClassChunk>) -> Self {
         let mut memory = Self {
             elements,
-            bases,
+            classes,
             addresses: HashMap::new(),
             grants: HashMap::new(),
             flows: HashMap::new(),
@@ -67,15 +70,15 @@ impl Memory {
             *slot = byte;
         }
         key.first = name.split('.').next().map_or(0, str::len) as u64;
-        key.set_generation(self.elements.config.generation);
+        key.set_epoch(self.elements.config.epoch);
         let (mut matching, mut differ) = (dns::Matching::default(), 0);
-        dns::find(self, &key, now, &mut matching, &mut differ);
+        dns::find(self, &key, self.elements.config.generation, now, &mut matching, &mut differ);
         assert_eq!(matching.lost, 0, "{name} has too many classes");
         matching
     }
 
     fn write(&mut self, address: IpAddr, new: Slot, now: Ticks) -> bool {
-        let ports = |class: u32| self.elements.classes[(class - self.bases.class) as usize].ports_id;
+        let ports = |class: u32| self.classes[&class].ports_id;
         let entry = self.addresses.entry(address.into()).or_default();
         let alike = |slot: Slot| slot.class == new.class || (slot.lives(now) && ports(slot.class) == ports(new.class));
         let found = entry.slots.iter_mut().find(|slot| **slot == 0 || alike(Slot::unpack(**slot)));
@@ -104,20 +107,20 @@ fn longest(four: &[(PrefixKey4, u32)], six: &[(PrefixKey6, u32)], address: &Addr
 }
 
 impl Tables for Memory {
-    fn address(&self, address: &Address, _generation: u32) -> Option<&AddressEntry> {
+    fn address(&self, address: &Address, _epoch: u32) -> Option<&AddressEntry> {
         self.addresses.get(address)
     }
 
-    fn prefix(&self, address: &Address, _generation: u32) -> Option<u32> {
+    fn prefix(&self, address: &Address, _epoch: u32) -> Option<u32> {
         longest(&self.elements.prefixes_4, &self.elements.prefixes_6, address)
     }
 
-    fn deny(&self, address: &Address, _generation: u32) -> Option<u32> {
+    fn deny(&self, address: &Address, _epoch: u32) -> Option<u32> {
         longest(&self.elements.denies_4, &self.elements.denies_6, address)
     }
 
     fn class(&self, index: u32) -> Option<&ClassChunk> {
-        self.elements.classes.get(index.checked_sub(self.bases.class)? as usize)
+        self.classes.get(&index)
     }
 
     fn grant(&self, index: u32) -> Option<GrantEntry> {
@@ -142,20 +145,22 @@ impl Tables for Memory {
 }
 
 impl NameTable for Memory {
-    fn name(&self, key: &KeyBuffer) -> Option<NameValue> {
+    fn name(&self, key: &KeyBuffer, generation: u32) -> Option<NameValue> {
         let covering = self.elements.names.iter().filter(|(known, _)| {
-            known.bits <= key.bits
-                && known.generation == key.generation
-                && covers(&known.name, known.bits - 16, &key.name)
+            known.bits <= key.bits && known.epoch == key.epoch && covers(&known.name, known.bits - 16, &key.name)
         });
-        covering.max_by_key(|(known, _)| known.bits).map(|(_, value)| *value)
+        covering.max_by_key(|(known, _)| known.bits).map(|(_, entry)| entry.value(generation))
     }
 
     fn inner(&self, index: u32) -> Option<&InnerWildcard> {
-        self.elements.inner.get(index.checked_sub(self.bases.inner)? as usize)
+        self.elements.inner.get(index.checked_sub(INNER)? as usize)
     }
 
     fn alias(&self, _key: &KeyBuffer) -> Option<&Alias> {
         None
+    }
+
+    fn stands(&self, class: u32, generation: u32) -> bool {
+        self.classes.get(&class).is_some_and(|chunk| chunk.stands(generation))
     }
 }

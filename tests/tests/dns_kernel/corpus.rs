@@ -24,7 +24,14 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
 
 /// Queries for any name may leave; malformed ones may not.
 fn any_name(kernel: &mut Kernel) {
-    kernel.config(Config { generation: LIVE, flags: Config::ENFORCE, min_ttl: 56, grace: 838, ..Config::default() });
+    kernel.config(Config {
+        generation: LIVE,
+        epoch: LIVE,
+        flags: Config::ENFORCE,
+        min_ttl: 56,
+        grace: 838,
+        ..Config::default()
+    });
 }
 
 #[test]

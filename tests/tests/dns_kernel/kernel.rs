@@ -41,7 +41,7 @@ impl Kernel {
             kernel.set("RESOLVERS", &key, &LEARN_AT_UPLINK);
         }
         let flags = Config::ENFORCE | Config::QUERIES_ALLOWLISTED;
-        kernel.config(Config { generation: LIVE, flags, min_ttl: 56, grace: 838, ..Config::default() });
+        kernel.config(Config { generation: LIVE, epoch: LIVE, flags, min_ttl: 56, grace: 838, ..Config::default() });
         assert_eq!(kernel.control(CONTROL_FLIP, LIVE, &[]).0, 0);
         kernel
     }
@@ -59,19 +59,19 @@ impl Kernel {
     }
 
     pub fn class(&mut self, index: u32, ports_id: u32) {
-        self.set("CLASSES", &index, &ClassChunk { ports_id, ..ClassChunk::default() });
+        self.set("CLASSES", &index, &ClassChunk { ports_id, count: 1, ..ClassChunk::default() });
     }
 
     /// `name` as a policy writes it: exact, or `*.suffix`.
-    pub fn name(&mut self, generation: u32, name: &str, value: NameValue) {
+    pub fn name(&mut self, epoch: u32, name: &str, value: NameValue) {
         let (text, end) = match name.strip_prefix('*') {
             Some(suffix) => (reversed(suffix), 0),
             None => (reversed(name), 1),
         };
         let len = text.len() + end;
-        let mut key = NameKey { bits: 16 + 8 * len as u32, generation: generation as u16, name: [0; NAME_KEY] };
+        let mut key = NameKey { bits: 16 + 8 * len as u32, epoch: epoch as u16, name: [0; NAME_KEY] };
         key.name[..text.len()].copy_from_slice(&text);
-        self.set("NAMES", &key, &NameValue { len: len as u16, ..value });
+        self.set("NAMES", &key, &NameEntry::new(NameValue { len: len as u16, ..value }));
     }
 
     pub fn inner(&mut self, index: u32, class: u32, prefix: &str, suffix: &str) {
@@ -110,8 +110,8 @@ impl Kernel {
         assert_eq!(returned, PASS);
     }
 
-    pub fn control(&mut self, command: u32, generation: u32, records: &[ControlRecord]) -> (u32, [u32; 6]) {
-        let header = ControlHeader { command, generation, count: records.len() as u32, ..ControlHeader::default() };
+    pub fn control(&mut self, command: u32, of: u32, records: &[ControlRecord]) -> (u32, [u32; 6]) {
+        let header = ControlHeader { command, of, count: records.len() as u32, ..ControlHeader::default() };
         let data = [header.as_bytes(), records.as_bytes()].concat();
         let mut out = vec![0; data.len()];
         let program = self.object.program("control").expect("the program loads");
@@ -122,25 +122,23 @@ impl Kernel {
         (returned, ControlHeader::read_from_prefix(&out).expect("a header").0.results)
     }
 
-    fn slots(&self, generation: u32, address: IpAddr) -> Vec<Slot> {
+    fn slots(&self, epoch: u32, address: IpAddr) -> Vec<Slot> {
         let entry: Option<AddressEntry> = match address {
-            IpAddr::V4(address) => {
-                self.table("ADDRESSES_4").get(&AddressKey4 { address: address.octets(), generation })
-            }
+            IpAddr::V4(address) => self.table("ADDRESSES_4").get(&AddressKey4 { address: address.octets(), epoch }),
             IpAddr::V6(address) => {
                 let address = Address::v6(address.octets());
-                self.table("ADDRESSES_6").get(&AddressKey6 { address, generation, pad: 0 })
+                self.table("ADDRESSES_6").get(&AddressKey6 { address, epoch, pad: 0 })
             }
         }
         .expect("read");
         entry.into_iter().flat_map(|entry| entry.slots).filter(|slot| *slot != 0).map(Slot::unpack).collect()
     }
 
-    pub fn classes(&self, generation: u32, address: &str) -> Vec<u32> {
-        self.slots(generation, address.parse().unwrap()).into_iter().map(|slot| slot.class).collect()
+    pub fn classes(&self, epoch: u32, address: &str) -> Vec<u32> {
+        self.slots(epoch, address.parse().unwrap()).into_iter().map(|slot| slot.class).collect()
     }
 
-    /// Every address that any generation has: what must not grow when an attack fails.
+    /// Every address that any epoch has: what must not grow when an attack fails.
     pub fn addresses(&self) -> usize {
         let four = self.table::<AddressKey4, AddressEntry>("ADDRESSES_4").keys().expect("keys").len();
         four + self.table::<AddressKey6, AddressEntry>("ADDRESSES_6").keys().expect("keys").len()

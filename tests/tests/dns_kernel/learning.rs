@@ -189,7 +189,8 @@ fn staged_generation_learns_before_the_flip() {
     kernel.name(LIVE + 1, "www.example.com", allow(8));
     kernel.name(LIVE + 2, "www.example.com", allow(9));
     let flags = Config::ENFORCE | Config::QUERIES_ALLOWLISTED;
-    let next = |generation| Config { generation, flags, min_ttl: 56, grace: 838, ..Config::default() };
+    let next =
+        |generation| Config { generation, epoch: generation, flags, min_ttl: 56, grace: 838, ..Config::default() };
     kernel.config(next(LIVE + 1));
     assert!(kernel.query(&wire::query(1, "www.example.com")));
     kernel.answer(&wire::answer(1, "www.example.com", &[("www.example.com", 30, Address("198.51.100.1"))]));

@@ -61,13 +61,13 @@ impl Fake {
 }
 
 impl Tables for Fake {
-    fn address(&self, address: &Address, _generation: u32) -> Option<&AddressEntry> {
+    fn address(&self, address: &Address, _epoch: u32) -> Option<&AddressEntry> {
         self.addresses.get(address)
     }
-    fn prefix(&self, _address: &Address, _generation: u32) -> Option<u32> {
+    fn prefix(&self, _address: &Address, _epoch: u32) -> Option<u32> {
         None
     }
-    fn deny(&self, address: &Address, _generation: u32) -> Option<u32> {
+    fn deny(&self, address: &Address, _epoch: u32) -> Option<u32> {
         (*address == DENIED).then_some(2)
     }
     fn class(&self, index: u32) -> Option<&ClassChunk> {
@@ -75,6 +75,8 @@ impl Tables for Fake {
             ports_id: 2,
             next: 0,
             count: 1,
+            from: 0,
+            gone: 0,
             pad: 0,
             ports: [PortRange::new(crate::abi::PROTO_ANY, 0, 0, 9); crate::abi::CHUNK_PORTS],
         };
@@ -103,11 +105,13 @@ impl Tables for Fake {
 
 pub(super) const CONFIG: Config = Config {
     generation: GENERATION,
+    epoch: 1,
     flags: Config::ENFORCE | Config::DENIES_4,
     builtins: BUILTIN_LOOPBACK,
     min_ttl: 0,
     grace: 0,
     cgroup_level: 0,
+    pad: 0,
     cgroup_id: 0,
     teaching_netns: 0,
 };

@@ -308,7 +308,7 @@ impl Step for Each<'_> {
             work.matching.flags = work.pending.flags;
         } else {
             // The policy was changed since the query left, or is being changed now.
-            find(work.index as u32, Wanted::Answered, config.generation, self.now);
+            find(work.index as u32, Wanted::Answered, config, self.now);
         }
         let private = work.matching.flags & NameValue::PRIVATE != 0;
         addresses(work, config, private, self.now);
@@ -316,10 +316,10 @@ impl Step for Each<'_> {
         let flags = work.matching.flags & NameValue::PRIVATE;
         work.learning.address = 0;
         work.learning.class = 0;
-        let generation = config.generation;
+        let epoch = config.epoch;
         if work.answer.chain != 0 {
             let turns = (CHAIN_MAX * NAME_CLASSES) as u32 + 8;
-            repeat(turns, &mut Aliases { work: &mut *work, generation, expiry, flags, now: self.now });
+            repeat(turns, &mut Aliases { work: &mut *work, epoch, expiry, flags, now: self.now });
         }
         if index == 0 {
             tell(work);
@@ -331,7 +331,7 @@ impl Step for Each<'_> {
 /// Writes the targets of an answer's CNAMEs down.
 struct Aliases<'a> {
     work: &'a mut Work,
-    generation: u32,
+    epoch: u32,
     expiry: Ticks,
     flags: u32,
     now: Ticks,
@@ -353,7 +353,7 @@ impl Step for Aliases<'_> {
             self.work.learning.class = 0;
             return true;
         }
-        key.set_generation(self.generation);
+        key.set_epoch(self.epoch);
         let slot = Slot { class, expiry: self.expiry };
         let outcome = alias(key, slot, self.flags, self.now, &mut self.work.learning);
         match outcome {
@@ -368,8 +368,8 @@ impl Step for Aliases<'_> {
 
 #[inline(always)]
 fn alias(key: &KeyBuffer, slot: Slot, flags: u32, now: Ticks, state: &mut learn::Learning) -> Outcome {
-    // From its generation on a `KeyBuffer` is an alias's key.
-    let alias_key = (&raw const key.generation).cast();
+    // From its epoch on a `KeyBuffer` is an alias's key.
+    let alias_key = (&raw const key.epoch).cast();
     let map = ptr::from_ref(&ALIASES).cast_mut().cast();
     // SAFETY: helper 1 gives null or an entry, whose slots are only used atomically.
     let known = unsafe { aya_ebpf::helpers::generated::bpf_map_lookup_elem(map, alias_key).cast::<Alias>().as_mut() };

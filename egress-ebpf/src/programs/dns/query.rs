@@ -232,7 +232,7 @@ fn read(skb: *mut __sk_buff, work: &mut Work) -> bool {
 
 #[inline(always)]
 fn find(config: &Config, index: u32, now: Ticks) {
-    if super::find(index, Wanted::Asked, config.generation, now) != 0 {
+    if super::find(index, Wanted::Asked, config, now) != 0 {
         count(LearnCount::ClassesFull);
     }
 }

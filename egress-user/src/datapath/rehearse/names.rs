@@ -3,7 +3,10 @@
 use std::mem::offset_of;
 
 use egress_ebpf::{
-    abi::{Alias, AliasKey, Config, InnerWildcard, KeyBuffer, NameKey, NameValue, PROTO_UDP, Ticks},
+    abi::{
+        Alias, AliasKey, ClassChunk, Config, InnerWildcard, KeyBuffer, NameEntry, NameKey, NameValue, PROTO_UDP, SLOTS,
+        Slot, Ticks,
+    },
     dns::{self, NameTable, QUERY_MAX, Work},
     packet::Packet,
     reason::Reason,
@@ -14,15 +17,20 @@ use super::super::{Datapath, Error};
 
 /// What the name tables say of one name.
 #[derive(Default)]
-struct Found {
-    name: Option<NameValue>,
+pub(in super::super) struct Found {
+    name: Option<NameEntry>,
     inner: Vec<(u32, InnerWildcard)>,
     alias: Option<Alias>,
+    classes: Vec<(u32, ClassChunk)>,
 }
 
 impl NameTable for Found {
-    fn name(&self, _key: &KeyBuffer) -> Option<NameValue> {
-        self.name
+    fn name(&self, _key: &KeyBuffer, generation: u32) -> Option<NameValue> {
+        self.name.map(|entry| entry.value(generation))
+    }
+
+    fn stands(&self, class: u32, generation: u32) -> bool {
+        self.classes.iter().any(|(known, chunk)| *known == class && chunk.count != 0 && chunk.stands(generation))
     }
 
     fn inner(&self, index: u32) -> Option<&InnerWildcard> {
@@ -58,26 +66,30 @@ impl Datapath {
         }
         let key = &mut work.pending.key;
         if key.plain != 0 {
-            key.set_generation(config.generation);
-            let found = self.found(key)?;
+            key.set_epoch(config.epoch);
+            let found = self.found(key, config.generation)?;
             let Work { pending, matching, differ, .. } = &mut *work;
-            dns::find(&found, &pending.key, now, matching, differ);
+            dns::find(&found, &pending.key, config.generation, now, matching, differ);
         }
         let refused = config.has(Config::QUERIES_ALLOWLISTED) && !work.matching.may_ask();
         Ok(if refused { Reason::NameNotAllowed } else { Reason::Dns })
     }
 
-    fn found(&self, key: &KeyBuffer) -> Result<Found, Error> {
-        // A `KeyBuffer` starts as the key of the names, and from its generation on as that of the aliases.
+    pub(in super::super) fn found(&self, key: &KeyBuffer, generation: u32) -> Result<Found, Error> {
+        // A `KeyBuffer` starts as the key of the names, and from its epoch on as that of the aliases.
         let bytes = key.as_bytes();
         let mut found = Found::default();
         if let Ok((key, _)) = NameKey::read_from_prefix(bytes) {
             found.name = self.names.get(&key)?;
         }
-        if let Ok((key, _)) = AliasKey::read_from_prefix(&bytes[offset_of!(KeyBuffer, generation)..]) {
+        if let Ok((key, _)) = AliasKey::read_from_prefix(&bytes[offset_of!(KeyBuffer, epoch)..]) {
             found.alias = self.aliases.get(&key)?;
         }
-        let value = found.name.unwrap_or_default();
+        for slot in found.alias.map_or([0; SLOTS], |alias| alias.entry.slots) {
+            let class = Slot::unpack(slot).class;
+            found.classes.extend(self.classes.get(&class)?.map(|chunk| (class, chunk)));
+        }
+        let value = found.name.unwrap_or_default().value(generation);
         for index in value.inner_first..value.inner_first + u32::from(value.inner_count) {
             found.inner.extend(self.inner.get(&index)?.map(|wildcard| (index, wildcard)));
         }

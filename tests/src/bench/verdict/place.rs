@@ -86,7 +86,7 @@ impl Place {
     }
 
     fn fill(&self) -> Result<()> {
-        let generation = GENERATION;
+        let (generation, epoch) = (GENERATION, GENERATION);
         let key = ResolverKey { generation, address: RESOLVER.ip().into(), port: 53, pad: 0 };
         let table: Table<ResolverKey, ResolverTrust> = self.table("RESOLVERS")?;
         table.set(&key, &(LEARN_AT_CGROUP | LEARN_AT_UPLINK), sys::ANY)?;
@@ -103,21 +103,21 @@ impl Place {
         entry.slots[0] = Slot { class: CLASS, expiry: NEVER - 1 }.pack();
         let each = |four| (0..self.addresses).map(move |number| address(four, number));
         let key = |address| match address {
-            IpAddr::V4(address) => AddressKey4 { address: Ipv4Addr::octets(&address), generation },
-            IpAddr::V6(_) => AddressKey4 { address: [0; 4], generation },
+            IpAddr::V4(address) => AddressKey4 { address: Ipv4Addr::octets(&address), epoch },
+            IpAddr::V6(_) => AddressKey4 { address: [0; 4], epoch },
         };
         self.set("ADDRESSES_4", &each(true).map(|address| (key(address), entry)).collect::<Vec<_>>())?;
-        let key = |address: IpAddr| AddressKey6 { address: address.into(), generation, pad: 0 };
+        let key = |address: IpAddr| AddressKey6 { address: address.into(), epoch, pad: 0 };
         // A tenth of both families' addresses is IPv6.
         let six: Vec<_> = each(false).take((self.addresses / 10).max(100) as usize).map(|a| (key(a), entry)).collect();
         self.set("ADDRESSES_6", &six)?;
         let key4 = |address, bits: u32| match address {
-            IpAddr::V4(address) => PrefixKey4 { bits: 32 + bits, generation, address: Ipv4Addr::octets(&address) },
-            IpAddr::V6(_) => PrefixKey4 { bits: 32, generation, address: [0; 4] },
+            IpAddr::V4(address) => PrefixKey4 { bits: 32 + bits, epoch, address: Ipv4Addr::octets(&address) },
+            IpAddr::V6(_) => PrefixKey4 { bits: 32, epoch, address: [0; 4] },
         };
         let key6 = |address, bits: u32| match address {
-            IpAddr::V6(address) => PrefixKey6 { bits: 32 + bits, generation, address: Ipv6Addr::octets(&address) },
-            IpAddr::V4(_) => PrefixKey6 { bits: 32, generation, address: [0; 16] },
+            IpAddr::V6(address) => PrefixKey6 { bits: 32 + bits, epoch, address: Ipv6Addr::octets(&address) },
+            IpAddr::V4(_) => PrefixKey6 { bits: 32, epoch, address: [0; 16] },
         };
         let mask = |address: IpAddr| {
             ipnet::IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).map(|net| net.network())
@@ -133,9 +133,10 @@ impl Place {
             .iter()
             .map(|name| {
                 let bits = 16 + 8 * (name.len() as u32 + 1);
-                let mut key = NameKey { bits, generation: generation as u16, name: [0; NAME_KEY] };
+                let mut key = NameKey { bits, epoch: epoch as u16, name: [0; NAME_KEY] };
                 key.name.iter_mut().zip(name.bytes().rev()).for_each(|(slot, byte)| *slot = byte);
-                (key, NameValue { class: CLASS, len: name.len() as u16 + 1, ..NameValue::default() })
+                let value = NameValue { class: CLASS, len: name.len() as u16 + 1, ..NameValue::default() };
+                (key, NameEntry::new(value))
             })
             .collect();
         self.set("NAMES", &names)?;
@@ -148,7 +149,8 @@ impl Place {
     pub fn configure(&self, flags: u32) -> Result<()> {
         let (generation, builtins) = (GENERATION, u32::MAX);
         let flags = flags | Config::ENFORCE | Config::QUERIES_ALLOWLISTED;
-        let config = Config { generation, flags, builtins, min_ttl: 56, grace: 838, ..Config::default() };
+        let config =
+            Config { generation, epoch: generation, flags, builtins, min_ttl: 56, grace: 838, ..Config::default() };
         Ok(self.table::<u32, Config>("CONFIG")?.set(&(generation & 1), &config, sys::ANY)?)
     }
 
