@@ -420,8 +420,8 @@ fn full_address_table_is_told_and_evicts_nothing() {
     assert_closed(&test);
 }
 
-/// More was learned than fits twice: another policy goes in all the same, exact names first, and the log says how many addresses
-/// it begins without.
+/// More was learned than fits twice: a policy that is changed in place keeps all of it; one that goes in beside it does so all the
+/// same, exact names first, and the log says how many addresses it begins without.
 #[test]
 fn what_was_learned_does_not_keep_a_policy_out() {
     let test = governed(&["--max-addresses", "1024"]);
@@ -442,9 +442,14 @@ fn what_was_learned_does_not_keep_a_policy_out() {
     }
     fill(&test, "ADDRESSES_4", &learned);
     let more = test.world.dir().join("more.yaml");
-    std::fs::write(&more, format!("{POLICY}  - {{name: more, to: [203.0.113.14], ports: [7000/tcp]}}\n")).unwrap();
-    let run = test.daemon.egress(&["apply", &more.to_string_lossy()]).unwrap();
-    assert!(run.ok(), "{run:?}");
+    let apply = |to: &str| {
+        std::fs::write(&more, format!("{POLICY}  - {{name: more, to: [{to}], ports: [7000/tcp]}}\n")).unwrap();
+        let run = test.daemon.egress(&["apply", &more.to_string_lossy()]).unwrap();
+        assert!(run.ok(), "{run:?}");
+        map(&test.daemon.status().unwrap(), "ADDRESSES_4")["entries"].as_u64().unwrap()
+    };
+    assert!(apply("203.0.113.14") > 900 && !test.daemon.output().contains("begins without"));
+    apply("203.0.113.14, \"md-*.elsewhere.test\"");
     assert!(test.daemon.output().contains("begins without some learned addresses"), "{}", test.daemon.output());
     for to in ["203.0.113.14:7000", "203.0.113.80:7000", "203.0.113.10:7000"] {
         assert!(tcp(&test.inside, to).unwrap().echoed, "{to}");

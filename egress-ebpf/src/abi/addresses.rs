@@ -124,10 +124,10 @@ pub struct ClassChunk {
 }
 
 impl ClassChunk {
-    /// Whether it counts in a generation.
+    /// Whether it counts in a generation. (By one comparison: `gone` is 0 or comes after `from`.)
     #[inline(always)]
     pub const fn stands(&self, generation: u32) -> bool {
-        self.from <= generation && generation <= self.gone.wrapping_sub(1)
+        generation.wrapping_sub(self.from) <= self.gone.wrapping_sub(1).wrapping_sub(self.from)
     }
 
     /// Whether an address that has `other`'s class may have this one's in its place: both open the same, and this one counts

@@ -32,6 +32,8 @@ pub struct Config {
     pub cgroup_id: u64,
     /// The cookie of the network namespace whose sockets may teach names at the cgroup hook, or 0 for any.
     pub teaching_netns: u64,
+    /// The policy's hash, by which a daemon that starts knows it again. The programs do not read it.
+    pub policy: u64,
 }
 
 /// Element 0 of map `LIVE`, one aligned 64-bit word, so that it changes at once: which generation counts, and until when.

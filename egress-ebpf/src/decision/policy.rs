@@ -49,15 +49,14 @@ impl Destination {
 /// [`Reason::Dns`] is provisional: whoever asks has the DNS message judged too.
 #[inline(always)]
 pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination, now: Ticks) -> Verdict {
-    let (generation, epoch) = (config.generation, config.epoch);
     let (denies, prefixes) = if destination.version == 4 {
         (Config::DENIES_4, Config::PREFIXES_4)
     } else {
         (Config::DENIES_6, Config::PREFIXES_6)
     };
     if config.has(denies)
-        && let Some(class) = tables.deny(&destination.address, epoch)
-        && tables.opens(class, destination.key, generation) != 0
+        && let Some(class) = tables.deny(&destination.address, config.epoch)
+        && tables.opens(class, destination.key, config.generation) != 0
     {
         return Verdict::plain(Reason::Denied);
     }
@@ -67,6 +66,7 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     }
     let is_dns = has_ports && destination.port == PORT_DNS;
     if is_dns || (has_ports && config.has(Config::RESOLVER_PORTS)) {
+        let generation = config.generation;
         let key = ResolverKey { generation, address: destination.address, port: destination.port, pad: 0 };
         if tables.resolver(&key).is_some() {
             return Verdict::plain(Reason::Dns);
@@ -78,18 +78,17 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     }
     let mut refused = Reason::NoRule;
     let removed = tables.removals_ended();
-    if let Some(entry) = tables.address(&destination.address, epoch) {
+    if let Some(entry) = tables.address(&destination.address, config.epoch) {
         // An entry whose every slot is dead may be reclaimed meanwhile, and its memory given to another address at once:
         // what was read there counts only if it is this address's still. Where no removal was under way, nor began, it is.
-        let still = || tables.removals_begun() == removed || is_still(tables, &destination.address, epoch, entry);
+        let still =
+            || tables.removals_begun() == removed || is_still(tables, &destination.address, config.epoch, entry);
         // Nearly every address has one class of a few ports: that is answered without a loop.
-        // Once and for all slots: one whose expiry comes before that tick, and after now, counts in the grace.
-        let fresh = now as u64 + config.grace as u64 + 1;
-        let grant = first(tables, entry, destination.key, generation, now, fresh);
+        let grant = first(tables, config, entry, destination.key, now);
         if grant != 0 && still() {
             return by_name(grant);
         }
-        let mut walk = Slots { tables, entry, key: destination.key, generation, now, fresh, grant: 0, refused };
+        let mut walk = Slots { tables, config, entry, key: destination.key, now, grant: 0, refused };
         repeat(SLOTS as u32, &mut walk);
         if walk.grant != 0 && still() {
             return by_name(walk.grant);
@@ -97,9 +96,9 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
         refused = walk.refused;
     }
     if config.has(prefixes)
-        && let Some(class) = tables.prefix(&destination.address, epoch)
+        && let Some(class) = tables.prefix(&destination.address, config.epoch)
     {
-        let grant = tables.opens(class, destination.key, generation);
+        let grant = tables.opens(class, destination.key, config.generation);
         if grant != 0 {
             return Verdict { reason: Reason::Rule, grant, remember: ORIGIN_OUT };
         }
@@ -119,10 +118,11 @@ fn is_still<T: Tables>(tables: &T, address: &Address, epoch: u32, entry: &Addres
 /// map `GRANTS` is smaller.
 const IN_GRACE: u32 = 1 << 31;
 
-/// [`IN_GRACE`], where a living slot's life ends before `fresh`, or 0: not by a comparison, which would be one more branch for
+/// [`IN_GRACE`], where a living slot's TTL is over, or 0: one whose expiry comes within the grace counts in it. Not by a comparison, which would be one more branch for
 /// the verifier to walk. An address of the policy itself ([`crate::abi::NEVER`]) lives longer than any grace (365 days, 2^25 ticks).
 #[inline(always)]
-fn in_grace(slot: Slot, fresh: u64) -> u32 {
+fn in_grace(slot: Slot, config: &Config, now: Ticks) -> u32 {
+    let fresh = now as u64 + config.grace as u64 + 1;
     opaque((slot.expiry as u64).wrapping_sub(fresh) >> 32) as u32 & IN_GRACE
 }
 
@@ -135,27 +135,26 @@ const fn by_name(grant: u32) -> Verdict {
 
 /// The grant by which the first chunk of an address's first slot opens a port key, perhaps [`IN_GRACE`], or 0.
 #[inline(always)]
-fn first<T: Tables>(tables: &T, entry: &AddressEntry, key: u32, generation: u32, now: Ticks, fresh: u64) -> u32 {
+fn first<T: Tables>(tables: &T, config: &Config, entry: &AddressEntry, key: u32, now: Ticks) -> u32 {
     let slot = Slot::unpack(entry.slots[0]);
     if !slot.lives(now) {
         return 0;
     }
-    let Some(chunk) = tables.class(slot.class).filter(|chunk| chunk.stands(generation)) else { return 0 };
+    let Some(chunk) = tables.class(slot.class).filter(|chunk| chunk.stands(config.generation)) else { return 0 };
     let [one, two, ..] = &chunk.ports;
     if one.grant != 0 && one.holds(key) {
-        return one.grant | in_grace(slot, fresh);
+        return one.grant | in_grace(slot, config, now);
     }
-    if two.grant != 0 && two.holds(key) { two.grant | in_grace(slot, fresh) } else { 0 }
+    if two.grant != 0 && two.holds(key) { two.grant | in_grace(slot, config, now) } else { 0 }
 }
 
 /// The walk over an address's slots: a loop that the verifier sees once.
 struct Slots<'a, T> {
     tables: &'a T,
+    config: &'a Config,
     entry: &'a AddressEntry,
     key: u32,
-    generation: u32,
     now: Ticks,
-    fresh: u64,
     /// Perhaps [`IN_GRACE`].
     grant: u32,
     refused: Reason,
@@ -170,9 +169,9 @@ impl<T: Tables> Step for Slots<'_, T> {
             // Slots are filled from the first on, and freed with their entry alone.
             return false;
         }
-        let grant = self.tables.opens(slot.class, self.key, self.generation);
+        let grant = self.tables.opens(slot.class, self.key, self.config.generation);
         if slot.lives(self.now) {
-            self.grant = if grant == 0 { 0 } else { grant | in_grace(slot, self.fresh) };
+            self.grant = if grant == 0 { 0 } else { grant | in_grace(slot, self.config, self.now) };
             if matches!(self.refused, Reason::NoRule) {
                 self.refused = Reason::NoPort;
             }

@@ -97,7 +97,7 @@ impl Enforcement {
             datapath.roll_back()?;
         }
         let installed = match datapath.adopt(policy, &settings)? {
-            None if on_trial => return Err(Error::NothingPending),
+            None if on_trial && (waits || !datapath.judges_by(policy)?) => return Err(Error::NothingPending),
             // The same policy as before: what was learned meanwhile stays.
             Some(installed) => {
                 if !waits {

@@ -102,22 +102,23 @@ impl Known {
     }
 
     /// Whether every entry is idle, of a class that has stood since before the live generation and has no end, or of one that
-    /// ended.
-    pub fn is_settled(&self, live: u32) -> bool {
+    /// ended. On trial the live generation has classes of its own too.
+    pub fn is_settled(&self, live: u32, on_trial: bool) -> bool {
         if self.parked.iter().any(|(_, chunk)| chunk.from > live && chunk.from != NONE) {
             return false;
         }
         let tails: HashSet<u32> = self.chunks.values().map(|chunk| chunk.next).collect();
         // A first chunk that says not what it opens was made for a change, which did not come to its end.
         let whole = |index: &u32, chunk: &ClassChunk| chunk.ports_id != 0 || tails.contains(index);
-        self.chunks.iter().all(|(index, chunk)| chunk.from | chunk.gone == 0 && whole(index, chunk))
+        let begun = |from: u32| from == 0 || (on_trial && from == live);
+        self.chunks.iter().all(|(index, chunk)| begun(chunk.from) && chunk.gone == 0 && whole(index, chunk))
     }
 
     /// Classes that ended may be forgotten: nothing of the live epoch will be read once the new generation is live. Gives what is
     /// to be written of those that were to begin with a generation that never came to be.
     pub fn reuse_parked(&mut self, live: u32) -> Vec<(u32, ClassChunk)> {
         let begun = self.parked.iter().filter(|(_, chunk)| chunk.from > live);
-        let ended = begun.map(|&(index, chunk)| (index, ClassChunk { from: NONE, ..chunk })).collect();
+        let ended = begun.map(|&(index, chunk)| (index, ClassChunk { from: NONE, gone: 0, ..chunk })).collect();
         self.idle.extend(self.parked.drain(..).map(|(index, _)| index));
         ended
     }
@@ -328,7 +329,7 @@ impl Datapath {
         self.classes.each(|&index, &chunk| {
             if index != 0 && chunk.count != 0 && chunk.from == lost {
                 // Not idle: where the entry had another class before, an address that was learned may hold that still.
-                changed.push((index, ClassChunk { from: NONE, ..chunk }));
+                changed.push((index, ClassChunk { from: NONE, gone: 0, ..chunk }));
             } else if index != 0 && chunk.count != 0 && chunk.gone == lost {
                 changed.push((index, ClassChunk { gone: 0, ..chunk }));
             }

@@ -527,9 +527,10 @@ impl Datapath {
             .map(|grant| known.get(&grants::key(grant.key.as_bytes())).map(|(index, _)| *index))
             .collect();
         let Some(grants) = grants.filter(|grants| grants.len() == known.len()) else { return Ok(None) };
+        let on_trial = self.live()?.deadline != 0;
         let mut classes = self.known_classes(live)?;
         let Ok(allotted) = classes.allot(policy, &grants, live) else { return Ok(None) };
-        if !classes.is_settled(live) || !allotted.fresh.is_empty() || !allotted.ended.is_empty() {
+        if !classes.is_settled(live, on_trial) || !allotted.fresh.is_empty() || !allotted.ended.is_empty() {
             return Ok(None);
         }
         let epoch = self.epoch(live)?;
@@ -539,8 +540,15 @@ impl Datapath {
             return Ok(None);
         }
         self.class_index = allotted.index;
-        self.whole = self.live()?.deadline == 0;
+        self.whole = !on_trial;
         Ok(Some(Installed { generation: live, epoch, grants }))
+    }
+
+    /// Whether the live generation was made for this policy, be it that a change to it was cut short after the flip.
+    pub fn judges_by(&self, policy: &Compiled) -> Result<bool, Error> {
+        let live = self.generation()?;
+        let config = self.configs.get(&(live & 1))?.unwrap_or_default();
+        Ok(live != 0 && config.generation == live && config.policy == policy.hash)
     }
 
     /// Whether the maps hold exactly these elements for their epoch.

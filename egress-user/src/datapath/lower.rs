@@ -207,6 +207,7 @@ pub(super) fn config(policy: &Compiled, settings: &Settings, place: Place<'_>) -
         pad: 0,
         cgroup_id: settings.cgroup_id,
         teaching_netns: settings.teaching_netns,
+        policy: policy.hash,
     }
 }
 

@@ -69,6 +69,7 @@ fn wildcards_inside_a_label_match_within_it() {
 #[test]
 fn chain_counts_for_the_name_asked_and_its_targets_may_be_asked() {
     let mut kernel = Kernel::load();
+    kernel.class(7, 70);
     kernel.name(LIVE, "shop.example", allow(7));
     kernel.name(LIVE, "a.cdn.test", allow(9));
     assert!(!kernel.query(&wire::query(4, "edge.cdn.test")));

@@ -114,6 +114,7 @@ pub(super) const CONFIG: Config = Config {
     pad: 0,
     cgroup_id: 0,
     teaching_netns: 0,
+    policy: 0,
 };
 
 pub(super) fn packet(proto: u8, destination: Address, destination_port: u16) -> Packet {
