@@ -567,25 +567,7 @@ impl Datapath {
             && all(&self.prefixes_4, &elements.prefixes_4)?
             && all(&self.prefixes_6, &elements.prefixes_6)?
             && all(&self.resolvers, &elements.resolvers)?
-            && all(&self.inner, &numbered(inner, &elements.inner))?
-            && self.has_addresses(epoch, &elements.addresses)?)
-    }
-
-    /// Whether each address has its class for good, and no other address has one that never ends.
-    fn has_addresses(&self, epoch: u32, addresses: &[(IpAddr, u32)]) -> Result<bool, Error> {
-        let mut wanted: HashSet<(IpAddr, u32)> = addresses.iter().copied().collect();
-        let mut strange = false;
-        let mut look = |address: IpAddr, entry: &AddressEntry| {
-            for slot in entry.slots.into_iter().map(abi::Slot::unpack) {
-                if slot.class != 0 && slot.expiry == NEVER {
-                    strange |= !wanted.remove(&(address, slot.class));
-                }
-            }
-            true
-        };
-        self.addresses_4.each(|key, entry| key.epoch != epoch || look(key.address.into(), entry))?;
-        self.addresses_6.each(|key, entry| key.epoch != epoch || look(key.address.into(), entry))?;
-        Ok(wanted.is_empty() && !strange)
+            && all(&self.inner, &numbered(inner, &elements.inner))?)
     }
 
     /// Reads back what was written, before it counts.
