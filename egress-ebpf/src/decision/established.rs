@@ -68,8 +68,8 @@ fn verdict(config: &Config, packet: &Plain, flow: &Flow, now: impl FnOnce() -> T
         return None;
     }
     match flow.origin {
-        ORIGIN_IN => Some(Verdict { reason: Reason::Reply, grant: 0, remember: ORIGIN_IN }),
-        ORIGIN_OUT => Some(Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT }),
+        ORIGIN_IN => Some(Verdict::by(Reason::Reply, 0, ORIGIN_IN)),
+        ORIGIN_OUT => Some(Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT)),
         _ => None,
     }
 }

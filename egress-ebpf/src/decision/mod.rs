@@ -96,19 +96,33 @@ pub struct Verdict {
     pub grant: u32,
     /// The flow's origin to remember (`ORIGIN_*`), or `ORIGIN_NONE` for nothing.
     pub remember: u32,
+    /// Of [`Reason::Dns`]: where the resolver's answers are believed (`LEARN_*`).
+    pub trust: ResolverTrust,
 }
 
 impl Verdict {
     /// A verdict that leaves nothing to remember.
     #[inline(always)]
     pub const fn plain(reason: Reason) -> Self {
-        Self { reason, grant: 0, remember: 0 }
+        Self::by(reason, 0, ORIGIN_NONE)
+    }
+
+    /// A verdict by a grant, with the flow's origin to remember.
+    #[inline(always)]
+    pub const fn by(reason: Reason, grant: u32, remember: u32) -> Self {
+        Self { reason, grant, remember, trust: 0 }
+    }
+
+    /// What goes to a resolver, and is to be looked into.
+    #[inline(always)]
+    pub const fn dns(trust: ResolverTrust) -> Self {
+        Self { reason: Reason::Dns, grant: 0, remember: ORIGIN_NONE, trust }
     }
 
     /// The verdict as one word, as a BPF function returns it.
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        (self.grant as u64) << 32 | (self.remember as u64) << 8 | self.reason as u64
+        (self.grant as u64) << 32 | (self.trust as u64) << 16 | (self.remember as u64) << 8 | self.reason as u64
     }
 
     /// The verdict of a packed form. A reason that is none is [`Reason::NoPolicy`].
@@ -118,7 +132,8 @@ impl Verdict {
             Some(reason) => reason,
             None => Reason::NoPolicy,
         };
-        Self { reason, grant: (packed >> 32) as u32, remember: (packed >> 8) as u8 as u32 }
+        let (grant, remember) = ((packed >> 32) as u32, (packed >> 8) as u8 as u32);
+        Self { reason, grant, remember, trust: (packed >> 16) as u8 as u32 }
     }
 }
 

@@ -68,8 +68,8 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     if is_dns || (has_ports && config.has(Config::RESOLVER_PORTS)) {
         let generation = config.generation;
         let key = ResolverKey { generation, address: destination.address, port: destination.port, pad: 0 };
-        if tables.resolver(&key).is_some() {
-            return Verdict::plain(Reason::Dns);
+        if let Some(trust) = tables.resolver(&key) {
+            return Verdict::dns(trust);
         }
         if is_dns {
             // Whatever the rules say: an address that a rule allows on every port is still no resolver to trust.
@@ -100,7 +100,7 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     {
         let grant = tables.opens(class, destination.key, config.generation);
         if grant != 0 {
-            return Verdict { reason: Reason::Rule, grant, remember: ORIGIN_OUT };
+            return Verdict::by(Reason::Rule, grant, ORIGIN_OUT);
         }
         if class != 0 && matches!(refused, Reason::NoRule) {
             refused = Reason::NoPort;
@@ -130,7 +130,7 @@ fn in_grace(slot: Slot, config: &Config, now: Ticks) -> u32 {
 #[inline(always)]
 const fn by_name(grant: u32) -> Verdict {
     let reason = if grant & IN_GRACE == 0 { Reason::Rule } else { Reason::Grace };
-    Verdict { reason, grant: grant & !IN_GRACE, remember: ORIGIN_OUT }
+    Verdict::by(reason, grant & !IN_GRACE, ORIGIN_OUT)
 }
 
 /// The grant by which the first chunk of an address's first slot opens a port key, perhaps [`IN_GRACE`], or 0.

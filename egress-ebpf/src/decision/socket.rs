@@ -48,7 +48,7 @@ pub fn leaves_socket<T: Tables>(
     now: Ticks,
 ) -> Verdict {
     if sender.loopback && config.builtins & BUILTIN_LOOPBACK != 0 {
-        return Verdict::plain(by_loopback(tables, config, packet, sender, state));
+        return by_loopback(tables, config, packet, sender, state);
     }
     if is_odd_fragment(packet) {
         return fragment(tables, packet, ZONE_SOCKET, now);
@@ -59,10 +59,10 @@ pub fn leaves_socket<T: Tables>(
         && fresh(flow, packet.proto, now)
     {
         if flow.origin == ORIGIN_IN {
-            return Verdict { reason: Reason::Reply, grant: 0, remember: ORIGIN_IN };
+            return Verdict::by(Reason::Reply, 0, ORIGIN_IN);
         }
         if flow.generation == config.generation {
-            return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
+            return Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT);
         }
     }
     if tables.builtin(config, packet) {
@@ -84,12 +84,12 @@ pub fn leaves_socket<T: Tables>(
         && !matches!(verdict.reason, Reason::Denied)
         && tables.grant(flow.grant).is_some_and(|grant| grant.stands(flow.generation, config.generation))
     {
-        return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
+        return Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT);
     }
     if replies_without_state(tables, about_arrival, packet, sender) {
         // A raw socket writes its own headers: what one packet answers says nothing of the next.
         let remember = if matches!(sender.kind, SocketKind::Raw) { ORIGIN_NONE } else { ORIGIN_IN };
-        return Verdict { reason: Reason::Reply, grant: 0, remember };
+        return Verdict::by(Reason::Reply, 0, remember);
     }
     verdict
 }
@@ -105,20 +105,23 @@ fn by_loopback<T: Tables>(
     packet: &Packet,
     sender: &Sender,
     state: Option<&SocketState>,
-) -> Reason {
+) -> Verdict {
     let port = packet.destination_port;
     if !packet.has_ports()
         || matches!(packet.fragment, Fragment::Later)
         || (port != PORT_DNS && !config.has(Config::RESOLVER_PORTS))
         || (config.teaching_netns != 0 && state.is_none_or(|state| state.netns != config.teaching_netns))
     {
-        return Reason::Loopback;
+        return Verdict::plain(Reason::Loopback);
     }
     let key = ResolverKey { generation: config.generation, address: packet.destination, port, pad: 0 };
-    if tables.resolver(&key).is_none_or(|trust| trust & LEARN_BY_LOOPBACK == 0) {
-        return Reason::Loopback;
+    match tables.resolver(&key) {
+        Some(trust) if trust & LEARN_BY_LOOPBACK != 0 => {
+            let raw = matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP;
+            if raw { Verdict::plain(Reason::BadQuery) } else { Verdict::dns(trust) }
+        }
+        _ => Verdict::plain(Reason::Loopback),
     }
-    if matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP { Reason::BadQuery } else { Reason::Dns }
 }
 
 /// The flow that a socket's packet belongs to, from the socket's own storage or, for datagram sockets with several far

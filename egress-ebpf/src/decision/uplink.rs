@@ -30,10 +30,10 @@ pub fn leaves_uplink<T: Tables>(
     {
         // Of ICMP only replies answer: an echo request in the same flow is the node's own question.
         if flow.origin == ORIGIN_IN && (packet.has_ports() || packet.is_echo_reply()) {
-            return Verdict { reason: Reason::Reply, grant: 0, remember: ORIGIN_IN };
+            return Verdict::by(Reason::Reply, 0, ORIGIN_IN);
         }
         if flow.origin == ORIGIN_OUT && flow.generation == config.generation {
-            return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
+            return Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT);
         }
     }
     if tables.builtin(config, packet) {
@@ -49,7 +49,7 @@ pub fn leaves_uplink<T: Tables>(
         && !matches!(verdict.reason, Reason::Denied)
         && tables.grant(flow.grant).is_some_and(|grant| grant.stands(flow.generation, config.generation))
     {
-        return Verdict { reason: Reason::Established, grant: flow.grant, remember: ORIGIN_OUT };
+        return Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT);
     }
     if packet.is_icmp_error() && about_arrival(packet) {
         return Verdict::plain(Reason::Reply);

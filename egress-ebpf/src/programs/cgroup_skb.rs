@@ -12,7 +12,7 @@ use aya_ebpf::{
 use egress_ebpf::{
     abi::{
         Address, Config, Flow, HOOK_CGROUP_EGRESS, LEARN_AT_CGROUP, LEARN_BY_LOOPBACK, ORIGIN_IN, ORIGIN_NONE,
-        PROTO_TCP, PROTO_UDP, Process, ResolverKey, ZONE_SOCKET,
+        PROTO_TCP, PROTO_UDP, Process, ResolverKey, ResolverTrust, ZONE_SOCKET,
     },
     decision::{self, Sender, SocketKind, Tables, Verdict},
     packet::{Packet, plain},
@@ -59,7 +59,7 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
     if matches!(verdict.reason, Reason::Dns) {
         // SAFETY: the context is valid, and helper 46 takes it.
         let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-        let trust_here = !rehearsed && believes(skb, config, &packet.destination, packet.destination_port);
+        let trust_here = !rehearsed && is_believed(skb, config, verdict.trust);
         let asked = dns::Asked { network_offset: 0, cookie, trust_here };
         if let Err(bad) = dns::query(skb, config, &packet, &asked) {
             refused = bad;
@@ -162,7 +162,12 @@ unsafe fn kind(sk: *mut bpf_sock) -> SocketKind {
 #[inline(never)]
 fn believes(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16) -> bool {
     let key = ResolverKey { generation: config.generation, address: *resolver, port, pad: 0 };
-    let Some(trust) = Kernel.resolver(&key) else { return false };
+    Kernel.resolver(&key).is_some_and(|trust| is_believed(skb, config, trust))
+}
+
+/// The same where the resolver's trust is known.
+#[inline(always)]
+fn is_believed(skb: *mut __sk_buff, config: &Config, trust: ResolverTrust) -> bool {
     if trust & LEARN_AT_CGROUP == 0 {
         return false;
     }

@@ -85,9 +85,13 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     }
     let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
     let mut refused = Refused::plain(verdict.reason);
-    let learns = trusts(config, &packet.destination, packet.destination_port, &packet);
-    if matches!(verdict.reason, Reason::Dns) || (matches!(verdict.reason, Reason::Judged) && learns) {
-        // A query that the cgroup's hook let pass is asked again, to remember it here, where its answer arrives.
+    // A query that the cgroup's hook let pass is asked again, to remember it here, where its answer arrives.
+    let learns = match verdict.reason {
+        Reason::Dns => verdict.trust & LEARN_AT_UPLINK != 0,
+        Reason::Judged => trusts(config, &packet.destination, packet.destination_port, &packet),
+        _ => false,
+    };
+    if matches!(verdict.reason, Reason::Dns) || learns {
         let asked = dns::Asked { network_offset: offset, cookie: 0, trust_here: learns && !rehearsed };
         if let Err(bad) = dns::query(skb, config, &packet, &asked) {
             refused = bad;

@@ -130,7 +130,7 @@ impl Datapath {
         };
         // 1 lets a cgroup's packet pass; TC_ACT_SHOT is 2.
         let goes_on = if at_socket { returned == 1 } else { returned != 2 };
-        Ok((Verdict { reason, grant, remember: 0 }, goes_on))
+        Ok((Verdict::by(reason, grant, 0), goes_on))
     }
 
     fn by_the_model(&self, scene: &Scene<'_>, config: &Config) -> Result<Verdict, Error> {

@@ -66,11 +66,11 @@ impl Tables for Reclaiming {
 #[test]
 fn a_verdict_says_what_to_remember() {
     let fake = Fake::new();
-    let rule = Verdict { reason: Reason::Rule, grant: GRANT, remember: ORIGIN_OUT };
+    let rule = Verdict::by(Reason::Rule, GRANT, ORIGIN_OUT);
     assert_eq!(leaves_uplink(&fake, &CONFIG, |_| false, &tcp(ALLOWED, 443, TCP_SYN), NOW), rule);
     let dropped = leaves_uplink(&fake, &CONFIG, |_| false, &tcp(STRANGER, 443, TCP_SYN), NOW);
     assert_eq!(dropped, Verdict::plain(Reason::NoRule));
-    for verdict in [rule, dropped, Verdict { reason: Reason::Reply, grant: u32::MAX, remember: ORIGIN_IN }] {
+    for verdict in [rule, dropped, Verdict::by(Reason::Reply, u32::MAX, ORIGIN_IN)] {
         assert_eq!(Verdict::unpack(verdict.pack()), verdict);
     }
     assert_eq!(Verdict::unpack(15).reason, Reason::NoPolicy, "a number that is no reason fails closed");
