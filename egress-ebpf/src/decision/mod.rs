@@ -92,12 +92,10 @@ pub trait Tables {
 pub struct Verdict {
     /// Why, and by [`Reason::passes`] whether.
     pub reason: Reason,
-    /// The grant that it passes by, or 0.
+    /// The grant that it passes by, or 0; see [`Verdict::dns`].
     pub grant: u32,
     /// The flow's origin to remember (`ORIGIN_*`), or `ORIGIN_NONE` for nothing.
     pub remember: u32,
-    /// Of [`Reason::Dns`]: where the resolver's answers are believed (`LEARN_*`).
-    pub trust: ResolverTrust,
 }
 
 impl Verdict {
@@ -110,19 +108,26 @@ impl Verdict {
     /// A verdict by a grant, with the flow's origin to remember.
     #[inline(always)]
     pub const fn by(reason: Reason, grant: u32, remember: u32) -> Self {
-        Self { reason, grant, remember, trust: 0 }
+        Self { reason, grant, remember }
     }
 
-    /// What goes to a resolver, and is to be looked into.
+    /// What goes to a resolver, and is to be looked into. No grant opens it: there stands where the resolver's answers are believed
+    /// (`LEARN_*`), for whoever asks for a verdict, who takes it off by [`Verdict::trust`] before it counts it.
     #[inline(always)]
     pub const fn dns(trust: ResolverTrust) -> Self {
-        Self { reason: Reason::Dns, grant: 0, remember: ORIGIN_NONE, trust }
+        Self::by(Reason::Dns, trust, ORIGIN_NONE)
+    }
+
+    /// Takes the resolver's trust off a verdict of [`Reason::Dns`]; 0 where it is not known (by loopback), and of other verdicts.
+    #[inline(always)]
+    pub fn trust(&mut self) -> ResolverTrust {
+        if matches!(self.reason, Reason::Dns) { core::mem::take(&mut self.grant) } else { 0 }
     }
 
     /// The verdict as one word, as a BPF function returns it.
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        (self.grant as u64) << 32 | (self.trust as u64) << 16 | (self.remember as u64) << 8 | self.reason as u64
+        (self.grant as u64) << 32 | (self.remember as u64) << 8 | self.reason as u64
     }
 
     /// The verdict of a packed form. A reason that is none is [`Reason::NoPolicy`].
@@ -132,8 +137,7 @@ impl Verdict {
             Some(reason) => reason,
             None => Reason::NoPolicy,
         };
-        let (grant, remember) = ((packed >> 32) as u32, (packed >> 8) as u8 as u32);
-        Self { reason, grant, remember, trust: (packed >> 16) as u8 as u32 }
+        Self { reason, grant: (packed >> 32) as u32, remember: (packed >> 8) as u8 as u32 }
     }
 }
 

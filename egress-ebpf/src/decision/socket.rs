@@ -48,7 +48,7 @@ pub fn leaves_socket<T: Tables>(
     now: Ticks,
 ) -> Verdict {
     if sender.loopback && config.builtins & BUILTIN_LOOPBACK != 0 {
-        return by_loopback(tables, config, packet, sender, state);
+        return Verdict::plain(by_loopback(tables, config, packet, sender, state));
     }
     if is_odd_fragment(packet) {
         return fragment(tables, packet, ZONE_SOCKET, now);
@@ -105,23 +105,20 @@ fn by_loopback<T: Tables>(
     packet: &Packet,
     sender: &Sender,
     state: Option<&SocketState>,
-) -> Verdict {
+) -> Reason {
     let port = packet.destination_port;
     if !packet.has_ports()
         || matches!(packet.fragment, Fragment::Later)
         || (port != PORT_DNS && !config.has(Config::RESOLVER_PORTS))
         || (config.teaching_netns != 0 && state.is_none_or(|state| state.netns != config.teaching_netns))
     {
-        return Verdict::plain(Reason::Loopback);
+        return Reason::Loopback;
     }
     let key = ResolverKey { generation: config.generation, address: packet.destination, port, pad: 0 };
-    match tables.resolver(&key) {
-        Some(trust) if trust & LEARN_BY_LOOPBACK != 0 => {
-            let raw = matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP;
-            if raw { Verdict::plain(Reason::BadQuery) } else { Verdict::dns(trust) }
-        }
-        _ => Verdict::plain(Reason::Loopback),
+    if tables.resolver(&key).is_none_or(|trust| trust & LEARN_BY_LOOPBACK == 0) {
+        return Reason::Loopback;
     }
+    if matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP { Reason::BadQuery } else { Reason::Dns }
 }
 
 /// The flow that a socket's packet belongs to, from the socket's own storage or, for datagram sockets with several far

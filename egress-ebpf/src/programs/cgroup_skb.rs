@@ -54,12 +54,13 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         Err(reason) if rehearsed => return rehearsal::end(skb, config, &Verdict::plain(reason), PASS, DROP),
         Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
     }
-    let verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet));
+    let mut verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet));
     let mut refused = Refused::plain(verdict.reason);
     if matches!(verdict.reason, Reason::Dns) {
         // SAFETY: the context is valid, and helper 46 takes it.
         let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-        let trust_here = !rehearsed && is_believed(skb, config, verdict.trust);
+        let trust = verdict.trust();
+        let trust_here = !rehearsed && believes(skb, config, &packet.destination, packet.destination_port, trust);
         let asked = dns::Asked { network_offset: 0, cookie, trust_here };
         if let Err(bad) = dns::query(skb, config, &packet, &asked) {
             refused = bad;
@@ -158,16 +159,15 @@ unsafe fn kind(sk: *mut bpf_sock) -> SocketKind {
     }
 }
 
-/// Whether an answer from this resolver to this packet's socket may teach.
+/// Whether an answer from this resolver to this packet's socket may teach. `trust` is the resolver's, or 0 where it is not known.
 #[inline(never)]
-fn believes(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16) -> bool {
-    let key = ResolverKey { generation: config.generation, address: *resolver, port, pad: 0 };
-    Kernel.resolver(&key).is_some_and(|trust| is_believed(skb, config, trust))
-}
-
-/// The same where the resolver's trust is known.
-#[inline(always)]
-fn is_believed(skb: *mut __sk_buff, config: &Config, trust: ResolverTrust) -> bool {
+fn believes(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16, trust: ResolverTrust) -> bool {
+    let trust = if trust == 0 {
+        let key = ResolverKey { generation: config.generation, address: *resolver, port, pad: 0 };
+        Kernel.resolver(&key).unwrap_or(0)
+    } else {
+        trust
+    };
     if trust & LEARN_AT_CGROUP == 0 {
         return false;
     }
@@ -208,7 +208,7 @@ pub fn socket_ingress(ctx: SkBuffContext) -> i32 {
         return PASS;
     }
     if (packet.source_port == 53 || config.has(Config::RESOLVER_PORTS))
-        && believes(skb, config, &packet.source, packet.source_port)
+        && believes(skb, config, &packet.source, packet.source_port, 0)
     {
         // SAFETY: the context is valid, and helper 46 takes it.
         let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };

