@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use egress_ebpf::abi::{CHUNK_PORTS, CHUNKS, ClassChunk, PROTO_ANY, PROTO_ICMP, PROTO_TCP, PROTO_UDP, PortRange, Slot};
 
 use super::{Datapath, Error};
-use crate::policy::{Class, Compiled, Proto};
+use crate::policy::{self, Class, Compiled, Proto};
 
 /// What a class opens: sorted, so that equal classes are equal.
 type Content = Vec<[u32; 3]>;
@@ -145,7 +145,8 @@ impl Known {
     pub fn allot(&mut self, policy: &Compiled, grants: &[u32], generation: u32) -> Result<Allotted, Error> {
         let mut allotted = Allotted::default();
         for class in &policy.classes {
-            let content = lowered(class, grants)?;
+            let ranges = lowered(class, grants)?;
+            let content = content(ranges.iter().copied());
             if content.is_empty() {
                 allotted.index.push(0);
                 continue;
@@ -163,7 +164,7 @@ impl Known {
                 self.last_id
             });
             let template = ClassChunk { from: generation, ..ClassChunk::default() };
-            let chunks = self.place(&content, ports_id, template)?;
+            let chunks = self.place(&ranges, ports_id, template)?;
             allotted.index.push(chunks.first().map_or(0, |(index, _)| *index));
             allotted.fresh.extend(chunks);
         }
@@ -178,17 +179,15 @@ impl Known {
     /// Puts ranges into idle entries, chained.
     fn place(
         &mut self,
-        content: &Content,
+        ranges: &[PortRange],
         ports_id: u32,
         template: ClassChunk,
     ) -> Result<Vec<(u32, ClassChunk)>, Error> {
         let mut chunks: Vec<(u32, ClassChunk)> = Vec::new();
-        for ranges in content.chunks(CHUNK_PORTS) {
+        for ranges in ranges.chunks(CHUNK_PORTS) {
             let index = self.take()?;
             let mut chunk = ClassChunk { count: ranges.len() as u32, ..template };
-            for (slot, &[first, span, grant]) in chunk.ports.iter_mut().zip(ranges) {
-                *slot = PortRange { grant, first, span };
-            }
+            chunk.ports[..ranges.len()].copy_from_slice(ranges);
             match chunks.last_mut() {
                 Some((_, before)) => before.next = index,
                 None => chunk.ports_id = ports_id,
@@ -339,13 +338,14 @@ impl Datapath {
     }
 }
 
-/// What a class of a policy opens, in the kernel's terms.
-fn lowered(class: &Class, grants: &[u32]) -> Result<Content, Error> {
+/// What a class of a policy opens, in the kernel's terms and the policy's order: of several grants that open the same the first
+/// counts as the one by which a packet passes.
+fn lowered(class: &Class, grants: &[u32]) -> Result<Vec<PortRange>, Error> {
     let most = CHUNK_PORTS * CHUNKS as usize;
     if class.ports.len() > most {
         return Err(Error::Ports { ranges: class.ports.len(), most });
     }
-    Ok(content(class.ports.iter().map(|range| {
+    let lower = |range: &policy::PortRange| {
         let proto = match range.proto {
             Proto::Tcp => PROTO_TCP,
             Proto::Udp => PROTO_UDP,
@@ -353,7 +353,8 @@ fn lowered(class: &Class, grants: &[u32]) -> Result<Content, Error> {
             Proto::Any => PROTO_ANY,
         };
         PortRange::new(proto, range.from, range.to, grants[range.grant as usize])
-    })))
+    };
+    Ok(class.ports.iter().map(lower).collect())
 }
 
 fn content(ranges: impl Iterator<Item = PortRange>) -> Content {
