@@ -313,7 +313,22 @@ fn a_small_change_writes_little() {
     assert_eq!((prepared.allotted.fresh.len(), prepared.allotted.ended.len()), (3, 3));
     datapath.flip(&prepared).unwrap();
     let next = datapath.finish(prepared).unwrap();
+    assert_eq!((addresses(&datapath, next.epoch), datapath.names.keys().unwrap().len()), (2000, 2000));
     assert_eq!(datapath.adopt(&new, &Settings::default()).unwrap(), Some(next));
+}
+
+/// P2: what a change that was cut short had begun with is not there when a later one comes to its generation.
+#[test]
+fn what_a_cut_short_change_began_does_not_come_back() {
+    let mut datapath = datapath();
+    let old = policy(&["192.0.2.1:80"]);
+    let live = datapath.install(&old, &Settings::default(), &[]).unwrap().generation;
+    let more = policy(&["192.0.2.1:80", "192.0.2.2:80"]);
+    drop(datapath.prepare(live, &old, &more, &Settings::default(), &[]).unwrap().unwrap());
+    let live = restart(&mut datapath, &old, &Settings::default()).generation;
+    let other = policy(&["192.0.2.1:80", "192.0.2.3:80"]);
+    datapath.change((&old, live), &other, &Settings::default(), &[]).unwrap();
+    assert!(opens(&datapath, [192, 0, 2, 3]) && !opens(&datapath, [192, 0, 2, 2]));
 }
 
 /// Wildcards inside a label stand in a table that is not changed in place: such a change goes in beside the old policy.
