@@ -276,7 +276,7 @@ fn a_class_that_is_held_is_not_given_to_another_rule() {
         assert!(!opens(&datapath, held), "{number}");
         let address = [198, 51, 100, number as u8];
         datapath
-            .learn(&new, &Learned { name: name(number), addresses: vec![(address.into(), boot_ticks() + 1)] })
+            .learn(&new, &Learned { name: name(number), addresses: vec![(address.into(), boot_ticks() + 1000)] })
             .unwrap();
         assert!(opens(&datapath, address), "{number}");
         places.extend(datapath.class_index.iter().copied().filter(|index| *index != 0));
