@@ -5,6 +5,7 @@ mod below;
 mod forged;
 mod namespaces;
 mod queries;
+mod segments;
 
 use std::net::IpAddr;
 use std::time::Duration;
