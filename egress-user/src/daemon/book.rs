@@ -16,6 +16,12 @@ const NAMES_MAX: usize = 200_000;
 /// A restart is to know how old an answer is, give or take this: a quarter of an hour.
 const TOLD_EVERY: Ticks = ((15 * 60 * 1_000_000_000_u64) >> TICK_SHIFT) as Ticks;
 
+/// How long an address is known past its expiry: an hour, since a person asks about what just ended.
+const KEPT: Ticks = ((60 * 60 * 1_000_000_000_u64) >> TICK_SHIFT) as Ticks;
+
+/// Fewer new addresses than this are not worth a look at all of them.
+const LOOK_EVERY: usize = 1024;
+
 /// An address of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -33,18 +39,21 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub struct Book {
     names: BTreeMap<String, HashMap<IpAddr, Entry>>,
-    /// The names of an address, for events; kept past the expiry, since a person asks about what just ended.
+    /// The names of an address, for events.
     addresses: HashMap<IpAddr, Vec<String>>,
     /// Each resolver's text once.
     resolvers: HashSet<Arc<str>>,
     version: u64,
+    /// Addresses of names that were there after the last look for what is over, and that came since then.
+    held: usize,
+    come: usize,
 }
 
 impl Book {
     /// Writes an answer down; of two expiries the later one counts.
     pub fn learn(&mut self, name: &str, addresses: &[(IpAddr, Ticks)], resolver: &str, now: Ticks) {
         if self.names.len() >= NAMES_MAX && !self.names.contains_key(name) {
-            self.forget_expired(now);
+            self.forget(now, 0);
             if self.names.len() >= NAMES_MAX {
                 return;
             }
@@ -68,8 +77,13 @@ impl Book {
             let names = self.addresses.entry(address).or_default();
             if !names.iter().any(|known| known == name) {
                 self.version += 1;
+                self.come += 1;
                 names.push(name.to_owned());
             }
+        }
+        // Each look at all of them is paid for by as many new ones: names whose addresses rotate leave no more than that behind.
+        if self.come > self.held.max(LOOK_EVERY) {
+            self.forget(now, KEPT);
         }
     }
 
@@ -92,17 +106,19 @@ impl Book {
         new
     }
 
-    /// Drops what expired.
-    pub fn forget_expired(&mut self, now: Ticks) {
+    /// Drops what expired longer than `kept` ago.
+    fn forget(&mut self, now: Ticks, kept: Ticks) {
         for entries in self.names.values_mut() {
-            entries.retain(|_, entry| entry.expiry > now);
+            entries.retain(|_, entry| entry.expiry.saturating_add(kept) > now);
         }
         self.names.retain(|_, entries| !entries.is_empty());
         let names = &self.names;
-        self.addresses.retain(|_, known| {
-            known.retain(|name| names.contains_key(name));
+        self.addresses.retain(|address, known| {
+            known.retain(|name| names.get(name).is_some_and(|entries| entries.contains_key(address)));
             !known.is_empty()
         });
+        self.held = self.names.values().map(HashMap::len).sum();
+        self.come = 0;
     }
 
     /// Another number when a name has an address that it had not, or one was said anew a good while after it last counted.
@@ -215,8 +231,30 @@ mod tests {
         let mut book = Book::default();
         book.learn(NAME, &[(address(1), 10)], "r", 0);
         assert_eq!(book.names_of(address(1)), [NAME]);
-        book.forget_expired(10);
+        book.forget(10 + KEPT - 1, KEPT);
+        assert_eq!(book.names_of(address(1)), [NAME]);
+        book.forget(10 + KEPT, KEPT);
         assert!(book.names_of(address(1)).is_empty());
         assert!(book.living(0).is_empty());
+    }
+
+    /// What S3 and CDNs do: other addresses all the time. An hour of them is kept, not all that ever were.
+    #[test]
+    fn a_name_that_rotates_leaves_an_hour_behind() {
+        const LIFE: Ticks = 60;
+        let mut book = Book::default();
+        let count = 40 * KEPT;
+        for turn in 0..count {
+            book.learn(NAME, &[(IpAddr::from(turn.to_be_bytes()), turn + LIFE)], "r", turn);
+        }
+        let last = IpAddr::from((count - 1).to_be_bytes());
+        assert_eq!(
+            (book.names_of(last), book.addresses_of(NAME, count - 1).len()),
+            (vec![NAME.to_owned()], LIFE as usize)
+        );
+        let past = IpAddr::from((count - KEPT / 2).to_be_bytes());
+        assert_eq!(book.names_of(past), [NAME], "it ended less than an hour ago");
+        let (held, most) = (book.addresses.len(), 2 * (KEPT + LIFE) as usize + 2);
+        assert!(held <= most && book.names[NAME].len() == held, "{held} of {most}");
     }
 }

@@ -43,6 +43,12 @@ pub struct Options {
     millis: u64,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self { rounds: 5, millis: 1000 }
+    }
+}
+
 /// What runs on the other processor meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

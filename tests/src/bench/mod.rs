@@ -54,8 +54,9 @@ pub fn run(options: &Options) -> Result<bool> {
         None => {
             let verdict = verdict::run(&verdict::Options::default(), options)?;
             let network = network::run(&network::Options::default(), options)?;
+            let flood = flood::run(&flood::Options::default(), &options.out)?;
             daemon::run(&daemon::Options::default(), &options.out)?;
-            Ok(network && verdict)
+            Ok(network && verdict && flood)
         }
     }
 }

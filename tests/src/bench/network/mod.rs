@@ -22,7 +22,7 @@ use super::statistics::Spread;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// How often each load runs at each peer.
-    #[arg(long, default_value_t = 9)]
+    #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// How many destinations are allowed besides those of the load, one set of peers after another.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 100_000])]
@@ -34,7 +34,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 9, destinations: vec![100, 100_000], lookups: false }
+        Self { rounds: 5, destinations: vec![100, 100_000], lookups: false }
     }
 }
 
