@@ -8,18 +8,18 @@ use egress_user::datapath::{Object, Sizes};
 const BOUNDS: [(&str, u32, u32); 14] = [
     ("denial_egress", 5_300, 192),
     ("socket_egress", 24_700, 512),
-    ("socket_ingress", 18_700, 448),
+    ("socket_ingress", 20_400, 448),
     ("uplink_egress", 23_300, 512),
     ("uplink_egress_l3", 21_700, 512),
-    ("uplink_ingress", 18_700, 448),
-    ("uplink_ingress_l3", 18_700, 448),
+    ("uplink_ingress", 20_400, 448),
+    ("uplink_ingress_l3", 20_400, 448),
     ("workload_ingress", 20_700, 480),
     ("connect4", 5_300, 384),
     ("connect6", 5_350, 384),
     ("sendmsg4", 5_400, 384),
     ("sendmsg6", 5_450, 384),
     ("socket_create", 250, 96),
-    ("control", 3_000, 320),
+    ("control", 3_150, 320),
 ];
 
 #[test]
