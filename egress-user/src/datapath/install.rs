@@ -1,7 +1,7 @@
 //! Policies in the kernel: a new generation is prepared beside the live one, then a flip.
 //!
 //! Its elements are of an *epoch*. A first policy, one on trial, and one that differs in wildcards inside a label get an epoch of their own;
-//! every other change is written into the live one: see [`super::patch`].
+//! every other change is written into the live one: see [`super::change`].
 
 use std::{
     collections::HashSet,
@@ -17,17 +17,16 @@ use egress_ebpf::abi::{
 };
 
 use super::{
-    Error, Object, Plain, Table, boot_ticks,
+    Error, Object, Table, boot_ticks,
     classes::Allotted,
-    control, grants,
+    control,
     lower::{self, Elements, Place, Settings},
-    patch::{Patch, Side},
     sys,
 };
 use crate::policy::Compiled;
 
 /// Programs that began under the old generation are done long before this: they run for microseconds.
-const IN_FLIGHT: Duration = Duration::from_millis(5);
+pub(super) const IN_FLIGHT: Duration = Duration::from_millis(5);
 
 /// An address that a name was learned to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,14 +46,6 @@ pub struct Installed {
     pub epoch: u32,
     /// The index in map `GRANTS` of each of the policy's grants.
     pub grants: Vec<u32>,
-}
-
-/// A change in place, written as far as the flip.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    pub(super) installed: Installed,
-    pub(super) patch: Patch,
-    pub(super) allotted: Allotted,
 }
 
 /// The maps of one loaded object, and what is in them.
@@ -156,38 +147,8 @@ impl Datapath {
         result
     }
 
-    /// Installs a policy for good. Where `previous` is the live one, of the generation beside it, only what they differ in is
-    /// written, if that can be done.
-    ///
-    /// # Errors
-    /// As [`Datapath::install_until`].
-    pub fn change(
-        &mut self,
-        (previous, generation): (&Compiled, u32),
-        policy: &Compiled,
-        settings: &Settings,
-        learned: &[Learned],
-    ) -> Result<Installed, Error> {
-        let live = self.ready()?;
-        if !self.whole || live == 0 || generation != live || previous.classes.len() != self.class_index.len() {
-            return self.install_until(policy, settings, learned, 0);
-        }
-        let result = self.install_in_place(live, previous, policy, settings, learned);
-        if !matches!(result, Ok(Some(_))) && self.generation()? == live {
-            self.give_up(live)?;
-        }
-        match result {
-            Ok(Some(installed)) => Ok(installed),
-            // What it lacks is room for both at once, or a way; beside the old one there may be.
-            Ok(None) | Err(Error::Full { .. } | Error::Ports { .. }) => {
-                self.install_until(policy, settings, learned, 0)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     /// The live generation, once nothing is on trial.
-    fn ready(&mut self) -> Result<u32, Error> {
+    pub(super) fn ready(&mut self) -> Result<u32, Error> {
         self.settle()?;
         if self.live()?.deadline != 0 {
             return Err(Error::Unconfirmed);
@@ -196,7 +157,7 @@ impl Datapath {
     }
 
     /// After an installation that failed: the kernel is to stop learning into what will not become the live generation.
-    fn give_up(&mut self, live: u32) -> Result<(), Error> {
+    pub(super) fn give_up(&mut self, live: u32) -> Result<(), Error> {
         self.configs.set(&(live.wrapping_add(1) & 1), &Config::default(), sys::ANY)?;
         self.sweep(live)
     }
@@ -249,106 +210,9 @@ impl Datapath {
         Ok(Installed { generation, epoch, grants })
     }
 
-    /// Writes what a policy differs in from the live one, flips, and tidies up. `None` where that cannot be done in place.
-    fn install_in_place(
-        &mut self,
-        live: u32,
-        previous: &Compiled,
-        policy: &Compiled,
-        settings: &Settings,
-        learned: &[Learned],
-    ) -> Result<Option<Installed>, Error> {
-        let Some(prepared) = self.prepare(live, previous, policy, settings, learned)? else { return Ok(None) };
-        self.flip(&prepared)?;
-        self.finish(prepared).map(Some)
-    }
-
-    /// Everything that must be there before the flip. Under the live generation nothing changes by it.
-    pub(super) fn prepare(
-        &mut self,
-        live: u32,
-        previous: &Compiled,
-        policy: &Compiled,
-        settings: &Settings,
-        learned: &[Learned],
-    ) -> Result<Option<Prepared>, Error> {
-        self.check_size(policy)?;
-        // Whatever goes wrong from here on leaves something behind.
-        self.whole = false;
-        let generation = self.next_generation(live)?;
-        let epoch = self.epoch(live)?;
-        let grants = self.allot_grants(policy, live, generation)?;
-        let mut known = self.known_classes(live)?;
-        if known.room() < self.classes.capacity() as usize / 4 {
-            self.collect_classes(&mut known, epoch, boot_ticks())?;
-        }
-        let allotted = known.allot(policy, &grants, generation)?;
-        let inner = self.inner_base(epoch);
-        let old =
-            Side { policy: previous, place: Place { generation: live, epoch, classes: &self.class_index, inner } };
-        let new = Side { policy, place: Place { generation, epoch, classes: &allotted.index, inner } };
-        let Some(patch) = Patch::between(old, new, &mut known, &allotted)? else { return Ok(None) };
-        let config = lower::config(policy, settings, new.place);
-        // Before anything is learned: from then on a class that ends stands for no other.
-        self.classes.set_all(&allotted.before())?;
-        self.classes.set_all(&patch.turns)?;
-        self.resolvers.set_all(&lower::resolvers(settings, generation))?;
-        patch.names.prepare(&self.names)?;
-        patch.prefixes_4.prepare(&self.prefixes_4)?;
-        patch.prefixes_6.prepare(&self.prefixes_6)?;
-        patch.denies_4.prepare(&self.denies_4)?;
-        patch.denies_6.prepare(&self.denies_6)?;
-        // From here on, what the kernel learns counts for both generations.
-        self.configs.set(&(generation & 1), &config, sys::ANY)?;
-        let written: Vec<_> = patch.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
-        self.write_addresses(epoch, &written)?;
-        tell_missing(self.learn_all(policy, &allotted.index, epoch, learned)?);
-        if self.configs.get(&(generation & 1))? != Some(config) {
-            return Err(Error::ReadBack("CONFIG"));
-        }
-        self.retire_grants(&grants, live)?;
-        Ok(Some(Prepared { installed: Installed { generation, epoch, grants }, patch, allotted }))
-    }
-
-    /// Makes what was prepared the live policy, by one word.
-    pub(super) fn flip(&mut self, prepared: &Prepared) -> Result<(), Error> {
-        let generation = prepared.installed.generation;
-        self.live.set(&0, &abi::Live { generation, deadline: 0 }.pack(), sys::ANY)?;
-        self.class_index.clone_from(&prepared.allotted.index);
-        self.previous_index.clear();
-        Ok(())
-    }
-
-    /// After a flip in place: takes out what only the old policy needed.
-    pub(super) fn finish(&mut self, prepared: Prepared) -> Result<Installed, Error> {
-        let Prepared { installed, patch, allotted } = prepared;
-        let Installed { generation, epoch, .. } = installed;
-        thread::sleep(IN_FLIGHT);
-        self.configs.set(&(!generation & 1), &Config::default(), sys::ANY)?;
-        control::end(&mut self.object, epoch, &patch.ended)?;
-        let addresses: Vec<IpAddr> = patch.ended.iter().map(|(address, _)| *address).collect();
-        control::reclaim(&mut self.object, epoch, &addresses)?;
-        patch.names.finish(&self.names)?;
-        patch.prefixes_4.finish(&self.prefixes_4)?;
-        patch.prefixes_6.finish(&self.prefixes_6)?;
-        patch.denies_4.finish(&self.denies_4)?;
-        patch.denies_6.finish(&self.denies_6)?;
-        self.resolvers.retain(|key| key.generation != generation)?;
-        self.classes.set_all(&allotted.settled())?;
-        if !patch.turns.is_empty() {
-            // A program that read a prefix's class before it was written anew has gone on by then.
-            thread::sleep(IN_FLIGHT);
-            let idle: Vec<_> = patch.turns.iter().map(|&(index, _)| (index, ClassChunk::default())).collect();
-            self.classes.set_all(&idle)?;
-        }
-        self.whole = true;
-        tracing::debug!(generation, elements = patch.len(), "the policy was changed in place");
-        Ok(installed)
-    }
-
     /// Writes down what is known of names, as a policy has it. Gives how many addresses had no room: what was learned is not what the
     /// policy says, it is learned anew when it is asked for, and a full table keeps nobody from another policy.
-    fn learn_all(
+    pub(super) fn learn_all(
         &mut self,
         policy: &Compiled,
         class_index: &[u32],
@@ -403,7 +267,7 @@ impl Datapath {
         Ok(!found.classes.is_empty())
     }
 
-    fn write_addresses(&mut self, epoch: u32, addresses: &[(IpAddr, u32, Ticks)]) -> Result<(), Error> {
+    pub(super) fn write_addresses(&mut self, epoch: u32, addresses: &[(IpAddr, u32, Ticks)]) -> Result<(), Error> {
         if addresses.is_empty() {
             return Ok(());
         }
@@ -470,7 +334,7 @@ impl Datapath {
     }
 
     /// Even epochs use the lower half of map `INNER_WILDCARDS`, odd ones the upper half. Index 0 stays unused.
-    fn inner_base(&self, epoch: u32) -> u32 {
+    pub(super) fn inner_base(&self, epoch: u32) -> u32 {
         if epoch & 1 == 0 { 1 } else { self.inner.capacity() / 2 }
     }
 
@@ -488,22 +352,6 @@ impl Datapath {
         check("resolvers", elements.resolvers.len(), self.resolvers.capacity() / 2)
     }
 
-    /// The same of a policy that is written in place.
-    fn check_size(&self, policy: &Compiled) -> Result<(), Error> {
-        let (addresses, prefixes): (Vec<_>, Vec<_>) =
-            policy.addresses.iter().map(|entry| entry.net).partition(lower::is_address);
-        let of = |nets: &[ipnet::IpNet], v4: bool| nets.iter().filter(|net| net.addr().is_ipv4() == v4).count();
-        let denies: Vec<_> = policy.denies.iter().map(|entry| entry.net).collect();
-        let classes = policy.classes.iter().filter(|class| !class.ports.is_empty()).count();
-        check("sets of ports", classes, self.classes.capacity() / 2 - 1)?;
-        check("names", policy.names.len(), self.names.capacity() / 2)?;
-        check("IPv4 prefixes", of(&prefixes, true), self.prefixes_4.capacity() / 2)?;
-        check("IPv6 prefixes", of(&prefixes, false), self.prefixes_6.capacity() / 2)?;
-        check("denied IPv4 prefixes", of(&denies, true), self.denies_4.capacity() / 2)?;
-        check("denied IPv6 prefixes", of(&denies, false), self.denies_6.capacity() / 2)?;
-        check("addresses", addresses.len(), self.addresses_4.capacity() / 2)
-    }
-
     fn write(&self, elements: &Elements, inner: u32) -> Result<(), Error> {
         self.inner.set_all(&numbered(inner, &elements.inner))?;
         self.names.set_all(&elements.names)?;
@@ -512,87 +360,6 @@ impl Datapath {
         self.denies_4.set_all(&elements.denies_4)?;
         self.denies_6.set_all(&elements.denies_6)?;
         self.resolvers.set_all(&elements.resolvers)
-    }
-
-    /// Takes up the live generation as it is, with all that was learned in it, if it is this very policy's; else `None`.
-    pub fn adopt(&mut self, policy: &Compiled, settings: &Settings) -> Result<Option<Installed>, Error> {
-        let live = self.generation()?;
-        if live == 0 {
-            return Ok(None);
-        }
-        let (known, _) = self.known_grants(live)?;
-        let grants: Option<Vec<u32>> = policy
-            .grants
-            .iter()
-            .map(|grant| known.get(&grants::key(grant.key.as_bytes())).map(|(index, _)| *index))
-            .collect();
-        let Some(grants) = grants.filter(|grants| grants.len() == known.len()) else { return Ok(None) };
-        let on_trial = self.live()?.deadline != 0;
-        let mut classes = self.known_classes(live)?;
-        let Ok(allotted) = classes.allot(policy, &grants, live) else { return Ok(None) };
-        if !classes.is_settled(live, on_trial) || !allotted.fresh.is_empty() || !allotted.ended.is_empty() {
-            return Ok(None);
-        }
-        let epoch = self.epoch(live)?;
-        let place = Place { generation: live, epoch, classes: &allotted.index, inner: self.inner_base(epoch) };
-        let elements = lower::lower(policy, settings, place);
-        if !self.holds(&elements, place.inner)? {
-            return Ok(None);
-        }
-        self.class_index = allotted.index;
-        self.whole = !on_trial;
-        Ok(Some(Installed { generation: live, epoch, grants }))
-    }
-
-    /// Whether the live generation was made for this policy, be it that a change to it was cut short after the flip.
-    pub fn judges_by(&self, policy: &Compiled) -> Result<bool, Error> {
-        let live = self.generation()?;
-        let config = self.configs.get(&(live & 1))?.unwrap_or_default();
-        Ok(live != 0 && config.generation == live && config.policy == policy.hash)
-    }
-
-    /// Whether the maps hold exactly these elements for their epoch.
-    fn holds(&self, elements: &Elements, inner: u32) -> Result<bool, Error> {
-        let Config { generation, epoch, .. } = elements.config;
-        let as_many = |keys: usize, elements: usize| keys == elements;
-        let names = self.names.keys()?.iter().filter(|key| key.epoch == epoch as u16).count();
-        let resolvers = self.resolvers.keys()?.iter().filter(|key| key.generation == generation).count();
-        Ok(self.verify(elements).is_ok()
-            && as_many(names, elements.names.len())
-            && as_many(resolvers, elements.resolvers.len())
-            && as_many(count(&self.prefixes_4, |key| key.epoch == epoch)?, elements.prefixes_4.len())
-            && as_many(count(&self.prefixes_6, |key| key.epoch == epoch)?, elements.prefixes_6.len())
-            && as_many(count(&self.denies_4, |key| key.epoch == epoch)?, elements.denies_4.len())
-            && as_many(count(&self.denies_6, |key| key.epoch == epoch)?, elements.denies_6.len())
-            && all(&self.prefixes_4, &elements.prefixes_4)?
-            && all(&self.prefixes_6, &elements.prefixes_6)?
-            && all(&self.resolvers, &elements.resolvers)?
-            && all(&self.inner, &numbered(inner, &elements.inner))?)
-    }
-
-    /// Reads back what was written, before it counts.
-    fn verify(&self, elements: &Elements) -> Result<(), Error> {
-        let generation = elements.config.generation;
-        if self.configs.get(&(generation & 1))? != Some(elements.config) {
-            return Err(Error::ReadBack("CONFIG"));
-        }
-        for (key, value) in &elements.names {
-            // An entry of a change that was cut short says something else to a later generation.
-            if self.names.get(key)?.is_none_or(|entry| entry.since > generation || entry.now != value.now) {
-                return Err(Error::ReadBack("NAMES"));
-            }
-        }
-        for (key, value) in &elements.denies_4 {
-            if self.denies_4.get(key)? != Some(*value) {
-                return Err(Error::ReadBack("DENIES_4"));
-            }
-        }
-        for (key, value) in &elements.denies_6 {
-            if self.denies_6.get(key)? != Some(*value) {
-                return Err(Error::ReadBack("DENIES_6"));
-            }
-        }
-        Ok(())
     }
 
     /// Remembers connections that were accepted before the programs were attached, so that they go on.
@@ -630,36 +397,21 @@ fn lost<T>(written: Result<T, Error>) -> Result<usize, Error> {
 }
 
 /// Elements of an array, with the indices that they have from `base` on.
-fn numbered<T: Copy>(base: u32, elements: &[T]) -> Vec<(u32, T)> {
+pub(super) fn numbered<T: Copy>(base: u32, elements: &[T]) -> Vec<(u32, T)> {
     (base..).zip(elements.iter().copied()).collect()
 }
 
 /// Whether so many fit.
-fn check(what: &'static str, needed: usize, capacity: u32) -> Result<(), Error> {
+pub(super) fn check(what: &'static str, needed: usize, capacity: u32) -> Result<(), Error> {
     let capacity = capacity as usize;
     if needed > capacity { Err(Error::Full { what, needed, capacity }) } else { Ok(()) }
 }
 
-fn tell_missing(addresses: usize) {
+pub(super) fn tell_missing(addresses: usize) {
     if addresses != 0 {
         tracing::warn!(
             addresses,
             "the new policy begins without some learned addresses: the table is full; `egress run --max-addresses` makes room"
         );
     }
-}
-
-/// How many keys of a table satisfy `wanted`.
-fn count<K: Plain, V: Plain>(table: &Table<K, V>, wanted: impl Fn(&K) -> bool) -> Result<usize, Error> {
-    Ok(table.keys()?.iter().filter(|key| wanted(key)).count())
-}
-
-/// Whether a table holds all of these elements.
-fn all<K: Plain, V: Plain + PartialEq>(table: &Table<K, V>, elements: &[(K, V)]) -> Result<bool, Error> {
-    for (key, value) in elements {
-        if table.get(key)? != Some(*value) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

@@ -4,8 +4,10 @@
 //! back, and then one word (`LIVE`) makes it the one that counts. What outlives the daemon is pinned below one directory
 //! of bpffs ([`pins::Pins`]).
 
+mod adopt;
 mod aliases;
 mod attach;
+mod change;
 mod classes;
 mod clsact;
 mod confirm;
