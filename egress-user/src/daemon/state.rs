@@ -127,14 +127,14 @@ impl Core {
         }
         let learned = lock(&self.book).living(boot_ticks());
         let active = self.active();
+        // Until it is noted what is in force: names are learned by the policy and its places in the tables together.
         let mut datapath = lock(&self.datapath);
         let result = if deadline == 0 {
             datapath.change((&active.policy, active.installed.generation), &policy, &settings, &learned)
         } else {
             datapath.install_until(&policy, &settings, &learned, deadline)
         };
-        drop(datapath);
-        match result {
+        let outcome = match result {
             Ok(installed) => {
                 self.changes.begin((deadline != 0).then(|| (deadline, self.active())));
                 let message = format!("policy {:016x} is in force", policy.hash);
@@ -145,7 +145,9 @@ impl Core {
                 self.refused(&error.to_string());
                 Err(error)
             }
-        }
+        };
+        drop(datapath);
+        outcome
     }
 
     /// Notes what is in force now.
