@@ -43,10 +43,11 @@ pub struct Labels {
 #[inline(always)]
 pub fn dot<const N: usize>(message: &mut [u8; N], at: u64, len: u64, labels: &mut Labels) -> bool {
     *labels = Labels { at, floor: at, first: u64::from(byte(message, at)), ..Labels::default() };
-    repeat(LABELS_MAX + 1, &mut Dot { message, labels, len });
+    repeat(LABELS_MAX.div_ceil(2) + 1, &mut Dot { message, labels, len });
     labels.done == 1
 }
 
+/// Two labels a turn: a call of the loop's body costs about as much as a label.
 struct Dot<'a, const N: usize> {
     message: &'a mut [u8; N],
     labels: &'a mut Labels,
@@ -56,6 +57,13 @@ struct Dot<'a, const N: usize> {
 impl<const N: usize> Step for Dot<'_, N> {
     #[inline(always)]
     fn step(&mut self, _index: u32) -> bool {
+        self.label() && self.label()
+    }
+}
+
+impl<const N: usize> Dot<'_, N> {
+    #[inline(always)]
+    fn label(&mut self) -> bool {
         let at = self.labels.at;
         // 254 octets before the 0 byte, which is the 255th (RFC 1035, 2.3.4).
         if at >= self.len || at - self.labels.floor > 254 {
@@ -182,7 +190,7 @@ pub fn reverse<const N: usize>(
     clear(&mut key.name, key.len);
     key.len = len;
     key.first = labels.first;
-    repeat(WORDS, &mut Reverse { source, key, state, start, len });
+    repeat(WORDS.div_ceil(2), &mut Reverse { source, key, state, start, len });
     key.hash = state.hash ^ state.hash >> 32;
     key.plain = u64::from(len != 0 && len <= NAME_MAX as u64 && state.bad == 0 && state.dots + 1 == labels.count);
 }
@@ -211,6 +219,7 @@ fn clear(name: &mut [u8; 258], len: u64) {
     }
 }
 
+/// Two words a turn, as in [`Dot`].
 struct Reverse<'a, const N: usize> {
     source: &'a [u8; N],
     key: &'a mut KeyBuffer,
@@ -236,7 +245,15 @@ const fn equal(bytes: u64, wanted: u8) -> u64 {
 impl<const N: usize> Step for Reverse<'_, N> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
-        let done = u64::from(index) * 8;
+        let done = u64::from(index) * 16;
+        self.word(done) && self.word(done + 8)
+    }
+}
+
+impl<const N: usize> Reverse<'_, N> {
+    /// Reverses the word from `done` on: whether another one follows.
+    #[inline(always)]
+    fn word(&mut self, done: u64) -> bool {
         if done >= self.len {
             return false;
         }
@@ -254,7 +271,7 @@ impl<const N: usize> Step for Reverse<'_, N> {
         self.state.dots += (dot >> 7).wrapping_mul(splat(1)) >> 56;
         self.state.hash = (self.state.hash ^ lower).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         set_word(&mut self.key.name, done, lower);
-        true
+        done + 8 < self.len
     }
 }
 
