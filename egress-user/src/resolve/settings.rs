@@ -24,7 +24,8 @@ pub struct Settings {
     /// The first retry after a failure; doubled on each further one, with jitter.
     pub backoff_min: Duration,
     pub backoff_max: Duration,
-    /// How long NXDOMAIN and "no such record" are believed: the answer's own negative TTL (RFC 2308), within these.
+    /// How long NXDOMAIN and "no such record" are believed: the answer's own negative TTL (RFC 2308), within these. That a name
+    /// has no address of one family while it has some of the other is believed for twice as long each time it is said again.
     pub negative_min: Duration,
     pub negative_max: Duration,
     /// Living addresses that are kept per name and family.

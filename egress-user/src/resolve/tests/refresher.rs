@@ -323,6 +323,26 @@ async fn an_answer_of_private_addresses_alone_teaches_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_family_without_records_is_asked_for_ever_more_rarely() {
+    // A record comes with the tenth question, and is gone with the eleventh.
+    let bench = bench(Settings::default(), |_, family, count| {
+        let none = family == Family::V6 && count != 9;
+        soon(if none { miss(Reason::Empty) } else { found(&["203.0.113.1"], 100) })
+    });
+    bench.refresher.set_names(["www.example.com"]);
+    sleep(secs(3 * 60 * 60)).await;
+    let asked = bench.asked_at(Family::V6);
+    let gaps: Vec<_> = asked.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    for (number, (gap, wanted)) in gaps.iter().zip([60.0, 120.0, 240.0, 480.0, 900.0, 900.0]).enumerate() {
+        assert!((gap / wanted - 1.0).abs() < 0.11, "gap {number} is {gap}, not about {wanted}");
+    }
+    assert!((75.0..=90.1).contains(&gaps[9]), "ahead of the record's TTL: {}", gaps[9]);
+    assert!((54.0..=66.1).contains(&gaps[10]), "from the start again: {}", gaps[10]);
+    let often = bench.asked_at(Family::V4).len();
+    assert!(often > 100, "the other family is not asked for less often: {often}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_empty_answer_of_both_families_is_a_failure() {
     let bench = bench(Settings::default(), |_, _, _| soon(miss(Reason::Empty)));
     bench.refresher.set_names(["www.example.com"]);

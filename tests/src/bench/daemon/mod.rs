@@ -22,9 +22,12 @@ pub struct Options {
     /// Exact names that are kept fresh.
     #[arg(long, default_value_t = 10_000)]
     names: u32,
-    /// For how long, in seconds; their TTL is 60.
+    /// For how long, in seconds.
     #[arg(long, default_value_t = 120)]
     seconds: u64,
+    /// Their TTL, in seconds.
+    #[arg(long, default_value_t = 60)]
+    ttl: u32,
     /// Addresses, and wildcards, of the big policies.
     #[arg(long, default_value_t = 100_000)]
     big: u32,
@@ -35,7 +38,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { names: 10_000, seconds: 120, big: 100_000, fresh: false }
+        Self { names: 10_000, seconds: 120, ttl: 60, big: 100_000, fresh: false }
     }
 }
 
@@ -51,7 +54,7 @@ struct Measured {
 pub fn run(options: &Options, out: &Path) -> Result<()> {
     let fresh = || {
         eprintln!("bench: {} names kept fresh for {} s", options.names, options.seconds);
-        names::measure(options.names, Duration::from_secs(options.seconds))
+        names::measure(options.names, options.ttl, Duration::from_secs(options.seconds))
     };
     if options.fresh {
         println!("{}", fresh()?);
