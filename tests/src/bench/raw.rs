@@ -11,7 +11,11 @@ const LINK_CREATE: u32 = 28;
 
 /// `BPF_MAP_TYPE_HASH`.
 const MAP_HASH: u32 = 1;
-/// `BPF_F_NO_PREALLOC`, as Egress' own hash tables have it.
+/// `BPF_MAP_TYPE_LRU_HASH`.
+const MAP_LRU_HASH: u32 = 9;
+/// `BPF_MAP_TYPE_LPM_TRIE`.
+const MAP_LPM_TRIE: u32 = 11;
+/// `BPF_F_NO_PREALLOC`, as Egress' own tables have it where the kernel can.
 const NO_PREALLOC: u32 = 1;
 
 /// `BPF_PROG_TYPE_SCHED_CLS`.
@@ -72,35 +76,82 @@ pub fn constant(kind: u32, answer: i32) -> io::Result<OwnedFd> {
 
 /// A hash table of `size` elements with 8-byte values.
 pub fn hash(key_size: u32, size: u32) -> io::Result<OwnedFd> {
+    map(MAP_HASH, key_size, size, NO_PREALLOC)
+}
+
+/// The same that evicts what was not used for longest.
+pub fn lru_hash(key_size: u32, size: u32) -> io::Result<OwnedFd> {
+    map(MAP_LRU_HASH, key_size, size, 0)
+}
+
+/// A trie of `size` prefixes with 8-byte values; of a key's bytes four are its length.
+pub fn trie(key_size: u32, size: u32) -> io::Result<OwnedFd> {
+    map(MAP_LPM_TRIE, key_size, size, NO_PREALLOC)
+}
+
+fn map(kind: u32, key_size: u32, size: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attr = [0_u32; 32];
-    attr[..5].copy_from_slice(&[MAP_HASH, key_size, 8, size, NO_PREALLOC]);
+    attr[..5].copy_from_slice(&[kind, key_size, 8, size, flags]);
     bpf(MAP_CREATE, &mut attr)
 }
 
-/// A classifier that looks a packet's IPv4 destination up in a hash table whose keys are the address and 20 zero bytes:
-/// the least that an address table with keys for both families, ports and protocol can cost.
-pub fn lookup_24(map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let program = [
+/// A classifier that looks a packet's IPv4 destination up, and does no more: the least that a table can cost whose keys are the
+/// words of `before`, the address, and 0 bytes up to `key_size`, a multiple of 4 and at most 128.
+pub fn lookup(map: BorrowedFd<'_>, before: &[i32], key_size: i16) -> io::Result<OwnedFd> {
+    let mut key = Vec::new();
+    let mut at = -((key_size + 7) & !7);
+    let start = at;
+    for word in before {
+        key.push(instruction(0x62, 10, 0, at, *word));
+        at += 4;
+    }
+    // The address is at 30 of the frame.
+    key.extend([instruction(0x61, 4, 7, 30, 0), instruction(0x63, 10, 4, at, 0)]);
+    at += 4;
+    while at < start + key_size {
+        let whole = at % 8 == 0;
+        key.push(instruction(if whole { 0x7a } else { 0x62 }, 10, 0, at, 0));
+        at += if whole { 8 } else { 4 };
+    }
+    let mut program = vec![
         // r7 = data, r3 = data_end; pass when there are less than 34 bytes.
         instruction(0x61, 7, 1, 76, 0),
         instruction(0x61, 3, 1, 80, 0),
         instruction(0xbf, 2, 7, 0, 0),
         instruction(0x07, 2, 0, 0, 34),
-        instruction(0x2d, 2, 3, 10, 0),
-        // The key on the stack: the address at 30, then zeros.
-        instruction(0x7a, 10, 0, -24, 0),
-        instruction(0x7a, 10, 0, -16, 0),
-        instruction(0x7a, 10, 0, -8, 0),
-        instruction(0x61, 4, 7, 30, 0),
-        instruction(0x63, 10, 4, -24, 0),
+        instruction(0x2d, 2, 3, key.len() as i16 + 5, 0),
+    ];
+    program.extend(key);
+    program.extend([
         instruction(0x18, 1, 1, 0, map.as_raw_fd()),
         0,
         instruction(0xbf, 2, 10, 0, 0),
-        instruction(0x07, 2, 0, 0, -24),
+        instruction(0x07, 2, 0, 0, i32::from(start)),
         // bpf_map_lookup_elem
         instruction(0x85, 0, 0, 0, 1),
         instruction(0xb7, 0, 0, 0, -1),
         instruction(0x95, 0, 0, 0, 0),
-    ];
+    ]);
+    load(CLASSIFIER, &program)
+}
+
+/// How often a program of [`calls`] or [`helpers`] calls.
+pub const CALLS: i32 = 10;
+
+/// A classifier that calls a function of its own, which does nothing, [`CALLS`] times.
+pub fn calls() -> io::Result<OwnedFd> {
+    let mut program: Vec<_> = (0..CALLS).map(|n| instruction(0x85, 0, 1, 0, CALLS - n + 1)).collect();
+    program.extend([instruction(0xb7, 0, 0, 0, -1), instruction(0x95, 0, 0, 0, 0)]);
+    program.extend([instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)]);
+    load(CLASSIFIER, &program)
+}
+
+/// A classifier that calls a helper (`enum bpf_func_id`), which takes the context or nothing, [`CALLS`] times.
+pub fn helpers(helper: i32) -> io::Result<OwnedFd> {
+    let mut program = vec![instruction(0xbf, 6, 1, 0, 0)];
+    for _ in 0..CALLS {
+        program.extend([instruction(0xbf, 1, 6, 0, 0), instruction(0x85, 0, 0, 0, helper)]);
+    }
+    program.extend([instruction(0xb7, 0, 0, 0, -1), instruction(0x95, 0, 0, 0, 0)]);
     load(CLASSIFIER, &program)
 }

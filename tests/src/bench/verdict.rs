@@ -74,7 +74,7 @@ pub struct Figure {
 #[derive(Default, serde::Serialize)]
 pub struct Figures {
     pub verdicts: Vec<Figure>,
-    pub cold: Vec<cold::Cold>,
+    pub parts: Vec<cold::Part>,
     pub memory: Vec<place::Memory>,
     pub programs: Vec<Program>,
 }
@@ -151,7 +151,7 @@ fn measure(options: &Options, addresses: u32, ifindex: u32, figures: &mut Figure
     }
     place.configure(0)?;
     figures.verdicts.extend(cold::answers(&mut place, addresses)?);
-    figures.cold.push(cold::first_packets(&mut place, addresses)?);
+    figures.parts.extend(cold::parts(&mut place, addresses, options)?);
     figures.memory.push(place.memory()?);
     Ok(())
 }

@@ -77,6 +77,16 @@ impl Place {
         Ok(place)
     }
 
+    /// Addresses in the table.
+    pub fn addresses(&self) -> u32 {
+        self.addresses
+    }
+
+    /// Prefixes in the table.
+    pub fn prefixes(&self) -> u32 {
+        self.prefixes
+    }
+
     fn table<K: Plain, V: Plain>(&self, name: &'static str) -> Result<Table<K, V>> {
         Ok(self.object.table(name)?)
     }

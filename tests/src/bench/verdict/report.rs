@@ -26,12 +26,13 @@ pub fn print(figures: &Figures) {
         ]);
     }
     println!("{verdicts}");
-    let mut cold = table(&["addresses", "first packet, +ns", "cold", "24-byte key", "cold"]);
-    for row in &figures.cold {
-        let values = [row.hot, row.cold, row.key_24_hot, row.key_24_cold].map(|value| format!("{value:.0}"));
-        cold.add_row([row.addresses.to_string()].into_iter().chain(values));
+    let mut parts = table(&["addresses", "over an empty program", "hot, +ns", "run once", "cold"]);
+    for part in &figures.parts {
+        let [hot, once] = [part.hot, part.once].map(|value| format!("{value:.0}"));
+        let cold = part.cold.map_or_else(String::new, |cold| format!("{cold:.0}"));
+        parts.add_row([part.addresses.to_string(), part.what.to_owned(), hot, once, cold]);
     }
-    println!("{cold}");
+    println!("{parts}");
     let mut memory = table(&["addresses", "names", "prefixes", "MiB", "largest"]);
     for row in &figures.memory {
         let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
