@@ -214,11 +214,16 @@ fn remember(packet: &Packet, verdict: &Verdict, generation: u32, now: u32) {
 ///
 /// A tunnel's outer packet still carries the inner one's socket, so the headers must be the socket's own. Raw and packet
 /// sockets write what they like and are judged here again.
-#[inline(never)]
+#[inline(always)]
 fn judged_by_cgroup(skb: *mut __sk_buff, config: &Config, proto: u8, near: u16, remote: u16) -> bool {
-    if config.cgroup_id == 0 {
-        return false;
-    }
+    // What is forwarded has no socket: that is seen without a call.
+    // SAFETY: the context is valid.
+    let has_socket = unsafe { !(*skb).__bindgen_anon_2.sk.is_null() };
+    has_socket && config.cgroup_id != 0 && is_sockets_own(skb, config, proto, near, remote)
+}
+
+#[inline(never)]
+fn is_sockets_own(skb: *mut __sk_buff, config: &Config, proto: u8, near: u16, remote: u16) -> bool {
     let Some(sk) = socket(skb) else { return false };
     // SAFETY: `sk` is a full socket, the context is valid, and helper 83 takes it.
     unsafe {
