@@ -95,9 +95,9 @@ struct Region {
     after: (Set, Vec<String>),
 }
 
-/// Regions by a key that sorts each behind what covers it, with the key of what covers it.
+/// Regions by their [`path`]s, so that each comes behind what covers it: the region whose path is the longest that its own begins with.
 #[derive(Default)]
-struct Regions(BTreeMap<Vec<String>, Region>);
+struct Regions(BTreeMap<Vec<u8>, Region>);
 
 impl Regions {
     fn exact(&mut self, name: &DomainName, before: &Compiled, after: &Compiled) {
@@ -124,7 +124,7 @@ impl Regions {
         self.add(path(base, Some(&label)), format!("{label}.{base}"), side(before), side(after));
     }
 
-    fn add(&mut self, path: Vec<String>, to: String, before: (Set, Vec<String>), after: (Set, Vec<String>)) {
+    fn add(&mut self, path: Vec<u8>, to: String, before: (Set, Vec<String>), after: (Set, Vec<String>)) {
         self.0.insert(path, Region { to, before, after });
     }
 
@@ -134,6 +134,9 @@ impl Regions {
             let changes =
                 |region: &Region| (minus(&region.after.0, &region.before.0), minus(&region.before.0, &region.after.0));
             let (gained, lost) = changes(region);
+            if is_empty(&gained) && is_empty(&lost) {
+                continue;
+            }
             let above = (0..path.len()).rev().find_map(|length| self.0.get(&path[..length]));
             let said = above.map(&changes).unwrap_or_default();
             let tell = |ports: &Set, said: &Set, rules: &[String], into: &mut Vec<Opening>| {
@@ -147,9 +150,10 @@ impl Regions {
     }
 }
 
-/// The labels from the right; `last` tells a name (or a label's pattern) from the suffix itself.
-fn path(name: &DomainName, last: Option<&str>) -> Vec<String> {
-    name.as_str().rsplit('.').chain(last).map(str::to_owned).collect()
+/// The labels from the right, each ended by a 0 byte, which no label has; `last` tells a name (or a label's pattern) from the suffix
+/// itself.
+fn path(name: &DomainName, last: Option<&str>) -> Vec<u8> {
+    name.as_str().rsplit('.').chain(last).flat_map(|label| label.bytes().chain([0])).collect()
 }
 
 fn prefixes(
@@ -163,15 +167,15 @@ fn prefixes(
     for net in old.iter().chain(new).map(|entry| entry.net) {
         let side = |policy: &Compiled| side(policy, &[class(policy, net)]);
         let (family, bits) = match net {
-            IpNet::V4(net) => ("4", u128::from(net.network().to_bits()) << 96),
-            IpNet::V6(net) => ("6", net.network().to_bits()),
+            IpNet::V4(net) => (b'4', u128::from(net.network().to_bits()) << 96),
+            IpNet::V6(net) => (b'6', net.network().to_bits()),
         };
-        let bit = |at: u8| if bits >> (127 - at) & 1 == 0 { "0" } else { "1" };
-        let path = std::iter::once(family).chain((0..net.prefix_len()).map(bit)).map(str::to_owned).collect();
+        let bit = |at: u8| if bits >> (127 - at) & 1 == 0 { b'0' } else { b'1' };
+        let path = std::iter::once(family).chain((0..net.prefix_len()).map(bit)).collect();
         let single = net.prefix_len() == net.max_prefix_len();
         let to = match (single, net.prefix_len()) {
             (true, _) => net.addr().to_string(),
-            (_, 0) => format!("any IPv{family} address"),
+            (_, 0) => format!("any IPv{} address", char::from(family)),
             _ => net.to_string(),
         };
         regions.add(path, to, side(before), side(after));

@@ -149,7 +149,8 @@ fn longest(entries: &[PrefixEntry], address: IpAddr) -> Option<&PrefixEntry> {
 }
 
 fn longest_net(entries: &[PrefixEntry], net: IpNet) -> Option<&PrefixEntry> {
-    let mut net = Some(net);
+    // Most policies have no deny rules.
+    let mut net = (!entries.is_empty()).then_some(net);
     while let Some(wanted) = net {
         if let Ok(index) = entries.binary_search_by(|entry| entry.net.cmp(&wanted)) {
             return Some(&entries[index]);
