@@ -1,5 +1,6 @@
 //! What the daemon itself costs.
 
+mod flip;
 mod names;
 mod reload;
 mod starts;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use flip::Flips;
 use names::Fresh;
 use reload::Sends;
 use starts::{Policy, Starts};
@@ -31,46 +33,66 @@ pub struct Options {
     /// Addresses, and wildcards, of the big policies.
     #[arg(long, default_value_t = 100_000)]
     big: u32,
-    /// Only the names that are kept fresh, printed and not written.
+    /// Only this part, printed and not written.
     #[arg(long)]
-    fresh: bool,
+    only: Option<Part>,
+}
+
+/// A part of it all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Starts, reloads, memory, idle time.
+    Starts,
+    /// How one policy follows another.
+    Flips,
+    /// Names that are kept fresh.
+    Fresh,
+    /// What a reload does to packets.
+    Sends,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { names: 10_000, seconds: 120, ttl: 60, big: 100_000, fresh: false }
+        Self { names: 10_000, seconds: 120, ttl: 60, big: 100_000, only: None }
     }
 }
 
-/// All that was measured.
+/// What was measured.
 #[derive(Debug, Serialize)]
 struct Measured {
     starts: Vec<Starts>,
-    fresh: Fresh,
+    flips: Vec<Flips>,
+    fresh: Option<Fresh>,
     sends: Vec<Sends>,
 }
 
-/// Measures, prints, and writes `daemon.md` and `daemon.json`.
+/// Measures, prints, and, if it was all, writes `daemon.md` and `daemon.json`.
 pub fn run(options: &Options, out: &Path) -> Result<()> {
-    let fresh = || {
-        eprintln!("bench: {} names kept fresh for {} s", options.names, options.seconds);
-        names::measure(options.names, options.ttl, Duration::from_secs(options.seconds))
-    };
-    if options.fresh {
-        println!("{}", fresh()?);
-        return Ok(());
+    let asked = |part| options.only.is_none_or(|only| only == part);
+    let mut measured = Measured { starts: Vec::new(), flips: Vec::new(), fresh: None, sends: Vec::new() };
+    if asked(Part::Starts) {
+        for policy in [Policy::Addresses(100), Policy::Addresses(options.big), Policy::Names(options.big)] {
+            eprintln!("bench: starts with {policy}");
+            measured.starts.push(starts::measure(policy)?);
+        }
     }
-    let big = [Policy::Addresses(options.big), Policy::Names(options.big)];
-    let starts = [Policy::Addresses(100)].into_iter().chain(big).map(|policy| {
-        eprintln!("bench: starts with {policy}");
-        starts::measure(policy)
-    });
-    let starts = starts.collect::<Result<_>>()?;
-    eprintln!("bench: packets during a reload of {} addresses", options.big);
-    let sends = reload::measure(options.big)?;
-    let measured = Measured { starts, fresh: fresh()?, sends };
+    if asked(Part::Sends) {
+        eprintln!("bench: packets during a reload of {} addresses", options.big);
+        measured.sends = reload::measure(options.big)?;
+    }
+    if asked(Part::Flips) {
+        eprintln!("bench: one policy after another");
+        measured.flips = [100, options.big].into_iter().map(flip::measure).collect::<Result<_>>()?;
+    }
+    if asked(Part::Fresh) {
+        eprintln!("bench: {} names kept fresh for {} s", options.names, options.seconds);
+        measured.fresh = Some(names::measure(options.names, options.ttl, Duration::from_secs(options.seconds))?);
+    }
     let text = markdown(&measured);
     println!("{text}");
+    if options.only.is_some() {
+        return Ok(());
+    }
     let write = |name: &str, bytes: &[u8]| {
         let path = out.join(name);
         std::fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))
@@ -80,19 +102,48 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
 }
 
 fn markdown(measured: &Measured) -> String {
-    let mut text = String::from(
-        "| policy | run, ms | exec, ms | reload, ms | resident, MiB | idle, % of a processor |\n|---|---|---|---|---|---|\n",
-    );
-    let around = |spread: Spread| format!("{:.0} ± {:.0}", spread.median, spread.spread);
+    let mut text = String::new();
+    if !measured.starts.is_empty() {
+        text.push_str(
+            "| policy | run, ms | exec, ms | reload, ms | resident, MiB | idle, % of a processor |\n|---|---|---|---|---|---|\n",
+        );
+    }
     for of in &measured.starts {
         let (run, exec, reload) = (around(of.run), around(of.exec), around(of.reload));
         let _ = writeln!(text, "| {} | {run} | {exec} | {reload} | {:.1} | {:.2} |", of.policy, of.resident, of.idle);
     }
-    let _ = writeln!(text, "\n{}\n", measured.fresh);
-    text.push_str("| a send, ns | p50 | p99 | p99.9 | longest | sends |\n|---|---|---|---|---|---|\n");
+    if !measured.flips.is_empty() {
+        let _ = writeln!(text, "\n{}", flips_table(&measured.flips));
+    }
+    if let Some(fresh) = &measured.fresh {
+        let _ = writeln!(text, "\n{fresh}\n");
+    }
+    if !measured.sends.is_empty() {
+        text.push_str(
+            "| a send, ns | p50 | p99 | p99.9 | longest | sends | over twice the median, of a million | of these with the processor kept |\n\
+             |---|---|---|---|---|---|---|---|\n",
+        );
+    }
     for sends in &measured.sends {
         let [half, most, nearly, longest] = [sends.p50, sends.p99, sends.p999, sends.longest];
-        let _ = writeln!(text, "| {} | {half} | {most} | {nearly} | {longest} | {} |", sends.beside, sends.count);
+        let Sends { beside, count, slow, kept, .. } = sends;
+        let _ =
+            writeln!(text, "| {beside} | {half} | {most} | {nearly} | {longest} | {count} | {slow:.0} | {kept:.0} |");
     }
     text
+}
+
+fn flips_table(flips: &[Flips]) -> String {
+    let mut text = String::from(
+        "| addresses | from `egress apply` to the first packet judged by it, ms | packets judged by either policy for, us | a look takes, us |\n\
+         |---|---|---|---|\n",
+    );
+    for Flips { addresses, applied, mixed, look } in flips {
+        let _ = writeln!(text, "| {addresses} | {} | {mixed:.1} | {look:.1} |", around(*applied));
+    }
+    text
+}
+
+fn around(spread: Spread) -> String {
+    format!("{:.0} ± {:.0}", spread.median, spread.spread)
 }

@@ -1,17 +1,19 @@
 //! What it takes to keep exact names fresh.
 
 use std::fmt::{self, Write as _};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use serde::Serialize;
 
 use super::starts::resident;
-use crate::bench::processor;
+use crate::bench::{processor, wire};
 use crate::cgroup::Cgroup;
 use crate::daemon::Daemon;
-use crate::world::World;
+use crate::world::{DNS_V4, World};
 
 /// Beside a TTL: a first round of questions is behind it by then, and the refreshes have spread.
 const SETTLED: Duration = Duration::from_secs(15);
@@ -28,6 +30,11 @@ pub struct Fresh {
     pub processor: f64,
     /// Questions that it asked a second: for A records, and more rarely for the AAAA records that no name has.
     pub questions: f64,
+    /// Microseconds of a processor for each of them.
+    pub each: f64,
+    /// The same of a loop that does nothing but the system calls which no asker can spare: a socket of its own for each question, so that
+    /// its port cannot be guessed.
+    pub bare: f64,
     /// Resident memory, MiB.
     pub resident: f64,
 }
@@ -36,8 +43,9 @@ impl fmt::Display for Fresh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} exact names with a TTL of {} s, kept fresh for {:.0} s: {:.2} % of a processor, {:.0} questions a second, {:.1} MiB.",
-            self.names, self.ttl, self.seconds, self.processor, self.questions, self.resident
+            "{} exact names with a TTL of {} s, kept fresh for {:.0} s: {:.2} % of a processor, {:.0} questions a second, {:.0} us each \
+             (system calls alone {:.0}), {:.1} MiB.",
+            self.names, self.ttl, self.seconds, self.processor, self.questions, self.each, self.bare, self.resident
         )
     }
 }
@@ -71,6 +79,35 @@ pub fn measure(count: u32, ttl: u32, length: Duration) -> Result<Fresh> {
         seconds,
         processor: took / seconds * 100.0,
         questions,
+        each: took / seconds / questions * 1e6,
+        bare: bare(&world)?,
         resident: resident(daemon.pid())?,
     })
+}
+
+/// Questions of the bare loop, and how far apart they are: about as often as the daemon asks.
+const BARE: u16 = 1000;
+const APART: Duration = Duration::from_millis(5);
+
+/// What asking costs without a resolver library and without Egress, beside the governed cgroup: microseconds of a processor for each.
+fn bare(world: &World) -> Result<f64> {
+    world.node().fork(Duration::from_secs(60), || {
+        let before = used()?;
+        for id in 0..BARE {
+            std::thread::sleep(APART);
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            socket.connect((DNS_V4, 53))?;
+            socket.send(&wire::query(id, "n1.bench.example.com"))?;
+            socket.recv(&mut [0; 512]).context("no answer")?;
+        }
+        Ok((used()? - before) * 1e6 / f64::from(BARE))
+    })
+}
+
+/// Seconds of user and system time that this process took.
+fn used() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }

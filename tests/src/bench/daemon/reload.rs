@@ -8,8 +8,9 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Governed;
 use crate::bench::network::peer;
@@ -28,6 +29,19 @@ pub struct Sends {
     pub p999: u32,
     pub longest: u32,
     pub count: usize,
+    /// Of a million sends those that took more than twice the median.
+    pub slow: f64,
+    /// Of a million sends those of these during which the sender kept its processor: what interrupts took, and the tables.
+    pub kept: f64,
+}
+
+/// Sends as they were seen.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Took {
+    /// Nanoseconds.
+    each: Vec<u32>,
+    /// Which of them took the processor from the sender, by their numbers, among those that took long.
+    lost: Vec<usize>,
 }
 
 /// Measures sends of one allowed UDP socket beside nothing, beside a process that computes, and while each of `count` addresses
@@ -58,43 +72,66 @@ pub fn measure(count: u32) -> Result<Vec<Sends>> {
 }
 
 /// Sends from before a policy is asked for until it is in force.
-fn while_loading(test: &Governed, text: &str) -> Result<Vec<u32>> {
+fn while_loading(test: &Governed, text: &str) -> Result<Took> {
     let before = test.daemon.status()?["generation"].clone();
     test.write_policy(text)?;
     // Written files are followed, too: whichever comes first.
     test.daemon.signal(Signal::SIGHUP)?;
-    let mut took = Vec::new();
+    let mut took = Took::default();
     let start = Instant::now();
     while test.daemon.status()?["generation"] == before {
         ensure!(start.elapsed() < LIMIT, "the reload does not come through: {}", test.daemon.output());
-        took.extend(send(test, Duration::from_millis(500))?);
+        let next = send(test, Duration::from_millis(500))?;
+        let sent = took.each.len();
+        took.lost.extend(next.lost.iter().map(|number| sent + number));
+        took.each.extend(next.each);
     }
-    ensure!(!took.is_empty(), "the reload was over at once");
+    ensure!(!took.each.is_empty(), "the reload was over at once");
     Ok(took)
 }
 
-/// How long each send took, in nanoseconds.
-fn send(test: &Governed, length: Duration) -> Result<Vec<u32>> {
+/// A send that takes longer is asked whether the sender was preempted: some four medians.
+const LONG: u32 = 4000;
+
+/// How long each send took.
+fn send(test: &Governed, length: Duration) -> Result<Took> {
     test.inside.fork(LIMIT, || {
         pin(0)?;
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(ALLOWED)?;
-        let mut took = Vec::with_capacity(4 << 20);
+        let mut took = Took { each: Vec::with_capacity(4 << 20), lost: Vec::new() };
+        let mut switches = getrusage(UsageWho::RUSAGE_THREAD)?.involuntary_context_switches();
         let start = Instant::now();
         let mut last = start;
         while last.duration_since(start) < length {
             // Nobody listens; what the other side says to that does not matter here.
             let _ = socket.send(&[0; 64]);
             let now = Instant::now();
-            took.push(u32::try_from(now.duration_since(last).as_nanos()).unwrap_or(u32::MAX));
+            let each = u32::try_from(now.duration_since(last).as_nanos()).unwrap_or(u32::MAX);
             last = now;
+            if each > LONG {
+                let until_now = getrusage(UsageWho::RUSAGE_THREAD)?.involuntary_context_switches();
+                if until_now != switches {
+                    took.lost.push(took.each.len());
+                }
+                switches = until_now;
+                last = Instant::now();
+            }
+            took.each.push(each);
         }
         Ok(took)
     })
 }
 
-fn summary(beside: &'static str, mut took: Vec<u32>) -> Sends {
-    took.sort_unstable();
-    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
-    Sends { beside, p50: at(0.5), p99: at(0.99), p999: at(0.999), longest: at(1.0), count: took.len() }
+fn summary(beside: &'static str, took: Took) -> Sends {
+    let mut sorted = took.each.clone();
+    sorted.sort_unstable();
+    let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share) as usize];
+    let (p50, count) = (at(0.5), sorted.len());
+    let of_a_million = |number: usize| number as f64 * 1e6 / count as f64;
+    let slow = took.each.iter().filter(|each| **each > 2 * p50).count();
+    let lost = took.lost.iter().filter(|number| took.each[**number] > 2 * p50).count();
+    let (p99, p999, longest) = (at(0.99), at(0.999), at(1.0));
+    let (slow, kept) = (of_a_million(slow), of_a_million(slow - lost));
+    Sends { beside, p50, p99, p999, longest, count, slow, kept }
 }
