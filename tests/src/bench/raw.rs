@@ -5,6 +5,8 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+use egress_user::datapath::sys::AttachType;
+
 const MAP_CREATE: u32 = 0;
 const PROG_LOAD: u32 = 5;
 const LINK_CREATE: u32 = 28;
@@ -22,6 +24,10 @@ const NO_PREALLOC: u32 = 1;
 pub const CLASSIFIER: u32 = 3;
 /// `BPF_PROG_TYPE_CGROUP_SKB`.
 pub const CGROUP_SKB: u32 = 8;
+/// `BPF_PROG_TYPE_CGROUP_SOCK`.
+const CGROUP_SOCK: u32 = 9;
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+const CGROUP_SOCK_ADDR: u32 = 18;
 
 fn bpf<T>(command: u32, attr: &mut T) -> io::Result<OwnedFd> {
     // SAFETY: the callers pass the attributes of their commands, zero after what they set; the kernel gives a descriptor
@@ -34,6 +40,11 @@ fn bpf<T>(command: u32, attr: &mut T) -> io::Result<OwnedFd> {
 
 /// Loads a program of these instructions (`struct bpf_insn` as words).
 pub fn load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
+    load_for(kind, 0, instructions)
+}
+
+/// [`load`], of a kind whose programs say when they are loaded where they will be attached (`enum bpf_attach_type`).
+pub fn load_for(kind: u32, attach_type: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
     #[repr(C)]
     #[derive(Default)]
     struct Attr {
@@ -41,13 +52,16 @@ pub fn load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
         count: u32,
         instructions: u64,
         license: u64,
-        rest: [u64; 13],
+        log_version_flags_name_interface: [u32; 11],
+        attach_type: u32,
+        rest: [u64; 8],
     }
     let mut attr = Attr {
         kind,
         count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
+        attach_type,
         ..Attr::default()
     };
     bpf(PROG_LOAD, &mut attr)
@@ -62,6 +76,12 @@ pub fn empty(kind: u32) -> io::Result<OwnedFd> {
     constant(kind, 1)
 }
 
+/// Programs that let every socket be made (`BPF_CGROUP_INET_SOCK_CREATE`), and every IPv4 address be connected to.
+pub fn empty_hooks() -> io::Result<[(OwnedFd, AttachType); 2]> {
+    let hook = |kind, at: AttachType| io::Result::Ok((load_for(kind, at as u32, &saying(1))?, at));
+    Ok([hook(CGROUP_SOCK, AttachType::CgroupSockCreate)?, hook(CGROUP_SOCK_ADDR, AttachType::CgroupConnect4)?])
+}
+
 /// Attaches a program to an interface of this namespace after all that are there. `attach_type`: `enum bpf_attach_type`.
 pub fn tcx_last(program: BorrowedFd<'_>, index: u32, attach_type: u32) -> io::Result<OwnedFd> {
     let mut attr = [0_u32; 16];
@@ -71,7 +91,11 @@ pub fn tcx_last(program: BorrowedFd<'_>, index: u32, attach_type: u32) -> io::Re
 
 /// A program that says the same of every packet.
 pub fn constant(kind: u32, answer: i32) -> io::Result<OwnedFd> {
-    load(kind, &[instruction(0xb7, 0, 0, 0, answer), instruction(0x95, 0, 0, 0, 0)])
+    load(kind, &saying(answer))
+}
+
+const fn saying(answer: i32) -> [u64; 2] {
+    [instruction(0xb7, 0, 0, 0, answer), instruction(0x95, 0, 0, 0, 0)]
 }
 
 /// A hash table of `size` elements with 8-byte values.

@@ -23,7 +23,9 @@ pub enum Metric {
     UdpSend,
     /// Nanoseconds of a datagram there and its echo back.
     UdpEcho,
-    /// Microseconds to connect, ask, be answered and close.
+    /// Microseconds to make a socket and connect it: the median.
+    Open,
+    /// Microseconds to connect, ask, be answered and close: the median.
     Connect,
     /// Microseconds of a request of 64 bytes and its answer, over one connection: median, 99th and 99.9th percentile.
     Request50,
@@ -43,7 +45,8 @@ impl Metric {
         match self {
             Self::UdpSend => "UDP send, ns",
             Self::UdpEcho => "UDP echo, ns",
-            Self::Connect => "connect-request-close, us",
+            Self::Open => "connect p50, us",
+            Self::Connect => "connect-request-close p50, us",
             Self::Request50 => "request p50, us",
             Self::Request99 => "request p99, us",
             Self::Request999 => "request p99.9, us",
@@ -64,7 +67,7 @@ impl Metric {
 pub fn measure(peer: &Peer) -> Result<Vec<(Metric, f64)>> {
     let mut measured = peer.inside.fork(LIMIT, || {
         let mut measured = vec![(Metric::UdpSend, udp_send()?), (Metric::UdpEcho, udp_echo()?)];
-        measured.push((Metric::Connect, connects()?));
+        measured.extend(connections()?);
         measured.extend(requests()?);
         measured.push((Metric::Denied, denied()?));
         Ok(measured)
@@ -113,16 +116,27 @@ fn exchange(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-fn connects() -> Result<f64> {
-    let nanoseconds = per_call(|| {
+/// One run of the load that connects at one peer.
+pub fn measure_connections(peer: &Peer) -> Result<Vec<(Metric, f64)>> {
+    peer.inside.fork(LIMIT, || Ok(connections()?.to_vec()))
+}
+
+fn connections() -> Result<[(Metric, f64); 2]> {
+    let (mut opened, mut whole) = (Vec::new(), Vec::new());
+    let (start, mut last) = (Instant::now(), Instant::now());
+    while start.elapsed() < RUN {
         let mut stream = TcpStream::connect(allowed(PORT)).context("connect")?;
+        opened.push(last.elapsed().as_nanos() as f64 / 1000.0);
         exchange(&mut stream)?;
         // Without the wait of TIME_WAIT, or the ports run out.
         let linger = libc::linger { l_onoff: 1, l_linger: 0 };
         nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger)?;
-        Ok(())
-    })?;
-    Ok(nanoseconds / 1000.0)
+        drop(stream);
+        whole.push(last.elapsed().as_nanos() as f64 / 1000.0);
+        last = Instant::now();
+    }
+    Ok([(Metric::Open, &opened), (Metric::Connect, &whole)]
+        .map(|(metric, took)| (metric, statistics::quantile(took, 0.5))))
 }
 
 fn requests() -> Result<[(Metric, f64); 3]> {

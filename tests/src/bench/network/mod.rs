@@ -30,11 +30,14 @@ pub struct Options {
     /// Only the DNS lookups, printed and not written.
     #[arg(long)]
     lookups: bool,
+    /// Only what a connection's cost is made of, printed and not written.
+    #[arg(long)]
+    connections: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 5, destinations: vec![100, 100_000], lookups: false }
+        Self { rounds: 5, destinations: vec![100, 100_000], lookups: false, connections: false }
     }
 }
 
@@ -50,16 +53,21 @@ struct Measured {
 /// Measures, prints, and writes `network.md`, `network.json` and the plots. Whether every bound held, which only the quick run asks.
 pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     let start = Instant::now();
-    let quick = Options { rounds: 3, destinations: vec![100], lookups: false };
+    let quick = Options { rounds: 3, destinations: vec![100], lookups: false, connections: false };
     let options = if bench.quick { &quick } else { options };
     if options.lookups {
-        println!("{}", report::lookups(&lookups(options.rounds)?));
+        println!("{}", report::alone(&lookups(options.rounds)?));
+        return Ok(true);
+    }
+    if options.connections {
+        let figures = peers(&Kind::PARTS, 100, options.rounds, load::measure_connections)?;
+        println!("{}", report::alone(&figures));
         return Ok(true);
     }
     let mut figures = Vec::new();
     for &destinations in &options.destinations {
         eprintln!("bench: peers with {destinations} destinations, {} rounds", options.rounds);
-        figures.extend(peers(destinations, options.rounds)?);
+        figures.extend(peers(&Kind::ALL, destinations, options.rounds, load::measure)?);
     }
     eprintln!("bench: DNS lookups, {} rounds", options.rounds);
     figures.extend(lookups(options.rounds)?);
@@ -108,14 +116,20 @@ impl Figure {
 }
 
 /// Measures every peer `rounds` times, in turn, with `destinations` allowed.
-fn peers(destinations: u32, rounds: u32) -> Result<Vec<Figure>> {
-    let peers = Kind::ALL.into_iter().map(|kind| Peer::new(kind, destinations)).collect::<Result<Vec<_>>>()?;
-    let mut table = Table { destinations, peers: Kind::ALL.map(Kind::name).to_vec(), values: BTreeMap::new() };
+fn peers(
+    kinds: &[Kind],
+    destinations: u32,
+    rounds: u32,
+    measure: impl Fn(&Peer) -> Result<Vec<(Metric, f64)>>,
+) -> Result<Vec<Figure>> {
+    let peers = kinds.iter().map(|kind| Peer::new(*kind, destinations)).collect::<Result<Vec<_>>>()?;
+    let names = kinds.iter().map(|kind| kind.name()).collect();
+    let mut table = Table { destinations, peers: names, values: BTreeMap::new() };
     for round in 0..rounds as usize {
         // Another one first each time: the machine's mood changes within a round too.
         for turn in 0..peers.len() {
             let which = (round + turn) % peers.len();
-            table.add(round, which, load::measure(&peers[which])?);
+            table.add(round, which, measure(&peers[which])?);
         }
     }
     Ok(table.figures())

@@ -8,14 +8,19 @@ use std::fs::File;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use egress_user::datapath::sys::{self, AttachType};
+use egress_user::datapath::{
+    Pins,
+    sys::{self, AttachType},
+};
 
 use crate::bench::raw;
 use crate::cgroup::Cgroup;
 use crate::daemon::Daemon;
+use crate::mntns::BPFFS;
 use crate::place::Place;
 use crate::probe;
 use crate::servers::Service;
@@ -38,7 +43,11 @@ const OPEN: [(&str, u16); 4] = [("tcp", PORT), ("udp", PORT), ("tcp", IPERF_PORT
 pub enum Kind {
     Nothing,
     EmptyPrograms,
+    /// The same, and programs that let every socket be made and connected.
+    EmptyHooks,
     Egress,
+    /// Without the cgroup's hooks of these names, which is not how it is meant to be: to tell what each takes.
+    EgressWithout(&'static [&'static str]),
     /// A concatenated set in nftables, without connection tracking.
     NftSet,
     /// The same behind `ct state established,related accept`.
@@ -51,11 +60,26 @@ impl Kind {
     pub const ALL: [Self; 6] =
         [Self::Nothing, Self::EmptyPrograms, Self::Egress, Self::NftSet, Self::NftConntrack, Self::Ipset];
 
+    /// What a connection's cost is made of.
+    pub const PARTS: [Self; 7] = [
+        Self::Nothing,
+        Self::EmptyPrograms,
+        Self::EmptyHooks,
+        Self::EgressWithout(&["connect4"]),
+        Self::EgressWithout(&["connect4", "socket_create"]),
+        Self::EgressWithout(&["connect4", "socket_create", "sendmsg4", "socket_egress", "socket_ingress"]),
+        Self::Egress,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
             Self::EmptyPrograms => "empty programs",
+            Self::EmptyHooks => "empty programs and hooks",
             Self::Egress => "egress",
+            Self::EgressWithout(&["connect4"]) => "egress without its connect hook",
+            Self::EgressWithout(&["connect4", "socket_create"]) => "egress without both hooks",
+            Self::EgressWithout(_) => "egress at the uplink alone",
             Self::NftSet => "nftables set",
             Self::NftConntrack => "nftables ct+set",
             Self::Ipset => "iptables+ipset",
@@ -63,7 +87,12 @@ impl Kind {
     }
 
     fn enforces(self) -> bool {
-        !matches!(self, Self::Nothing | Self::EmptyPrograms)
+        match self {
+            Self::Nothing | Self::EmptyPrograms | Self::EmptyHooks => false,
+            // What the uplink's program finds in the cgroup it takes for judged there.
+            Self::EgressWithout(hooks) => !hooks.contains(&"socket_egress"),
+            Self::Egress | Self::NftSet | Self::NftConntrack | Self::Ipset => true,
+        }
     }
 }
 
@@ -95,9 +124,32 @@ impl Peer {
         match kind {
             Kind::Nothing => {}
             Kind::EmptyPrograms => guard = Some(Box::new(empty_programs(&cgroup, &world)?)),
+            Kind::EmptyHooks => {
+                let mut links = empty_programs(&cgroup, &world)?;
+                let directory = File::open(cgroup.path())?;
+                for (hook, at) in raw::empty_hooks()? {
+                    links.push(sys::link_create(hook.as_fd(), directory.as_raw_fd() as u32, at)?);
+                }
+                guard = Some(Box::new(links));
+            }
             Kind::Egress => {
                 let builder = Daemon::builder(&world).policy_text(&policy(destinations)).cgroup(&cgroup);
                 guard = Some(Box::new(builder.start()?));
+            }
+            Kind::EgressWithout(hooks) => {
+                let builder = Daemon::builder(&world).policy_text(&policy(destinations)).cgroup(&cgroup);
+                let mut daemon = builder.start()?;
+                // It would put back what it misses; enforcement outlives it.
+                daemon.stop()?;
+                let id = cgroup.id()?;
+                world.mounts.run(|| {
+                    let pins = Pins::new(Path::new(BPFFS));
+                    hooks.iter().map(|hook| format!("cgroup-{id}-{hook}")).try_for_each(|pin| {
+                        ensure!(pins.link(&pin).exists(), "there is no pinned link {pin}");
+                        Ok(pins.detach(&pin)?)
+                    })
+                })?;
+                guard = Some(Box::new(daemon));
             }
             Kind::NftSet => feed(&world, "nft", &["-f", "-"], &nftables(destinations, false))?,
             Kind::NftConntrack => feed(&world, "nft", &["-f", "-"], &nftables(destinations, true))?,

@@ -52,9 +52,9 @@ pub fn markdown(measured: &Measured) -> String {
     text
 }
 
-/// The lookups' table alone.
+/// A table alone.
 #[must_use]
-pub fn lookups(figures: &[Figure]) -> String {
+pub fn alone(figures: &[Figure]) -> String {
     let mut text = String::new();
     table(&mut text, &figures.iter().collect::<Vec<_>>());
     text
