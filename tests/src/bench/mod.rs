@@ -2,6 +2,7 @@
 
 mod daemon;
 mod flood;
+mod lines;
 mod network;
 mod picture;
 mod processor;

@@ -34,11 +34,18 @@ pub struct Options {
     /// Addresses (and a tenth as many prefixes and names, at most 100,000) in the tables, one table after another.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 100_000, 1_000_000])]
     addresses: Vec<u32>,
+    /// Rules, each with some of 10,000 addresses, one policy after another.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100, 1000, 10_000])]
+    rules: Vec<u32>,
 }
+
+/// Addresses where rules grow.
+const SHARED_OUT: u32 = 10_000;
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 21, repeat: 20_000, addresses: vec![100, 100_000, 1_000_000] }
+        let (addresses, rules) = (vec![100, 100_000, 1_000_000], vec![1, 10, 100, 1000, 10_000]);
+        Self { rounds: 21, repeat: 20_000, addresses, rules }
     }
 }
 
@@ -75,6 +82,7 @@ pub struct Figure {
 pub struct Figures {
     pub verdicts: Vec<Figure>,
     pub parts: Vec<cold::Part>,
+    pub by_rules: Vec<cold::Part>,
     pub memory: Vec<place::Memory>,
     pub programs: Vec<Program>,
 }
@@ -89,9 +97,9 @@ pub struct Program {
     pub load: f64,
 }
 
-/// Measures, prints, and writes `verdict.json` and, where there are several sizes, the plot `growth`. Whether every bound held.
+/// Measures, prints, and writes `verdict.json` and, where there are several sizes, the plots `growth` and `rules`. Whether every bound held.
 pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
-    let quick = Options { rounds: 9, addresses: vec![100], ..Options::default() };
+    let quick = Options { rounds: 9, addresses: vec![100], rules: Vec::new(), ..Options::default() };
     let options = if bench.quick { &quick } else { options };
     let node = NetNs::new("bench")?;
     node.ip("link add out type veth peer name far")?;
@@ -100,11 +108,18 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     for addresses in &options.addresses {
         node.run(|| measure(options, *addresses, ifindex, &mut figures))?;
     }
+    for rules in &options.rules {
+        let parts = node.run(|| cold::by_rules(&mut Place::new(SHARED_OUT, *rules, ifindex)?, options))?;
+        figures.by_rules.extend(parts);
+    }
     figures.programs = node.run(load_all)?;
     report::print(&figures);
     std::fs::write(bench.out.join("verdict.json"), serde_json::to_string_pretty(&figures)?)?;
     if let Some(growth) = plot::growth(&figures.verdicts) {
         picture::write(&bench.out, "growth", &growth)?;
+    }
+    if let Some(rules) = plot::rules(&figures.by_rules) {
+        picture::write(&bench.out, "rules", &rules)?;
     }
     ensure!(bounds::all_known(&figures.verdicts), "a bound in verdict/bounds.rs is of a row that is not measured");
     let mut behind = if bench.quick { bounds::behind(&figures.verdicts) } else { Vec::new() };
@@ -122,7 +137,7 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
 }
 
 fn measure(options: &Options, addresses: u32, ifindex: u32, figures: &mut Figures) -> Result<()> {
-    let mut place = Place::new(addresses, ifindex)?;
+    let mut place = Place::new(addresses, 1, ifindex)?;
     let rows = rows();
     let empty = [raw::empty(raw::CGROUP_SKB)?, raw::empty(raw::CLASSIFIER)?];
     let mut taken = vec![[Vec::new(), Vec::new()]; rows.len()];
@@ -220,7 +235,7 @@ fn rows() -> Vec<Row> {
 
 /// Loads every program of a fresh object, one after the other.
 fn load_all() -> Result<Vec<Program>> {
-    let mut object = place::object(1024)?;
+    let mut object = place::object(1024, 1)?;
     let mut programs = Vec::new();
     for program in programs::ALL {
         let began = Instant::now();

@@ -5,6 +5,7 @@ mod lookup;
 pub mod peer;
 mod plot;
 mod report;
+mod sockets;
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,9 @@ use std::time::Instant;
 use load::Metric;
 use lookup::Way;
 use peer::{Kind, Peer};
+use sockets::Sockets;
 
+use super::picture;
 use super::statistics::Spread;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -33,11 +36,14 @@ pub struct Options {
     /// Only what a connection's cost is made of, printed and not written.
     #[arg(long)]
     connections: bool,
+    /// Only sends as sockets grow, printed and not written.
+    #[arg(long)]
+    sockets: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 5, destinations: vec![100, 100_000], lookups: false, connections: false }
+        Self { rounds: 5, destinations: vec![100, 100_000], lookups: false, connections: false, sockets: false }
     }
 }
 
@@ -48,12 +54,13 @@ struct Measured {
     processors: usize,
     seconds: f64,
     figures: Vec<Figure>,
+    sockets: Vec<Sockets>,
 }
 
 /// Measures, prints, and writes `network.md`, `network.json` and the plots. Whether every bound held, which only the quick run asks.
 pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     let start = Instant::now();
-    let quick = Options { rounds: 3, destinations: vec![100], lookups: false, connections: false };
+    let quick = Options { rounds: 3, destinations: vec![100], lookups: false, connections: false, sockets: false };
     let options = if bench.quick { &quick } else { options };
     if options.lookups {
         println!("{}", report::alone(&lookups(options.rounds)?));
@@ -64,6 +71,10 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
         println!("{}", report::alone(&figures));
         return Ok(true);
     }
+    if options.sockets {
+        println!("{}", sockets::table(&sockets::measure(options.rounds)?));
+        return Ok(true);
+    }
     let mut figures = Vec::new();
     for &destinations in &options.destinations {
         eprintln!("bench: peers with {destinations} destinations, {} rounds", options.rounds);
@@ -71,11 +82,13 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     }
     eprintln!("bench: DNS lookups, {} rounds", options.rounds);
     figures.extend(lookups(options.rounds)?);
+    let sockets = if bench.quick { Vec::new() } else { sockets::measure(options.rounds)? };
     let measured = Measured {
         kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
         processors: std::thread::available_parallelism()?.get(),
         seconds: start.elapsed().as_secs_f64(),
         figures,
+        sockets,
     };
     let text = report::markdown(&measured);
     println!("{text}");
@@ -89,6 +102,9 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     }
     let of_lookups: Vec<_> = measured.figures.iter().filter(|figure| figure.is_lookup()).collect();
     plot::write(&bench.out, "lookups", "DNS lookups through unbound", &of_lookups)?;
+    if let Some(sockets) = sockets::plot(&measured.sockets) {
+        picture::write(&bench.out, "sockets", &sockets)?;
+    }
     let behind = report::behind(&measured.figures);
     if bench.quick && !behind.is_empty() {
         eprintln!("behind the bounds:\n  {}", behind.join("\n  "));

@@ -49,6 +49,9 @@ pub fn markdown(measured: &Measured) -> String {
     }
     text.push_str("\n### DNS lookups\n\n");
     table(&mut text, &measured.figures.iter().filter(|figure| figure.is_lookup()).collect::<Vec<_>>());
+    if !measured.sockets.is_empty() {
+        let _ = writeln!(text, "\n### Sockets\n\n{}", super::sockets::table(&measured.sockets));
+    }
     text
 }
 

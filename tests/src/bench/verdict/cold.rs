@@ -18,6 +18,8 @@ use crate::bench::{
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Part {
     pub addresses: u32,
+    /// Rules that the addresses are shared out among.
+    pub rules: u32,
     pub what: &'static str,
     /// One packet many times in one run.
     pub hot: f64,
@@ -102,9 +104,16 @@ pub fn parts(place: &mut Place, addresses: u32, options: &Options) -> Result<Vec
         let [hot, once] =
             [options.repeat, 1].map(|repeat| over_empty(place, &program, repeat, |_| place::address(true, 0)));
         let each = f64::from(raw::CALLS);
-        parts.push(Part { addresses, what, hot: hot? / each, once: once? / each, cold: None });
+        parts.push(Part { addresses, rules: place.rules(), what, hot: hot? / each, once: once? / each, cold: None });
     }
     Ok(parts)
+}
+
+/// First packets to addresses of many rules.
+pub fn by_rules(place: &mut Place, options: &Options) -> Result<Vec<Part>> {
+    let own = place.object.program("uplink_egress")?.try_clone_to_owned()?;
+    let addresses = u64::from(place.addresses());
+    lookups(place, options, &TO_ADDRESSES[..1], &[own], |number| place::address(true, (number % addresses) as u32))
 }
 
 fn octets(address: IpAddr) -> [u8; 4] {
@@ -127,6 +136,7 @@ fn lookups(
         let one = |_| to(7);
         parts.push(Part {
             addresses: place.addresses(),
+            rules: place.rules(),
             what,
             hot: over_empty(place, program, options.repeat, one)?,
             once: over_empty(place, program, 1, one)?,

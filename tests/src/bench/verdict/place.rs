@@ -34,15 +34,17 @@ pub struct Place {
     addresses: u32,
     names: u32,
     prefixes: u32,
+    rules: u32,
 }
 
-pub fn object(addresses: u32) -> Result<Object> {
+/// An object with room for so many addresses, and rules that open ports for some of them.
+pub fn object(addresses: u32, rules: u32) -> Result<Object> {
     let part = (addresses / 10).clamp(1024, 100_000).next_power_of_two() * 2;
     let sizes = Sizes {
         addresses: (addresses * 2).next_power_of_two().max(1024),
         prefixes: part,
-        classes: 64,
-        grants: 64,
+        classes: rules + 64,
+        grants: rules + 64,
         names: part,
         inner: 64,
         flows: 1 << 17,
@@ -69,10 +71,11 @@ pub fn prefix(four: bool, number: u32) -> IpAddr {
 }
 
 impl Place {
-    pub fn new(addresses: u32, ifindex: u32) -> Result<Self> {
-        let object = object(addresses)?;
+    /// Tables with so many addresses, which are shared out among so many rules.
+    pub fn new(addresses: u32, rules: u32, ifindex: u32) -> Result<Self> {
+        let object = object(addresses, rules)?;
         let part = (addresses / 10).clamp(10, 100_000);
-        let place = Self { object, ifindex, addresses, names: part, prefixes: part };
+        let place = Self { object, ifindex, addresses, names: part, prefixes: part, rules };
         place.fill()?;
         Ok(place)
     }
@@ -80,6 +83,11 @@ impl Place {
     /// Addresses in the table.
     pub fn addresses(&self) -> u32 {
         self.addresses
+    }
+
+    /// Rules that the addresses are shared out among.
+    pub fn rules(&self) -> u32 {
+        self.rules
     }
 
     /// Prefixes in the table.
@@ -105,21 +113,34 @@ impl Place {
         open.ports[1] = PortRange::new(PROTO_UDP, 443, 443, 2);
         let mut deny = ClassChunk { ports_id: 2, count: 1, ..ClassChunk::default() };
         deny.ports[0] = PortRange::new(PROTO_ANY, 0, 0, 3);
-        self.set("CLASSES", &[(CLASS, open), (DENY_CLASS, deny)])?;
+        // The first rule has the first two grants, deny rules the third, each further rule one of its own.
+        let mut classes = vec![(CLASS, open), (DENY_CLASS, deny)];
+        for number in 1..self.rules {
+            let mut class = ClassChunk { ports_id: 2 + number, count: 1, ..ClassChunk::default() };
+            class.ports[0] = PortRange::new(PROTO_TCP, 443, 443, 3 + number);
+            classes.push((DENY_CLASS + number, class));
+        }
+        self.set("CLASSES", &classes)?;
         let grant = GrantEntry { key: 1, from: 1, until: u32::MAX };
-        self.set("GRANTS", &[(1_u32, grant), (2, grant), (3, grant)])?;
-        let mut entry = AddressEntry::default();
+        self.set("GRANTS", &(1..3 + self.rules).map(|number| (number, grant)).collect::<Vec<_>>())?;
         // Learned, and far from its end.
-        entry.slots[0] = Slot { class: CLASS, expiry: NEVER - 1 }.pack();
-        let each = |four| (0..self.addresses).map(move |number| address(four, number));
+        let entry = |number: u32| {
+            let rule = number % self.rules;
+            let class = if rule == 0 { CLASS } else { DENY_CLASS + rule };
+            let mut entry = AddressEntry::default();
+            entry.slots[0] = Slot { class, expiry: NEVER - 1 }.pack();
+            entry
+        };
+        let each = |four| (0..self.addresses).map(move |number| (address(four, number), entry(number)));
         let key = |address| match address {
             IpAddr::V4(address) => AddressKey4 { address: Ipv4Addr::octets(&address), epoch },
             IpAddr::V6(_) => AddressKey4 { address: [0; 4], epoch },
         };
-        self.set("ADDRESSES_4", &each(true).map(|address| (key(address), entry)).collect::<Vec<_>>())?;
+        self.set("ADDRESSES_4", &each(true).map(|(address, entry)| (key(address), entry)).collect::<Vec<_>>())?;
         let key = |address: IpAddr| AddressKey6 { address: address.into(), epoch, pad: 0 };
         // A tenth of both families' addresses is IPv6.
-        let six: Vec<_> = each(false).take((self.addresses / 10).max(100) as usize).map(|a| (key(a), entry)).collect();
+        let six: Vec<_> =
+            each(false).take((self.addresses / 10).max(100) as usize).map(|(a, entry)| (key(a), entry)).collect();
         self.set("ADDRESSES_6", &six)?;
         let key4 = |address, bits: u32| match address {
             IpAddr::V4(address) => PrefixKey4 { bits: 32 + bits, epoch, address: Ipv4Addr::octets(&address) },

@@ -26,11 +26,12 @@ pub fn print(figures: &Figures) {
         ]);
     }
     println!("{verdicts}");
-    let mut parts = table(&["addresses", "over an empty program", "hot, +ns", "run once", "cold"]);
-    for part in &figures.parts {
+    let mut parts = table(&["addresses", "rules", "over an empty program", "hot, +ns", "run once", "cold"]);
+    for part in figures.parts.iter().chain(&figures.by_rules) {
         let [hot, once] = [part.hot, part.once].map(|value| format!("{value:.0}"));
         let cold = part.cold.map_or_else(String::new, |cold| format!("{cold:.0}"));
-        parts.add_row([part.addresses.to_string(), part.what.to_owned(), hot, once, cold]);
+        let (addresses, rules) = (part.addresses.to_string(), part.rules.to_string());
+        parts.add_row([addresses, rules, part.what.to_owned(), hot, once, cold]);
     }
     println!("{parts}");
     let mut memory = table(&["addresses", "names", "prefixes", "MiB", "largest"]);
