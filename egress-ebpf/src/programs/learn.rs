@@ -76,14 +76,23 @@ impl Addresses for Kernel {
 #[inline(always)]
 pub fn count(what: LearnCount) {
     log::counted(what);
-    add(what);
+    add(what, 1);
+}
+
+/// Counts so many of one kind, perhaps none.
+#[inline(always)]
+pub fn count_all(what: LearnCount, number: u64) {
+    if number != 0 {
+        log::counted(what);
+        add(what, number);
+    }
 }
 
 #[inline(always)]
-fn add(what: LearnCount) {
+fn add(what: LearnCount, number: u64) {
     if let Some(count) = maps_names::LEARN_COUNTERS.get_ptr_mut(what as u32) {
         // SAFETY: a per-CPU entry. A preemption between the read and the write can lose a count, nothing else.
-        unsafe { *count += 1 };
+        unsafe { *count += number };
     }
 }
 
@@ -119,14 +128,15 @@ extern "C" fn egress_learn(address: *const Address, epoch: u32, slot: u64, now: 
 
 #[inline(always)]
 fn tell(outcome: Outcome) {
-    add(match outcome {
+    let what = match outcome {
         Outcome::Unchanged => LearnCount::Unchanged,
         Outcome::Extended => LearnCount::Extended,
         Outcome::Added => LearnCount::Added,
         Outcome::SlotsFull => LearnCount::SlotsFull,
         Outcome::MapFull => LearnCount::MapFull,
         Outcome::Again => LearnCount::Contended,
-    });
+    };
+    add(what, 1);
 }
 
 /// Learns every address of an answer for every class of its name: `work.answer`, `work.event.addresses`, `work.matching`.

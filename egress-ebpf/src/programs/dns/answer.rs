@@ -25,7 +25,7 @@ use egress_ebpf::{
 
 use super::{Wanted, find, load, query, scratch, staged, stream};
 use crate::programs::{
-    learn::{Kernel, addresses, count},
+    learn::{Kernel, addresses, count, count_all},
     maps,
     maps_names::{ALIAS_MARKS, ALIAS_MARKS_MAX, ALIASES, PENDING},
     tables::now,
@@ -217,11 +217,7 @@ fn learn(config: &Config, work: &mut Work) {
         work.answer.count = 0;
         work.answer.chain = 0;
     }
-    let mut left = work.answer.private;
-    while left != 0 && left <= ANSWER_MAX as u64 {
-        count(LearnCount::Private);
-        left -= 1;
-    }
+    count_all(LearnCount::Private, work.answer.private);
     let event = &mut work.event;
     event.kind = EVENT_LEARNED;
     event.generation = config.generation;
