@@ -25,7 +25,7 @@ pub struct Options {
     #[arg(long, default_value_t = 10_000)]
     names: u32,
     /// For how long, in seconds.
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// Their TTL, in seconds.
     #[arg(long, default_value_t = 60)]
@@ -53,7 +53,7 @@ enum Part {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { names: 10_000, seconds: 120, ttl: 60, big: 100_000, only: None }
+        Self { names: 10_000, seconds: 60, ttl: 60, big: 100_000, only: None }
     }
 }
 
