@@ -38,7 +38,7 @@ struct Side {
     last_answer: Option<(SocketAddr, Instant)>,
     last_error: Option<(Reason, Instant)>,
     failures: u32,
-    /// How often in a row it was said that there is no such record, while the other family has some.
+    /// How often in a row it was said that there is no such record, and none lived, while the other family has some.
     absences: u32,
 }
 
@@ -163,9 +163,11 @@ impl Name {
             side.failures = 0;
             side.addresses.prune(usize::MAX, now);
             // Half of all questions would be for what most names do not have. Whoever asks for a record that came
-            // meanwhile is served at once: the kernel learns from that answer.
+            // meanwhile is served at once: the kernel learns from that answer. While one lives, its loss may be a resolver's mistake.
             let known = settings.negative_min.saturating_mul(1 << side.absences.min(20)).min(settings.negative_max);
-            side.absences = side.absences.saturating_add(1);
+            if side.addresses.left(now).is_empty() {
+                side.absences = side.absences.saturating_add(1);
+            }
             return Taken { events: vec![], queue: Queue::Fresh, next_in: jittered(negative.max(known), 0.9..1.1) };
         }
         let side = self.side(family);

@@ -330,14 +330,17 @@ async fn a_family_without_records_is_asked_for_ever_more_rarely() {
         soon(if none { miss(Reason::Empty) } else { found(&["203.0.113.1"], 100) })
     });
     bench.refresher.set_names(["www.example.com"]);
-    sleep(secs(3 * 60 * 60)).await;
+    sleep(secs(4 * 60 * 60)).await;
     let asked = bench.asked_at(Family::V6);
     let gaps: Vec<_> = asked.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     for (number, (gap, wanted)) in gaps.iter().zip([60.0, 120.0, 240.0, 480.0, 900.0, 900.0]).enumerate() {
         assert!((gap / wanted - 1.0).abs() < 0.11, "gap {number} is {gap}, not about {wanted}");
     }
     assert!((75.0..=90.1).contains(&gaps[9]), "ahead of the record's TTL: {}", gaps[9]);
-    assert!((54.0..=66.1).contains(&gaps[10]), "from the start again: {}", gaps[10]);
+    // The record lives for another 15 minutes and more, and its loss may be a mistake.
+    for gap in &gaps[10..24] {
+        assert!((54.0..=66.1).contains(gap), "while the record lives: {gap}");
+    }
     let often = bench.asked_at(Family::V4).len();
     assert!(often > 100, "the other family is not asked for less often: {often}");
 }
