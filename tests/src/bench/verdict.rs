@@ -122,14 +122,14 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
         picture::write(&bench.out, "rules", &rules)?;
     }
     ensure!(bounds::all_known(&figures.verdicts), "a bound in verdict/bounds.rs is of a row that is not measured");
-    let mut behind = if bench.quick { bounds::behind(&figures.verdicts) } else { Vec::new() };
+    let mut behind = if bench.quick { bounds::behind(&figures) } else { Vec::new() };
     for _ in 1..bounds::PASSES {
         if behind.is_empty() {
             return Ok(true);
         }
         let mut again = Figures::default();
         node.run(|| measure(options, options.addresses[0], ifindex, &mut again))?;
-        let still = bounds::behind(&again.verdicts);
+        let still = bounds::behind(&again);
         behind.retain(|(row, _)| still.iter().any(|(other, _)| other == row));
     }
     behind.iter().for_each(|(_, says)| eprintln!("behind its bound in each of {} runs: {says}", bounds::PASSES));

@@ -57,6 +57,9 @@ pub fn answers(place: &mut Place, addresses: u32) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// The part that tells whether the kernel guards returns.
+pub const CALL: &str = "a call of a function";
+
 /// What the bare tables hold: addresses, or prefixes.
 const TO_ADDRESSES: [&str; 4] =
     ["first packet by name", "hash, 8-byte key", "hash, 24-byte key", "LRU hash, 40-byte key"];
@@ -95,11 +98,8 @@ pub fn parts(place: &mut Place, addresses: u32, options: &Options) -> Result<Vec
     parts.extend(lookups(place, options, &TO_PREFIXES, &programs, by_prefix)?);
     place.configure(0)?;
     // Helpers 160 and 46: bpf_ktime_get_coarse_ns and bpf_get_socket_cookie.
-    let calls = [
-        ("a call of a function", raw::calls()?),
-        ("the coarse clock", raw::helpers(160)?),
-        ("a socket's cookie", raw::helpers(46)?),
-    ];
+    let calls =
+        [(CALL, raw::calls()?), ("the coarse clock", raw::helpers(160)?), ("a socket's cookie", raw::helpers(46)?)];
     for (what, program) in calls {
         let [hot, once] =
             [options.repeat, 1].map(|repeat| over_empty(place, &program, repeat, |_| place::address(true, 0)));
