@@ -113,8 +113,7 @@ impl Regions {
     fn inner(&mut self, prefix: &str, suffix: &str, base: &DomainName, before: &Compiled, after: &Compiled) {
         let side = |policy: &Compiled| {
             let mut classes = vec![policy.below_class(base)];
-            let entries = policy.names.iter().filter(|entry| entry.key == NameKey::Suffix(base.clone()));
-            let inner = entries.flat_map(|entry| &entry.inner);
+            let inner = policy.find(base.as_str(), true).into_iter().flat_map(|entry| &entry.inner);
             classes.extend(
                 inner.filter(|inner| inner.prefix == prefix && inner.suffix == suffix).map(|inner| inner.class),
             );

@@ -69,7 +69,7 @@ impl Compiled {
         None
     }
 
-    fn find(&self, name: &str, suffix: bool) -> Option<&NameEntry> {
+    pub(super) fn find(&self, name: &str, suffix: bool) -> Option<&NameEntry> {
         let order = |entry: &NameEntry| {
             let is_suffix = matches!(entry.key, NameKey::Suffix(_));
             compare_reversed(entry.key.name().as_str(), name).then(is_suffix.cmp(&suffix))

@@ -26,26 +26,27 @@ use crate::NetNs;
 #[derive(clap::Args)]
 pub struct Options {
     /// Rounds, each with every row once; the medians count.
-    #[arg(long, default_value_t = 21)]
-    rounds: usize,
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// Runs of a row in a round.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(2..))]
     repeat: u32,
     /// Addresses (and a tenth as many prefixes and names, at most 100,000) in the tables, one table after another.
-    #[arg(long, value_delimiter = ',', default_values_t = [100, 100_000, 1_000_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = ADDRESSES, value_parser = clap::value_parser!(u32).range(1..))]
     addresses: Vec<u32>,
     /// Rules, each with some of 10,000 addresses, one policy after another.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100, 1000, 10_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = RULES, value_parser = clap::value_parser!(u32).range(1..))]
     rules: Vec<u32>,
 }
 
+const ADDRESSES: [u32; 5] = [100, 1000, 10_000, 100_000, 1_000_000];
+const RULES: [u32; 5] = [1, 10, 100, 1000, 10_000];
 /// Addresses where rules grow.
 const SHARED_OUT: u32 = 10_000;
 
 impl Default for Options {
     fn default() -> Self {
-        let (addresses, rules) = (vec![100, 100_000, 1_000_000], vec![1, 10, 100, 1000, 10_000]);
-        Self { rounds: 21, repeat: 20_000, addresses, rules }
+        Self { rounds: 15, repeat: 20_000, addresses: ADDRESSES.to_vec(), rules: RULES.to_vec() }
     }
 }
 

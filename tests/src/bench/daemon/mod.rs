@@ -25,10 +25,10 @@ pub struct Options {
     #[arg(long, default_value_t = 10_000)]
     names: u32,
     /// For how long, in seconds.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// Their TTL, in seconds.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     ttl: u32,
     /// Addresses, and wildcards, of the big policies.
     #[arg(long, default_value_t = 100_000)]

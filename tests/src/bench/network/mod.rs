@@ -25,7 +25,7 @@ use super::statistics::Spread;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// How often each load runs at each peer.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// How many destinations are allowed besides those of the load, one set of peers after another.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 100_000])]
