@@ -326,3 +326,19 @@ impl LearnCount {
 
 /// Entries of map `LEARN_COUNTS`.
 pub const LEARN_COUNTS: u32 = 18;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_says_what_its_generation_knows() {
+        let of = |class| NameValue { class, flags: class + 1, inner_first: class + 2, inner_count: 3, len: 4 };
+        let entry = NameEntry { since: 7, now: of(10), before: of(20) };
+        for (generation, class) in [(0, 20), (6, 20), (7, 10), (8, 10), (u32::MAX, 10)] {
+            assert_eq!(entry.value(generation), of(class), "{generation}");
+        }
+        assert_eq!(NameEntry { since: u32::MAX, ..entry }.value(u32::MAX - 1), of(20));
+        assert_eq!(NameEntry::new(of(5)).value(0), of(5));
+    }
+}
