@@ -19,6 +19,23 @@ pub fn opaque(value: u64) -> u64 {
     value
 }
 
+/// What a lookup found, so that LLVM does not make one call of it and of a lookup in another map: where the verifier knows a
+/// call's map it has the map's own function called, else one that finds it by a pointer, past the kernel's guards (retpolines).
+#[inline(always)]
+pub fn apart<T>(found: Option<&T>) -> Option<&T> {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut found = found.map_or(core::ptr::null(), core::ptr::from_ref);
+        // SAFETY: a register is moved to itself; the pointer is null, or was a reference.
+        unsafe {
+            core::arch::asm!("{0} = {0}", inout(reg) found, options(pure, nomem, nostack, preserves_flags));
+            found.as_ref()
+        }
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    found
+}
+
 /// The byte at `at`.
 #[inline(always)]
 pub fn byte<const N: usize>(bytes: &[u8; N], at: u64) -> u8 {

@@ -20,11 +20,12 @@ use egress_ebpf::{
 };
 
 use super::{
+    clock::now,
     dns, global, log, maps, paths, rehearsal,
     report::{self, Refused},
     skb::{Direct, socket},
     sockets,
-    tables::{Kernel, live, now},
+    tables::{Kernel, live},
     uplink::LEFT_TO_UPLINK,
 };
 

@@ -21,7 +21,7 @@ use egress_ebpf::{
     repeat::{Step, repeat},
 };
 
-use super::{dns::scratch, log, maps, maps_names, tables::now};
+use super::{clock::now, dns::scratch, log, maps, maps_names};
 
 const EEXIST: i32 = -17;
 const EINVAL: i32 = 22;

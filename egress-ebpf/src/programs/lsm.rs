@@ -11,10 +11,7 @@ use aya_ebpf::{
 };
 use egress_ebpf::{abi::Config, abi::HOOK_LSM, reason::Reason};
 
-use super::{
-    report,
-    tables::{exact, live_by},
-};
+use super::{clock::exact, report, tables::live_by};
 
 /// AF_XDP, `include/linux/socket.h`.
 const AF_XDP: i32 = 44;

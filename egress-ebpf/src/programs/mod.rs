@@ -1,6 +1,7 @@
 //! The attach points: thin shells that read the packet, ask the library, and write down what it says to remember.
 
 mod cgroup_skb;
+mod clock;
 mod denial;
 mod dns;
 mod global;

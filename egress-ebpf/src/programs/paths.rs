@@ -21,9 +21,9 @@ use egress_ebpf::{
 
 use super::{
     cgroup_skb::LOOPBACK_IFINDEX,
+    clock::now,
     skb::socket,
     sockets,
-    tables::now,
     uplink::{AF_INET, AF_INET6},
 };
 

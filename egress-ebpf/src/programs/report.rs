@@ -12,7 +12,7 @@ use egress_ebpf::{
     reason::Reason,
 };
 
-use super::{log, maps, maps_names, tables::exact};
+use super::{clock::exact, log, maps, maps_names};
 
 /// How often a refusal tries to be counted with others like it before it is told by itself.
 const FOLD_TRIES: u32 = 4;

@@ -22,8 +22,9 @@ use egress_ebpf::{
 };
 
 use super::{
+    clock::now,
     report, sockets,
-    tables::{Kernel, live, now},
+    tables::{Kernel, live},
 };
 
 const ALLOW: i32 = 1;

@@ -6,13 +6,14 @@ use aya_ebpf::{btf_maps::LpmTrie, helpers::generated::bpf_map_lookup_elem};
 use egress_ebpf::{
     abi::{
         Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry,
-        Live, PeerKey, REMOVALS_BEGUN, REMOVALS_ENDED, ResolverKey, ResolverTrust, TICK_SHIFT, Ticks,
+        Live, PeerKey, REMOVALS_BEGUN, REMOVALS_ENDED, ResolverKey, ResolverTrust, Ticks,
     },
     decision::{Destination, Tables, Verdict},
+    dns::bytes::apart,
     packet::Packet,
 };
 
-use super::{global, maps};
+use super::{clock::now, global, maps};
 
 /// The kernel's maps.
 pub struct Kernel;
@@ -24,7 +25,7 @@ pub fn live() -> Option<&'static Config> {
     live_by(now)
 }
 
-/// [`live`], by a clock that the program may read: [`now`] or [`exact`].
+/// [`live`], by a clock that the program may read: [`now`] or [`super::clock::exact`].
 #[inline(always)]
 pub fn live_by(now: impl FnOnce() -> Ticks) -> Option<&'static Config> {
     // SAFETY: an aligned word of an array's entry. Volatile, so that both halves are of one read.
@@ -36,20 +37,6 @@ pub fn live_by(now: impl FnOnce() -> Ticks) -> Option<&'static Config> {
     let config = maps::CONFIG.get((live.generation ^ u32::from(expired)) & 1)?;
     let whole = if expired { config.generation != 0 } else { config.generation == live.generation };
     whole.then_some(config)
-}
-
-/// The time, by the coarse clock (14 ns, against 30 for the exact one).
-#[inline(always)]
-pub fn now() -> Ticks {
-    // SAFETY: helper 160 takes nothing and reads a clock.
-    (unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as Ticks
-}
-
-/// The time, by the exact clock: the kernel gives LSM programs no coarse one.
-#[inline(always)]
-pub fn exact() -> Ticks {
-    // SAFETY: helper 5 takes nothing and reads a clock.
-    (unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_ns() } >> TICK_SHIFT) as Ticks
 }
 
 /// Key of a trie of IPv4 prefixes: [`aya_ebpf::btf_maps::lpm_trie::Key`] by whole words, which that one, packed as it is, writes byte
@@ -84,12 +71,14 @@ fn longest(
     unsafe {
         let found = if address.is_v4() {
             let key = PrefixKey4 { bits: 64, epoch, address: address.v4_bytes() };
-            bpf_map_lookup_elem(ptr::from_ref(four).cast_mut().cast(), (&raw const key).cast())
+            let map = ptr::from_ref(four).cast_mut().cast();
+            apart(bpf_map_lookup_elem(map, (&raw const key).cast()).cast::<u32>().as_ref())
         } else {
             let key = PrefixKey6 { bits: 160, epoch, address: *address };
-            bpf_map_lookup_elem(ptr::from_ref(six).cast_mut().cast(), (&raw const key).cast())
+            let map = ptr::from_ref(six).cast_mut().cast();
+            apart(bpf_map_lookup_elem(map, (&raw const key).cast()).cast::<u32>().as_ref())
         };
-        found.cast::<u32>().as_ref().copied()
+        found.copied()
     }
 }
 
@@ -100,9 +89,9 @@ impl Tables for Kernel {
         // `decision::policy` looks for; slots are read one word at a time.
         unsafe {
             if address.is_v4() {
-                maps::ADDRESSES_4.get(&AddressKey4 { address: address.v4_bytes(), epoch })
+                apart(maps::ADDRESSES_4.get(&AddressKey4 { address: address.v4_bytes(), epoch }))
             } else {
-                maps::ADDRESSES_6.get(&AddressKey6 { address: *address, epoch, pad: 0 })
+                apart(maps::ADDRESSES_6.get(&AddressKey6 { address: *address, epoch, pad: 0 }))
             }
         }
     }

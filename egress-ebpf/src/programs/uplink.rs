@@ -14,11 +14,12 @@ use egress_ebpf::{
 };
 
 use super::{
+    clock::now,
     dns::{self, denial::Back},
     global, log, maps, rehearsal,
     report::{self, Refused},
     skb::{Direct, socket},
-    tables::{Kernel, live, now},
+    tables::{Kernel, live},
 };
 
 /// TC_ACT_UNSPEC: the next program or filter decides, so that others at the same interface go on working.

@@ -18,12 +18,13 @@ use egress_ebpf::{
 };
 
 use super::{
+    clock::now,
     dns::{self, denial::Back},
     global,
     paths::{self, Judged},
     report::{self, Refused},
     skb::{Direct, socket},
-    tables::{Kernel, live, now},
+    tables::{Kernel, live},
     uplink::{AF_INET, AF_INET6, NEXT, SHOT},
 };
 

@@ -25,10 +25,10 @@ use egress_ebpf::{
 
 use super::{Wanted, find, load, query, scratch, staged, stream};
 use crate::programs::{
+    clock::now,
     learn::{Kernel, addresses, count, count_all},
     maps,
     maps_names::{ALIAS_MARKS, ALIAS_MARKS_MAX, ALIASES, PENDING},
-    tables::now,
 };
 
 /// Messages that are learned from of one TCP segment, or of what was put together of several.

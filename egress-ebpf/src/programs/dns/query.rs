@@ -17,11 +17,11 @@ use egress_ebpf::{
 
 use super::{Wanted, be16, load, scratch, staged};
 use crate::programs::{
+    clock::now,
     learn::count,
     maps_names::{PENDING, PENDING_RINGS, REFUSED, REFUSED_NAMES, REFUSED_NEXT, RING_HEADS},
     report::Refused,
     skb::Direct,
-    tables::now,
 };
 
 /// Queries that one TCP segment may hold.
