@@ -13,15 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Rehearsal {
     /// Random, another one for each run; 0 is none.
     pub token: u64,
-    /// What the test run's socket stands for: [`REHEARSED_STREAM`], [`REHEARSED_DATAGRAM`] or [`REHEARSED_RAW`].
+    /// What the test run's socket stands for: [`crate::decision::SocketKind::number`], never 0.
     pub kind: u32,
     /// Zero.
     pub pad: u32,
 }
-
-/// A TCP socket.
-pub const REHEARSED_STREAM: u32 = 1;
-/// A UDP socket, or one for ping.
-pub const REHEARSED_DATAGRAM: u32 = 2;
-/// A raw socket.
-pub const REHEARSED_RAW: u32 = 3;

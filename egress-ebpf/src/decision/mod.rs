@@ -21,8 +21,9 @@ pub use workload::{Entry, Route, enters_from_workload};
 use crate::{
     abi::{
         Address, AddressEntry, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, ORIGIN_IN,
-        ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PeerKey, ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
+        ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey, ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
     },
+    dns::bytes::opaque,
     packet::{Fragment, Headers, Packet, quoted},
     reason::Reason,
 };
@@ -144,11 +145,42 @@ impl Verdict {
 /// How long after its first fragment a datagram's later ones pass: 32 s, over `net.ipv4.ipfrag_time`'s 30.
 pub const FRAGMENT_LIFE: Ticks = 30;
 
-/// Whether a flow's last packet is recent enough to count; one that another clock dates a moment ahead is. A TCP flow
-/// does not age: its socket or peer ends it.
+/// What is known of a flow, if its last packet is recent enough to count, as is one that another clock dates a moment ahead; else one
+/// of no origin. A TCP flow does not age: its socket or peer ends it.
+///
+/// It is a copy: for each table that a reference may be into, and for none, the verifier would walk all that follows by itself. So
+/// it would for each outcome of a comparison; hence the arithmetic.
 #[inline(always)]
-const fn fresh(flow: &Flow, proto: u8, now: Ticks) -> bool {
-    proto == PROTO_TCP || now.saturating_sub(flow.seen) <= IDLE
+fn fresh(known: Option<&Flow>, proto: u8, now: Ticks) -> Flow {
+    let (times, origin) = known.map_or((0, 0), |flow| {
+        let pair = |low, high| u64::from(low) | u64::from(high) << 32;
+        (pair(flow.seen, flow.generation), pair(flow.grant, flow.origin))
+    });
+    let (times, origin) = (opaque(times), opaque(origin));
+    let seen = times as u32;
+    // All ones where it is too old, and where it is of TCP; else 0.
+    let old = i64::from(IDLE).wrapping_sub(i64::from(now)).wrapping_add(i64::from(seen)) >> 63;
+    let tcp = (i64::from(proto ^ PROTO_TCP) - 1) >> 63;
+    let counts = opaque((!old | tcp) as u64);
+    Flow { seen, generation: (times >> 32) as u32, grant: origin as u32, origin: opaque(origin >> 32 & counts) as u32 }
+}
+
+/// Whether a flow that the node opened goes on though `verdict`, the policy's of now, does not open it: its grant stands.
+#[inline(always)]
+fn goes_on<T: Tables>(tables: &T, config: &Config, known: &Flow, verdict: &Verdict) -> bool {
+    known.origin == ORIGIN_OUT
+        && !matches!(verdict.reason, Reason::Denied)
+        && tables.grant(known.grant).is_some_and(|grant| grant.stands(known.generation, config.generation))
+}
+
+/// The verdict for a datagram to a trusted resolver: it is a query, and never a reply or of a flow that is known, whatever the tables
+/// say of it (P5). So they are not asked.
+#[inline(always)]
+fn to_resolver<T: Tables>(tables: &T, config: &Config, packet: &Packet, now: Ticks) -> Option<Verdict> {
+    if packet.proto != PROTO_UDP || packet.destination_port != policy::PORT_DNS {
+        return None;
+    }
+    Some(tables.policy(config, &Destination::of(packet), now)).filter(|verdict| matches!(verdict.reason, Reason::Dns))
 }
 
 /// The origin to write down of a datagram that arrives, where `known` is known of its flow: none for the answer to what

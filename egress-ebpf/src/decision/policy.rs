@@ -26,15 +26,13 @@ pub struct Destination {
     pub proto: u8,
     /// 4 or 6.
     pub version: u8,
-    /// The same protocol and port as one number: [`port_key`].
-    pub key: u32,
 }
 
 impl Destination {
     /// A destination; `port` is 0 where the protocol has none, of ICMP type and code.
     #[inline(always)]
     pub const fn new(address: Address, version: u8, proto: u8, port: u16) -> Self {
-        Self { address, port, proto, version, key: port_key(version, proto, port) }
+        Self { address, port, proto, version }
     }
 
     /// Where a packet is headed.
@@ -49,6 +47,7 @@ impl Destination {
 /// [`Reason::Dns`] is provisional: whoever asks has the DNS message judged too.
 #[inline(always)]
 pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination, now: Ticks) -> Verdict {
+    let key = port_key(destination.version, destination.proto, destination.port);
     let (denies, prefixes) = if destination.version == 4 {
         (Config::DENIES_4, Config::PREFIXES_4)
     } else {
@@ -56,12 +55,12 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     };
     if config.has(denies)
         && let Some(class) = tables.deny(&destination.address, config.epoch)
-        && tables.opens(class, destination.key, config.generation) != 0
+        && tables.opens(class, key, config.generation) != 0
     {
         return Verdict::plain(Reason::Denied);
     }
     let has_ports = destination.proto == PROTO_UDP || destination.proto == PROTO_TCP;
-    if !has_ports && destination.key >> 16 != PROTO_ICMP as u32 {
+    if !has_ports && key >> 16 != PROTO_ICMP as u32 {
         return Verdict::plain(Reason::Protocol);
     }
     let is_dns = has_ports && destination.port == PORT_DNS;
@@ -84,11 +83,11 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
         let still =
             || tables.removals_begun() == removed || is_still(tables, &destination.address, config.epoch, entry);
         // Nearly every address has one class of a few ports: that is answered without a loop.
-        let grant = first(tables, config, entry, destination.key, now);
+        let grant = first(tables, config, entry, key, now);
         if grant != 0 && still() {
             return by_name(grant);
         }
-        let mut walk = Slots { tables, config, entry, key: destination.key, now, grant: 0, refused };
+        let mut walk = Slots { tables, config, entry, key, now, grant: 0, refused };
         repeat(SLOTS as u32, &mut walk);
         if walk.grant != 0 && still() {
             return by_name(walk.grant);
@@ -98,7 +97,7 @@ pub fn policy<T: Tables>(tables: &T, config: &Config, destination: &Destination,
     if config.has(prefixes)
         && let Some(class) = tables.prefix(&destination.address, config.epoch)
     {
-        let grant = tables.opens(class, destination.key, config.generation);
+        let grant = tables.opens(class, key, config.generation);
         if grant != 0 {
             return Verdict::by(Reason::Rule, grant, ORIGIN_OUT);
         }

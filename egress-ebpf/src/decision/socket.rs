@@ -1,8 +1,8 @@
 //! The governed cgroup: packets that have a socket.
 
 use super::{
-    Destination, Tables, Verdict, datagram_arrives, fragment, fresh, from_resolver, inward_key, is_odd_fragment,
-    outward_key, policy::PORT_DNS,
+    Destination, Tables, Verdict, datagram_arrives, fragment, fresh, from_resolver, goes_on, inward_key,
+    is_odd_fragment, outward_key, policy::PORT_DNS, to_resolver,
 };
 use crate::{
     abi::{
@@ -14,14 +14,46 @@ use crate::{
 };
 
 /// What a socket can be trusted to say of its packets.
+///
+/// It is the socket's type, a number that nobody looks at before it counts: for each of three values the verifier would walk all that
+/// follows by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketKind {
+pub struct SocketKind(u32);
+
+impl SocketKind {
     /// TCP: the kernel writes its headers, and a segment other than the first SYN belongs to a connection.
-    Stream,
+    pub const STREAM: Self = Self(1);
     /// UDP and the like: the kernel writes its headers.
-    Datagram,
+    pub const DATAGRAM: Self = Self(2);
     /// Raw IP, the kernel's own control sockets among them: headers are as the sender likes.
-    Raw,
+    pub const RAW: Self = Self(3);
+
+    /// The kind of a socket type (`SOCK_STREAM` and the others, which are the same on x86-64 and Arm); all but two are raw.
+    #[inline(always)]
+    pub const fn of(socket_type: u32) -> Self {
+        Self(socket_type)
+    }
+
+    /// The socket type.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    const fn is_stream(self) -> bool {
+        self.0 == Self::STREAM.0
+    }
+
+    #[inline(always)]
+    const fn is_datagram(self) -> bool {
+        self.0 == Self::DATAGRAM.0
+    }
+
+    #[inline(always)]
+    const fn is_raw(self) -> bool {
+        !self.is_stream() && !self.is_datagram()
+    }
 }
 
 /// The socket that a packet leaves by.
@@ -53,17 +85,16 @@ pub fn leaves_socket<T: Tables>(
     if is_odd_fragment(packet) {
         return fragment(tables, packet, ZONE_SOCKET, now);
     }
-    let known = known_flow(tables, packet, sender, state);
-    if let Some(flow) = known
-        && !packet.opens_tcp()
-        && fresh(flow, packet.proto, now)
-    {
-        if flow.origin == ORIGIN_IN {
-            return Verdict::by(Reason::Reply, 0, ORIGIN_IN);
-        }
-        if flow.generation == config.generation {
-            return Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT);
-        }
+    if let Some(query) = to_resolver(tables, config, packet, now) {
+        return query;
+    }
+    let known = if packet.opens_tcp() { None } else { known_flow(tables, packet, sender, state) };
+    let known = fresh(known, packet.proto, now);
+    if known.origin == ORIGIN_IN {
+        return Verdict::by(Reason::Reply, 0, ORIGIN_IN);
+    }
+    if known.origin == ORIGIN_OUT && known.generation == config.generation {
+        return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
     if tables.builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
@@ -72,23 +103,17 @@ pub fn leaves_socket<T: Tables>(
     if verdict.reason.passes() {
         // A raw socket's segments need not follow one another: a resolver could be made to see another stream than the
         // one that was judged.
-        if matches!(verdict.reason, Reason::Dns) && matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP
-        {
+        if matches!(verdict.reason, Reason::Dns) && packet.proto == PROTO_TCP && sender.kind.is_raw() {
             return Verdict::plain(Reason::BadQuery);
         }
         return verdict;
     }
-    if let Some(flow) = known
-        && !packet.opens_tcp()
-        && fresh(flow, packet.proto, now)
-        && !matches!(verdict.reason, Reason::Denied)
-        && tables.grant(flow.grant).is_some_and(|grant| grant.stands(flow.generation, config.generation))
-    {
-        return Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT);
+    if goes_on(tables, config, &known, &verdict) {
+        return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
     if replies_without_state(tables, about_arrival, packet, sender) {
         // A raw socket writes its own headers: what one packet answers says nothing of the next.
-        let remember = if matches!(sender.kind, SocketKind::Raw) { ORIGIN_NONE } else { ORIGIN_IN };
+        let remember = if sender.kind.is_raw() { ORIGIN_NONE } else { ORIGIN_IN };
         return Verdict::by(Reason::Reply, 0, remember);
     }
     verdict
@@ -118,7 +143,7 @@ fn by_loopback<T: Tables>(
     if tables.resolver(&key).is_none_or(|trust| trust & LEARN_BY_LOOPBACK == 0) {
         return Reason::Loopback;
     }
-    if matches!(sender.kind, SocketKind::Raw) && packet.proto == PROTO_TCP { Reason::BadQuery } else { Reason::Dns }
+    if packet.proto == PROTO_TCP && sender.kind.is_raw() { Reason::BadQuery } else { Reason::Dns }
 }
 
 /// The flow that a socket's packet belongs to, from the socket's own storage or, for datagram sockets with several far
@@ -138,12 +163,10 @@ fn known_flow<'a, T: Tables>(
     {
         return Some(&state.flow);
     }
-    match sender.kind {
-        SocketKind::Datagram if packet.proto == PROTO_UDP => {
-            peer(tables, sender.cookie, &packet.destination, packet.destination_port)
-        }
-        _ => None,
+    if packet.proto == PROTO_UDP && sender.kind.is_datagram() {
+        return peer(tables, sender.cookie, &packet.destination, packet.destination_port);
     }
+    None
 }
 
 /// A datagram flow of a socket.
@@ -163,20 +186,20 @@ fn replies_without_state<T: Tables>(
     sender: &Sender,
 ) -> bool {
     let arrived = |zone| tables.flow(&outward_key(packet, zone)).is_some_and(|flow| flow.origin == ORIGIN_IN);
-    match sender.kind {
-        // A connection that was accepted: its SYN was seen, or it was there before Egress was.
-        SocketKind::Stream => packet.proto == PROTO_TCP && !packet.opens_tcp() && arrived(ZONE_SOCKET),
-        SocketKind::Datagram => false,
-        // The kernel's own answers (RST, echo replies, errors) leave by raw control sockets. A workload's raw socket
-        // looks the same, so only what an uplink saw come in counts, which no workload can forge.
-        SocketKind::Raw => {
-            if packet.is_icmp_error() {
-                about_arrival(packet)
-            } else {
-                ((packet.proto == PROTO_TCP && !packet.opens_tcp()) || packet.is_echo_reply()) && arrived(ZONE_UPLINK)
-            }
-        }
+    if sender.kind.is_datagram() {
+        return false;
     }
+    let segment = packet.proto == PROTO_TCP && !packet.opens_tcp();
+    if sender.kind.is_stream() {
+        // A connection that was accepted: its SYN was seen, or it was there before Egress was.
+        return segment && arrived(ZONE_SOCKET);
+    }
+    // The kernel's own answers (RST, echo replies, errors) leave by raw control sockets. A workload's raw socket
+    // looks the same, so only what an uplink saw come in counts, which no workload can forge.
+    if packet.is_icmp_error() {
+        return about_arrival(packet);
+    }
+    (segment || packet.is_echo_reply()) && arrived(ZONE_UPLINK)
 }
 
 /// What to remember of a packet that arrives at a governed socket: the origin to write, or [`ORIGIN_NONE`].

@@ -30,7 +30,7 @@ fn a_datagram_flow_ages_and_a_connection_does_not() {
     assert_eq!(both(&mut fake, &datagram, at(crate::abi::IDLE + 1)), same(Reason::Expired));
     assert_eq!(both(&mut fake, &tcp(EXPIRED, 443, TCP_ACK), at(NOW)), same(Reason::Established));
     // The clock's number may wrap.
-    let sender = Sender { kind: SocketKind::Datagram, cookie: COOKIE, loopback: false };
+    let sender = Sender { kind: SocketKind::DATAGRAM, cookie: COOKIE, loopback: false };
     let wrapped = state(&datagram, flow(ORIGIN_OUT, GENERATION, u32::MAX - 2));
     let verdict = leaves_socket(&fake, &CONFIG, |_| false, &datagram, &sender, Some(&wrapped), 3);
     assert_eq!(verdict.reason, Reason::Established);
@@ -70,15 +70,15 @@ fn accepted_connections_are_answered_and_not_opened_anew() {
     let answer = tcp(STRANGER, 50_000, TCP_SYN | TCP_ACK);
     let key = |zone| outward_key(&answer, zone);
     fake.flows = [(key(ZONE_SOCKET), flow(ORIGIN_IN, 1, 0))].into();
-    assert_eq!(fake.socket(SocketKind::Stream, None, &answer), Reason::Reply);
-    assert_eq!(fake.socket(SocketKind::Stream, None, &tcp(STRANGER, 50_000, TCP_SYN)), Reason::NoRule);
-    assert_eq!(fake.socket(SocketKind::Stream, None, &tcp(STRANGER, 50_001, TCP_ACK)), Reason::NoRule);
+    assert_eq!(fake.socket(SocketKind::STREAM, None, &answer), Reason::Reply);
+    assert_eq!(fake.socket(SocketKind::STREAM, None, &tcp(STRANGER, 50_000, TCP_SYN)), Reason::NoRule);
+    assert_eq!(fake.socket(SocketKind::STREAM, None, &tcp(STRANGER, 50_001, TCP_ACK)), Reason::NoRule);
     // What a workload's own namespace saw come in says nothing at the uplink.
     assert_eq!(fake.uplink(&answer), Reason::NoRule);
     fake.flows = [(key(ZONE_UPLINK), flow(ORIGIN_IN, 1, 0))].into();
     assert_eq!(fake.uplink(&answer), Reason::Reply);
     assert_eq!(fake.uplink(&tcp(STRANGER, 50_000, TCP_SYN)), Reason::NoRule);
-    assert_eq!(fake.socket(SocketKind::Stream, None, &answer), Reason::NoRule);
+    assert_eq!(fake.socket(SocketKind::STREAM, None, &answer), Reason::NoRule);
 }
 
 /// P1: with CAP_NET_RAW a workload can send itself a SYN from anywhere, over its own loopback.
@@ -87,26 +87,26 @@ fn raw_sockets_cannot_claim_a_streams_replies() {
     let mut fake = Fake::new();
     let answer = tcp(STRANGER, 50_000, TCP_ACK);
     fake.flows = [(outward_key(&answer, ZONE_SOCKET), flow(ORIGIN_IN, 1, NOW))].into();
-    assert_eq!(fake.socket(SocketKind::Raw, None, &answer), Reason::NoRule);
-    assert_eq!(fake.socket(SocketKind::Datagram, None, &answer), Reason::NoRule);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &answer), Reason::NoRule);
+    assert_eq!(fake.socket(SocketKind::DATAGRAM, None, &answer), Reason::NoRule);
     fake.flows = [(outward_key(&answer, ZONE_UPLINK), flow(ORIGIN_IN, 1, NOW))].into();
-    assert_eq!(fake.socket(SocketKind::Raw, None, &answer), Reason::Reply);
-    assert_eq!(fake.socket(SocketKind::Raw, None, &tcp(STRANGER, 50_000, TCP_SYN)), Reason::NoRule);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &answer), Reason::Reply);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &tcp(STRANGER, 50_000, TCP_SYN)), Reason::NoRule);
     // Nor datagrams that another socket was sent.
     let datagram = udp(STRANGER, 50_000);
     fake.peers = [(peer_key(&datagram), flow(ORIGIN_IN, 1, NOW))].into();
-    assert_eq!(fake.socket(SocketKind::Raw, None, &datagram), Reason::NoRule);
-    assert_eq!(fake.socket(SocketKind::Datagram, None, &datagram), Reason::Reply);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &datagram), Reason::NoRule);
+    assert_eq!(fake.socket(SocketKind::DATAGRAM, None, &datagram), Reason::Reply);
     // Nor a stream to a resolver, of which each segment was judged alone.
-    assert_eq!(fake.socket(SocketKind::Raw, None, &tcp(RESOLVER, 53, TCP_ACK)), Reason::BadQuery);
-    assert_eq!(fake.socket(SocketKind::Stream, None, &tcp(RESOLVER, 53, TCP_ACK)), Reason::Dns);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &tcp(RESOLVER, 53, TCP_ACK)), Reason::BadQuery);
+    assert_eq!(fake.socket(SocketKind::STREAM, None, &tcp(RESOLVER, 53, TCP_ACK)), Reason::Dns);
 }
 
 #[test]
 fn a_sockets_state_is_for_its_far_end_alone() {
     let fake = Fake::new();
     let known = state(&udp(STRANGER, 1000), flow(ORIGIN_IN, 1, NOW));
-    let to = |packet: &Packet| fake.socket(SocketKind::Datagram, Some(&known), packet);
+    let to = |packet: &Packet| fake.socket(SocketKind::DATAGRAM, Some(&known), packet);
     assert_eq!(to(&udp(STRANGER, 1000)), Reason::Reply);
     assert_eq!(to(&udp(STRANGER, 1001)), Reason::NoRule);
     assert_eq!(to(&udp(DENIED, 1000)), Reason::Denied);
@@ -120,8 +120,8 @@ fn an_echo_reply_answers_and_a_request_does_not() {
     let (reply, request) = (echo(0, STRANGER), echo(8, STRANGER));
     fake.flows = [(outward_key(&reply, ZONE_UPLINK), flow(ORIGIN_IN, 1, NOW))].into();
     assert_eq!((fake.uplink(&reply), fake.uplink(&request)), (Reason::Reply, Reason::NoRule));
-    assert_eq!(fake.socket(SocketKind::Raw, None, &reply), Reason::Reply);
-    assert_eq!(fake.socket(SocketKind::Raw, None, &request), Reason::NoRule);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &reply), Reason::Reply);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &request), Reason::NoRule);
     let other = Packet { source_port: 1, ..reply };
     assert_eq!(fake.uplink(&other), Reason::NoRule, "another identifier");
     assert_eq!(fake.uplink(&echo(8, ALLOWED)), Reason::Rule);
@@ -134,7 +134,7 @@ fn icmp_errors_pass_if_they_are_about_what_came_in() {
     for about in [true, false] {
         let reason = if about { Reason::Reply } else { Reason::NoRule };
         assert_eq!(leaves_uplink(&fake, &CONFIG, |_| about, &error, NOW).reason, reason);
-        let raw = Sender { kind: SocketKind::Raw, cookie: COOKIE, loopback: false };
+        let raw = Sender { kind: SocketKind::RAW, cookie: COOKIE, loopback: false };
         let verdict = leaves_socket(&fake, &CONFIG, |_| about, &error, &raw, None, NOW);
         assert_eq!((verdict.reason, verdict.remember), (reason, ORIGIN_NONE));
     }
@@ -150,7 +150,7 @@ fn loopback_passes_from_sockets_unless_switched_off() {
     for (loopback, config, reason) in
         [(true, CONFIG, Reason::Loopback), (false, CONFIG, Reason::Denied), (true, off, Reason::Denied)]
     {
-        let sender = Sender { kind: SocketKind::Stream, cookie: COOKIE, loopback };
+        let sender = Sender { kind: SocketKind::STREAM, cookie: COOKIE, loopback };
         let verdict = leaves_socket(&fake, &config, |_| false, &tcp(DENIED, 443, TCP_SYN), &sender, None, NOW);
         assert_eq!(verdict, Verdict::plain(reason));
     }
@@ -163,11 +163,11 @@ fn later_fragments_follow_their_first_one_in_their_zone_and_time() {
     assert_eq!(fake.uplink(&later), Reason::OrphanFragment, "though its address is allowed");
     fake.fragments = [(fragment_key(&later, ZONE_UPLINK), NOW - FRAGMENT_LIFE)].into();
     assert_eq!(fake.uplink(&later), Reason::Fragment);
-    assert_eq!(fake.socket(SocketKind::Raw, None, &later), Reason::OrphanFragment);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &later), Reason::OrphanFragment);
     assert_eq!(fake.uplink(&Packet { fragment_id: 8, ..later }), Reason::OrphanFragment);
     assert_eq!(fake.uplink(&Packet { destination: STRANGER, ..later }), Reason::OrphanFragment);
     fake.fragments = [(fragment_key(&later, ZONE_SOCKET), NOW - FRAGMENT_LIFE - 1)].into();
-    assert_eq!(fake.socket(SocketKind::Raw, None, &later), Reason::OrphanFragment);
+    assert_eq!(fake.socket(SocketKind::RAW, None, &later), Reason::OrphanFragment);
 }
 
 #[test]
@@ -243,6 +243,21 @@ fn what_arrives_on_an_uplink_is_remembered_unless_it_is_an_answer() {
     assert_eq!(inward_key(&request, ZONE_UPLINK), outward_key(&reply, ZONE_UPLINK));
 }
 
+/// P5: a resolver that sent a datagram before it was one, from its own port, is asked no question that is not judged.
+#[test]
+fn a_query_is_no_reply() {
+    let mut fake = Fake::new();
+    let query = udp(RESOLVER, 53);
+    for origin in [ORIGIN_IN, ORIGIN_OUT] {
+        let known = flow(origin, GENERATION, NOW);
+        assert_eq!(both(&mut fake, &query, known), same(Reason::Dns));
+        fake.peers = [(peer_key(&query), known)].into();
+        assert_eq!(fake.socket(SocketKind::DATAGRAM, None, &query), Reason::Dns);
+    }
+    // Of one that is no resolver what it says is answered.
+    assert_eq!(both(&mut fake, &udp(STRANGER, 53), flow(ORIGIN_IN, GENERATION, NOW)), same(Reason::Reply));
+}
+
 /// Whatever the short way says of a flow, the whole decision says too, and it asks for nothing else to be written down.
 #[test]
 fn the_short_way_agrees_with_the_whole_decision() {
@@ -266,7 +281,7 @@ fn the_short_way_agrees_with_the_whole_decision() {
                     let flow = Flow { seen, generation, grant: GRANT, origin };
                     let state = SocketState { remote: STRANGER, remote_port: port, proto, flow, ..Default::default() };
                     let mut fake = Fake::new();
-                    let sender = Sender { kind: SocketKind::Stream, cookie: COOKIE, loopback: false };
+                    let sender = Sender { kind: SocketKind::STREAM, cookie: COOKIE, loopback: false };
                     let whole = leaves_socket(&fake, &CONFIG, |_| false, &packet, &sender, Some(&state), NOW);
                     if let Some(verdict) = established_at_socket(&CONFIG, &plain, &state, || NOW) {
                         short += 1;

@@ -1,8 +1,8 @@
 //! The uplinks: packets without a governed socket. Forwarded ones, AF_PACKET's, tunnels', the kernel's own.
 
 use super::{
-    Destination, Tables, Verdict, datagram_arrives, fragment, fresh, from_resolver, inward_key, is_odd_fragment,
-    outward_key,
+    Destination, Tables, Verdict, datagram_arrives, fragment, fresh, from_resolver, goes_on, inward_key,
+    is_odd_fragment, outward_key, to_resolver,
 };
 use crate::{
     abi::{Config, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
@@ -23,18 +23,18 @@ pub fn leaves_uplink<T: Tables>(
     if is_odd_fragment(packet) {
         return fragment(tables, packet, ZONE_UPLINK, now);
     }
+    if let Some(query) = to_resolver(tables, config, packet, now) {
+        return query;
+    }
     // What opens a connection is judged anew, whatever is known of an earlier one.
     let known = if packet.opens_tcp() { None } else { tables.flow(&outward_key(packet, ZONE_UPLINK)) };
-    if let Some(flow) = known
-        && fresh(flow, packet.proto, now)
-    {
-        // Of ICMP only replies answer: an echo request in the same flow is the node's own question.
-        if flow.origin == ORIGIN_IN && (packet.has_ports() || packet.is_echo_reply()) {
-            return Verdict::by(Reason::Reply, 0, ORIGIN_IN);
-        }
-        if flow.origin == ORIGIN_OUT && flow.generation == config.generation {
-            return Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT);
-        }
+    let known = fresh(known, packet.proto, now);
+    // Of ICMP only replies answer: an echo request in the same flow is the node's own question.
+    if known.origin == ORIGIN_IN && (packet.has_ports() || packet.is_echo_reply()) {
+        return Verdict::by(Reason::Reply, 0, ORIGIN_IN);
+    }
+    if known.origin == ORIGIN_OUT && known.generation == config.generation {
+        return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
     if tables.builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
@@ -43,13 +43,8 @@ pub fn leaves_uplink<T: Tables>(
     if verdict.reason.passes() {
         return verdict;
     }
-    if let Some(flow) = known
-        && flow.origin == ORIGIN_OUT
-        && fresh(flow, packet.proto, now)
-        && !matches!(verdict.reason, Reason::Denied)
-        && tables.grant(flow.grant).is_some_and(|grant| grant.stands(flow.generation, config.generation))
-    {
-        return Verdict::by(Reason::Established, flow.grant, ORIGIN_OUT);
+    if goes_on(tables, config, &known, &verdict) {
+        return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
     if packet.is_icmp_error() && about_arrival(packet) {
         return Verdict::plain(Reason::Reply);

@@ -125,10 +125,13 @@ pub fn be16<const N: usize>(bytes: &[u8; N], at: u64) -> u64 {
     u64::from(byte(bytes, at)) << 8 | u64::from(byte(bytes, at + 1))
 }
 
-/// The low `count` bytes of a word, all of it from 8 on.
+/// The low `count` bytes of a word, at least one, and all of it from 8 on. Not by a comparison, which the verifier would walk both ways in
+/// each loop over words.
 #[inline(always)]
 pub const fn low_bytes(count: u64) -> u64 {
-    if count >= 8 { u64::MAX } else { (1 << (count * 8)) - 1 }
+    // All ones from 8 on.
+    let whole = (7_u64.wrapping_sub(count) as i64 >> 63) as u64;
+    whole | (u64::MAX >> ((8_u64.wrapping_sub(count) & 7) * 8))
 }
 
 /// The same byte eight times.

@@ -246,17 +246,22 @@ impl<const N: usize> Step for Reverse<'_, N> {
     #[inline(always)]
     fn step(&mut self, index: u32) -> bool {
         let done = u64::from(index) * 16;
-        self.word(done) && self.word(done + 8)
+        if done >= self.len {
+            return false;
+        }
+        self.word(done);
+        if done + 8 >= self.len {
+            return false;
+        }
+        self.word(done + 8);
+        done + 16 < self.len
     }
 }
 
 impl<const N: usize> Reverse<'_, N> {
-    /// Reverses the word from `done` on: whether another one follows.
+    /// Reverses the word from `done` on, which comes before the text's end.
     #[inline(always)]
-    fn word(&mut self, done: u64) -> bool {
-        if done >= self.len {
-            return false;
-        }
+    fn word(&mut self, done: u64) {
         let mask = low_bytes(self.len - done);
         // Eight bytes that end where the last turn's began; what stands before the text is masked away.
         let bytes = word(self.source, self.start + self.len - done - 8).swap_bytes() & mask;
@@ -271,7 +276,6 @@ impl<const N: usize> Reverse<'_, N> {
         self.state.dots += (dot >> 7).wrapping_mul(splat(1)) >> 56;
         self.state.hash = (self.state.hash ^ lower).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         set_word(&mut self.key.name, done, lower);
-        done + 8 < self.len
     }
 }
 

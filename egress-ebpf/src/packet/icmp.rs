@@ -1,6 +1,6 @@
 //! ICMP for both families: echo, and the packets that errors quote.
 
-use super::{Headers, Packet, parse};
+use super::{Headers, Packet};
 
 const ECHO_REPLY_4: u8 = 0;
 const ECHO_REQUEST_4: u8 = 8;
@@ -46,12 +46,13 @@ pub fn quoted<H: Headers>(headers: H, offset: usize, error: &Packet) -> Option<P
     let inner = offset + usize::from(error.transport) + 8;
     // The network header must be whole: only of the transport header may bytes be missing.
     headers.read::<20>(inner)?;
-    parse(Quoted(headers), inner).ok()
+    let mut packet = Packet::UNKNOWN;
+    headers.parse_quoted(inner, &mut packet).reason().is_none().then_some(packet)
 }
 
 /// Reads a TCP header of which only the first 8 bytes were quoted as one without flags.
 #[derive(Clone, Copy)]
-struct Quoted<H>(H);
+pub(super) struct Quoted<H>(pub H);
 
 impl<H: Headers> Headers for Quoted<H> {
     #[inline(always)]
@@ -61,10 +62,14 @@ impl<H: Headers> Headers for Quoted<H> {
 
     #[inline(always)]
     fn tcp(&self, at: usize) -> Option<(u32, u32)> {
-        // A data offset of five words: the least that a TCP header has.
-        self.0.tcp(at).or_else(|| {
-            self.0.read_32(at + 4)?;
-            Some((self.0.read_32(at)?, 5 << 4))
-        })
+        self.0.tcp(at).or_else(|| cut_tcp(self.0, at))
     }
+}
+
+/// [`Headers::tcp`] of a header of which no more than its first 8 bytes are there: without flags.
+#[inline(always)]
+pub fn cut_tcp<H: Headers>(headers: H, at: usize) -> Option<(u32, u32)> {
+    headers.read_32(at + 4)?;
+    // A data offset of five words: the least that a TCP header has.
+    Some((headers.read_32(at)?, 5 << 4))
 }

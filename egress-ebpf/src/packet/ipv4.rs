@@ -27,7 +27,7 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
         return Parsed::Malformed;
     }
     if length > 20 {
-        match check_options(headers, offset, length) {
+        match headers.options(offset, length) {
             Parsed::Good => {}
             bad => return bad,
         }
@@ -58,7 +58,7 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
 
 /// Walks the options and refuses those that reroute: what they say overrides the destination that was judged.
 #[inline(always)]
-fn check_options<H: Headers>(headers: H, offset: usize, length: usize) -> Parsed {
+pub fn options<H: Headers>(headers: H, offset: usize, length: usize) -> Parsed {
     let mut walk = Options { headers, at: (offset + 20) as u16, end: (offset + length) as u16, found: Parsed::Good };
     repeat(OPTIONS_MAX, &mut walk);
     walk.found

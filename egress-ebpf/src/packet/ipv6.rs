@@ -46,41 +46,52 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
     };
     let mut fragment_offset = 0;
     if is_extension(packet.proto) {
-        let mut walk = Extensions {
-            headers,
-            base: offset as u16,
-            at: 40,
-            next: packet.proto,
-            fragment: 0,
-            fragment_id: 0,
-            fragment_end: 0,
-            found: Found::Chain,
+        fragment_offset = match headers.extensions(offset, packet) {
+            Ok(offset) => offset,
+            Err(bad) => return bad,
         };
-        repeat(EXTENSIONS_MAX, &mut walk);
-        match walk.found {
-            Found::Transport => {}
-            Found::Chain if !is_extension(walk.next) => {}
-            Found::Chain | Found::Bad => return Parsed::Malformed,
-            Found::Route => return Parsed::SourceRoute,
-        }
-        if walk.at > TRANSPORT_MAX {
-            return Parsed::Malformed;
-        }
-        packet.proto = walk.next;
-        packet.transport = walk.at;
-        packet.fragment_id = walk.fragment_id;
-        if walk.fragment_end != 0 {
-            fragment_offset = walk.fragment >> 3;
-            packet.fragment = match (fragment_offset, walk.fragment & 1) {
-                // An atomic fragment (RFC 6946) is a whole datagram.
-                (0, 0) => Fragment::Whole,
-                (0, _) if walk.at != walk.fragment_end => Fragment::FirstExtended,
-                (0, _) => Fragment::First,
-                _ => Fragment::Later,
-            };
-        }
     }
     transport::parse(headers, offset, packet, fragment_offset)
+}
+
+/// Walks the extension headers behind the fixed one at `offset`: see [`Headers::extensions`]. `packet.proto` is the first one's.
+#[inline(always)]
+pub fn extensions<H: Headers>(headers: H, offset: usize, packet: &mut Packet) -> Result<u16, Parsed> {
+    let mut walk = Extensions {
+        headers,
+        base: offset as u16,
+        at: 40,
+        next: packet.proto,
+        fragment: 0,
+        fragment_id: 0,
+        fragment_end: 0,
+        found: Found::Chain,
+    };
+    repeat(EXTENSIONS_MAX, &mut walk);
+    match walk.found {
+        Found::Transport => {}
+        Found::Chain if !is_extension(walk.next) => {}
+        Found::Chain | Found::Bad => return Err(Parsed::Malformed),
+        Found::Route => return Err(Parsed::SourceRoute),
+    }
+    if walk.at > TRANSPORT_MAX {
+        return Err(Parsed::Malformed);
+    }
+    packet.proto = walk.next;
+    packet.transport = walk.at;
+    packet.fragment_id = walk.fragment_id;
+    if walk.fragment_end == 0 {
+        return Ok(0);
+    }
+    let fragment_offset = walk.fragment >> 3;
+    packet.fragment = match (fragment_offset, walk.fragment & 1) {
+        // An atomic fragment (RFC 6946) is a whole datagram.
+        (0, 0) => Fragment::Whole,
+        (0, _) if walk.at != walk.fragment_end => Fragment::FirstExtended,
+        (0, _) => Fragment::First,
+        _ => Fragment::Later,
+    };
+    Ok(fragment_offset)
 }
 
 #[inline(always)]

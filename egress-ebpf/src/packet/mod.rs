@@ -4,15 +4,15 @@
 //! calls of `bpf_skb_load_bytes`) and the host's tests by a slice.
 
 mod icmp;
-mod ipv4;
-mod ipv6;
+pub mod ipv4;
+pub mod ipv6;
 mod link;
 mod plain;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-pub use icmp::quoted;
+pub use icmp::{cut_tcp, quoted};
 pub use link::{EtherType, link};
 pub use plain::{Plain, plain};
 
@@ -41,6 +41,27 @@ pub trait Headers: Copy {
     fn tcp(&self, at: usize) -> Option<(u32, u32)> {
         self.read_32(at + 16)?;
         Some((self.read_32(at)?, self.read_32(at + 12)?))
+    }
+    // What few packets have: the programs put a function of their own round it, which the verifier looks at once.
+
+    /// Walks the options of the IPv4 header at `offset`, `length` bytes long.
+    #[inline(always)]
+    fn options(self, offset: usize, length: usize) -> Parsed {
+        ipv4::options(self, offset, length)
+    }
+    /// Walks the extension headers of the IPv6 header at `offset`, and fills in what they say of `packet`. Gives the fragment's
+    /// offset, in units of 8 bytes.
+    ///
+    /// # Errors
+    /// How the parse ended.
+    #[inline(always)]
+    fn extensions(self, offset: usize, packet: &mut Packet) -> Result<u16, Parsed> {
+        ipv6::extensions(self, offset, packet)
+    }
+    /// Parses the packet at `offset` that an ICMP error quotes, see [`quoted`], into `packet`, which was [`Packet::UNKNOWN`].
+    #[inline(always)]
+    fn parse_quoted(self, offset: usize, packet: &mut Packet) -> Parsed {
+        parse_into(icmp::Quoted(self), offset, packet)
     }
 }
 

@@ -4,7 +4,7 @@
 //! frames of a call chain, and the DNS message takes most of them.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_sock},
+    bindings::__sk_buff,
     helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -15,6 +15,7 @@ use egress_ebpf::{
         PROTO_TCP, PROTO_UDP, Process, ResolverKey, ResolverTrust, ZONE_SOCKET,
     },
     decision::{self, Sender, SocketKind, Tables, Verdict},
+    dns::bytes::opaque,
     packet::{Packet, plain},
     reason::Reason,
 };
@@ -34,9 +35,6 @@ pub const LOOPBACK_IFINDEX: u32 = 1;
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
-
-const SOCK_STREAM: u32 = 1;
-const SOCK_DGRAM: u32 = 2;
 
 /// cgroup_skb/egress: returns 1 to pass, 0 to drop (the sender gets EPERM).
 #[cgroup_skb]
@@ -127,14 +125,15 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     let Some(sk) = socket(skb) else { return Verdict::plain(Reason::Malformed) };
     let cookie = cookie(skb, packet);
     // SAFETY: `sk` is a full socket, `skb` the context.
-    let (own, loopback) = unsafe { (kind(sk), (*skb).ifindex == LOOPBACK_IFINDEX) };
-    let rehearsed = rehearsal::kind_of(skb, config);
-    let sender = Sender { kind: rehearsed.unwrap_or(own), cookie, loopback };
+    let (own, loopback) = unsafe { ((*sk).type_, (*skb).ifindex == LOOPBACK_IFINDEX) };
+    let rehearsed = opaque(u64::from(rehearsal::kind_of(skb, config))) as u32;
+    let kind = SocketKind::of(opaque(u64::from(if rehearsed == 0 { own } else { rehearsed })) as u32);
+    let sender = Sender { kind, cookie, loopback };
     let state = sockets::state(sk);
     let now = now();
     let about_arrival = |error: &Packet| global::is_about_arrival(skb, 0, error);
     let verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
-    if verdict.reason.passes() && rehearsed.is_none() {
+    if verdict.reason.passes() && rehearsed == 0 {
         maps::remember_fragment(packet, &verdict, ZONE_SOCKET, now);
         if verdict.remember != ORIGIN_NONE {
             sockets::remember(sk, cookie, packet, &verdict, config.generation, now, state);
@@ -148,16 +147,6 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
 fn cookie(skb: *mut __sk_buff, packet: &Packet) -> u64 {
     // SAFETY: the context is valid, and helper 46 takes it.
     if packet.proto == PROTO_UDP { unsafe { bpf_get_socket_cookie(skb.cast()) } } else { 0 }
-}
-
-#[inline(always)]
-unsafe fn kind(sk: *mut bpf_sock) -> SocketKind {
-    // SAFETY: the caller has a full socket.
-    match unsafe { (*sk).type_ } {
-        SOCK_STREAM => SocketKind::Stream,
-        SOCK_DGRAM => SocketKind::Datagram,
-        _ => SocketKind::Raw,
-    }
 }
 
 /// Whether an answer from this resolver to this packet's socket may teach. `trust` is the resolver's, or 0 where it is not known.
@@ -182,18 +171,24 @@ fn believes(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16,
         || socket(skb).and_then(sockets::state).is_some_and(|state| state.netns == config.teaching_netns)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn refuse(skb: *mut __sk_buff, config: &Config, packet: &Packet, refused: &Refused) -> i32 {
+    global::egress_refuse_socket(skb, config, packet, refused.pack());
+    if config.has(Config::ENFORCE) { DROP } else { PASS }
+}
+
+/// Counts and tells of a refusal.
+#[inline(always)]
+pub fn refused(skb: *mut __sk_buff, config: &Config, packet: &Packet, what: u32) {
     // SAFETY: the context is valid, and helper 79 takes it.
     let (bytes, ifindex, cgroup) = unsafe { ((*skb).len, (*skb).ifindex, bpf_skb_cgroup_id(skb)) };
-    report::count(&Verdict::plain(refused.reason), bytes);
+    report::count_refused(what, bytes);
     let (netns, process) = match socket(skb).and_then(sockets::state) {
         Some(state) => (state.netns, state.creator),
         None => (0, Process { pid: 0, uid: 0, comm: [0; 16] }),
     };
     let sender = report::Sender { hook: HOOK_CGROUP_EGRESS, bytes, ifindex, cgroup, netns, process };
-    report::refused(config, packet, refused, &sender);
-    if config.has(Config::ENFORCE) { DROP } else { PASS }
+    report::refused(config, packet, what, &sender);
 }
 
 /// cgroup_skb/ingress: learns names and remembers who may be answered. It never drops.

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::__sk_buff;
 use egress_ebpf::{
     abi::{Config, Ticks},
     decision::{self, Destination, Verdict},
-    packet::{Packet, Parsed, parse_into},
+    packet::{Packet, Parsed, ipv4, ipv6, parse_into},
     reason::Reason,
 };
 
@@ -23,13 +23,9 @@ pub fn parse(skb: *mut __sk_buff, offset: u32, packet: &mut Packet) -> Result<()
     let mut parsed = egress_parse(skb, offset, packet);
     if parsed == Parsed::Malformed as u32 {
         // Perhaps only the buffer's linear part was too short.
-        parsed = egress_parse_copied(skb, offset, packet);
+        parsed = egress_parse_copied(skb, offset, packet, 0);
     }
-    match parsed {
-        0 => Ok(()),
-        2 => Err(Reason::SourceRoute),
-        _ => Err(Reason::Malformed),
-    }
+    ended(parsed).reason().map_or(Ok(()), Err)
 }
 
 #[unsafe(no_mangle)]
@@ -42,10 +38,60 @@ extern "C" fn egress_parse(skb: *mut __sk_buff, offset: u32, packet: *mut Packet
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_parse_copied(skb: *mut __sk_buff, offset: u32, packet: *mut Packet) -> u32 {
+extern "C" fn egress_parse_copied(skb: *mut __sk_buff, offset: u32, packet: *mut Packet, quoted: u32) -> u32 {
     // SAFETY: null or valid, as the verifier makes sure.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return Parsed::Malformed as u32 };
-    parse_into(Copied(skb), offset as usize, packet) as u32
+    parse_into(Copied { skb, quoted: quoted != 0 }, offset as usize, packet) as u32
+}
+
+/// [`ipv4::options`].
+#[inline(always)]
+pub fn options(skb: *mut __sk_buff, offset: u32, length: u32) -> Parsed {
+    ended(egress_options(skb, offset, length))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_options(skb: *mut __sk_buff, offset: u32, length: u32) -> u32 {
+    ipv4::options(Copied { skb, quoted: false }, offset as usize, length as usize) as u32
+}
+
+/// [`ipv6::extensions`].
+#[inline(always)]
+pub fn extensions(skb: *mut __sk_buff, offset: u32, packet: &mut Packet) -> Result<u16, Parsed> {
+    let walked = egress_extensions(skb, offset, packet);
+    match ended(walked >> 16) {
+        Parsed::Good => Ok(walked as u16),
+        bad => Err(bad),
+    }
+}
+
+/// How the walk ended, and below it the fragment's offset.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_extensions(skb: *mut __sk_buff, offset: u32, packet: *mut Packet) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return (Parsed::Malformed as u32) << 16 };
+    match ipv6::extensions(Copied { skb, quoted: false }, offset as usize, packet) {
+        Ok(fragment) => u32::from(fragment),
+        Err(bad) => (bad as u32) << 16,
+    }
+}
+
+/// What a function of this object gave as its number.
+#[inline(always)]
+fn ended(number: u32) -> Parsed {
+    match number {
+        0 => Parsed::Good,
+        2 => Parsed::SourceRoute,
+        _ => Parsed::Malformed,
+    }
+}
+
+/// Parses the packet that an ICMP error quotes at `offset`: [`egress_ebpf::packet::quoted`].
+#[inline(always)]
+pub fn parse_quoted(skb: *mut __sk_buff, offset: u32, packet: &mut Packet) -> Parsed {
+    ended(egress_parse_copied(skb, offset, packet, 1))
 }
 
 /// [`decision::is_about_arrival`].
@@ -59,7 +105,7 @@ pub fn is_about_arrival(skb: *mut __sk_buff, offset: u32, error: &Packet) -> boo
 extern "C" fn egress_about_arrival(skb: *mut __sk_buff, offset: u32, error: *const Packet) -> u32 {
     // SAFETY: null or valid, as the verifier makes sure.
     let Some(error) = (unsafe { error.as_ref() }) else { return 0 };
-    u32::from(decision::is_about_arrival(&Kernel, Copied(skb), offset as usize, error))
+    u32::from(decision::is_about_arrival(&Kernel, Copied { skb, quoted: false }, offset as usize, error))
 }
 
 /// [`decision::opens`].
@@ -114,4 +160,38 @@ pub extern "C" fn egress_judge_uplink(
         return Verdict::plain(Reason::NoPolicy).pack();
     };
     uplink::judge(skb, config, packet, offset).pack()
+}
+
+/// [`cgroup_skb::refused`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn egress_refuse_socket(
+    skb: *mut __sk_buff,
+    config: *const Config,
+    packet: *const Packet,
+    what: u32,
+) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure; nothing is counted then.
+    let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) else {
+        return 0;
+    };
+    cgroup_skb::refused(skb, config, packet, what);
+    0
+}
+
+/// [`uplink::refused`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn egress_refuse_uplink(
+    skb: *mut __sk_buff,
+    config: *const Config,
+    packet: *const Packet,
+    what: u32,
+) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure; nothing is counted then.
+    let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) else {
+        return 0;
+    };
+    uplink::refused(skb, config, packet, what);
+    0
 }

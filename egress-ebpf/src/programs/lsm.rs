@@ -93,6 +93,6 @@ fn refuse(config: &Config) -> i32 {
         netns: 0,
         process: report::current_process(),
     };
-    report::refused(config, &report::unknown(), &report::Refused::plain(Reason::Bypass), &sender);
+    report::refused(config, &report::unknown(), report::Refused::plain(Reason::Bypass).pack(), &sender);
     if config.has(Config::ENFORCE) { -EPERM } else { 0 }
 }

@@ -2,10 +2,7 @@
 //! every packet's; only what is written down is left out.
 
 use aya_ebpf::bindings::__sk_buff;
-use egress_ebpf::{
-    abi::{Config, REHEARSED_DATAGRAM, REHEARSED_STREAM},
-    decision::{SocketKind, Verdict},
-};
+use egress_ebpf::{abi::Config, decision::Verdict};
 
 use super::maps;
 
@@ -16,18 +13,10 @@ pub fn is_on(skb: *mut __sk_buff, config: &Config) -> bool {
     config.has(Config::REHEARSAL) && egress_rehearsal(skb) != 0
 }
 
-/// The kind of socket that a rehearsal stands for; `None` for a packet on its way.
+/// The type of socket that a rehearsal stands for (`REHEARSED_*`); 0 for a packet on its way.
 #[inline(always)]
-pub fn kind_of(skb: *mut __sk_buff, config: &Config) -> Option<SocketKind> {
-    if !config.has(Config::REHEARSAL) {
-        return None;
-    }
-    match egress_rehearsal(skb) {
-        0 => None,
-        REHEARSED_STREAM => Some(SocketKind::Stream),
-        REHEARSED_DATAGRAM => Some(SocketKind::Datagram),
-        _ => Some(SocketKind::Raw),
-    }
+pub fn kind_of(skb: *mut __sk_buff, config: &Config) -> u32 {
+    if config.has(Config::REHEARSAL) { egress_rehearsal(skb) } else { 0 }
 }
 
 #[unsafe(no_mangle)]

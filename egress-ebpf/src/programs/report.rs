@@ -46,6 +46,18 @@ impl Refused {
     pub const fn plain(reason: Reason) -> Self {
         Self { reason, name: 0 }
     }
+
+    /// As one number, for a global function: the reason, and above it the name's place.
+    #[inline(always)]
+    pub const fn pack(&self) -> u32 {
+        self.reason as u32 | self.name << 8
+    }
+}
+
+/// The reason of a packed refusal, as [`count`] takes it.
+#[inline(always)]
+pub fn count_refused(what: u32, bytes: u32) {
+    add(maps::COUNTERS.get_ptr_mut(what & 0xff), bytes);
 }
 
 /// Counts a packet that was decided.
@@ -117,10 +129,10 @@ fn fold(packet: &Packet, reason: u8, sender: &Sender, name: u32) -> Option<u32> 
     Some(1)
 }
 
-/// Tells the daemon of a refusal: the first one like it at once, then one per tick with how many there were.
+/// Tells the daemon of a refusal, packed: the first one like it at once, then one per tick with how many there were.
 #[inline(always)]
-pub fn refused(config: &Config, packet: &Packet, refused: &Refused, sender: &Sender) {
-    egress_refused(config, packet, refused.reason as u32 | refused.name << 8, sender);
+pub fn refused(config: &Config, packet: &Packet, what: u32, sender: &Sender) {
+    egress_refused(config, packet, what, sender);
 }
 
 /// A packet of which nothing is known, on the stack: a global function takes no constant, which it might write to.

@@ -6,7 +6,9 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
 };
-use egress_ebpf::packet::Headers;
+use egress_ebpf::packet::{Headers, Packet, Parsed, cut_tcp};
+
+use super::global;
 
 /// The furthest offset that direct packet access takes (the kernel's MAX_PACKET_OFF is 0xffff).
 const OFFSET_MASK: usize = 0x3fff;
@@ -51,6 +53,16 @@ impl Headers for Direct {
         }
         Some(value as u32)
     }
+
+    #[inline(always)]
+    fn options(self, offset: usize, length: usize) -> Parsed {
+        global::options(self.0, offset as u32, length as u32)
+    }
+
+    #[inline(always)]
+    fn extensions(self, offset: usize, packet: &mut Packet) -> Result<u16, Parsed> {
+        global::extensions(self.0, offset as u32, packet)
+    }
 }
 
 impl Direct {
@@ -66,15 +78,43 @@ impl Direct {
 
 /// Reads headers by copy, wherever in the buffer they are: for the rare packet whose headers are not in the linear part.
 #[derive(Clone, Copy)]
-pub struct Copied(pub *mut __sk_buff);
+pub struct Copied {
+    pub skb: *mut __sk_buff,
+    /// Whether it is a packet that an ICMP error quotes, whose TCP header may be cut.
+    pub quoted: bool,
+}
 
 impl Headers for Copied {
+    #[inline(always)]
+    fn tcp(&self, at: usize) -> Option<(u32, u32)> {
+        match (self.read_32(at + 16), self.quoted) {
+            (Some(_), _) => Some((self.read_32(at)?, self.read_32(at + 12)?)),
+            (None, true) => cut_tcp(*self, at),
+            (None, false) => None,
+        }
+    }
+
+    #[inline(always)]
+    fn options(self, offset: usize, length: usize) -> Parsed {
+        global::options(self.skb, offset as u32, length as u32)
+    }
+
+    #[inline(always)]
+    fn extensions(self, offset: usize, packet: &mut Packet) -> Result<u16, Parsed> {
+        global::extensions(self.skb, offset as u32, packet)
+    }
+
+    #[inline(always)]
+    fn parse_quoted(self, offset: usize, packet: &mut Packet) -> Parsed {
+        global::parse_quoted(self.skb, offset as u32, packet)
+    }
+
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: helper 26 writes all N bytes, or none and an error.
         unsafe {
-            let error = bpf_skb_load_bytes(self.0.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32);
+            let error = bpf_skb_load_bytes(self.skb.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32);
             (error == 0).then(|| bytes.assume_init())
         }
     }

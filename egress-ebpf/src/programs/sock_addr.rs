@@ -225,7 +225,7 @@ fn refuse(ctx: *mut bpf_sock_addr, config: &Config, hook: u8, destination: &Dest
         netns: unsafe { bpf_get_netns_cookie(ctx.cast()) },
         process: report::current_process(),
     };
-    report::refused(config, &packet, &report::Refused::plain(reason), &sender);
+    report::refused(config, &packet, report::Refused::plain(reason).pack(), &sender);
     if config.has(Config::ENFORCE) {
         report::count(&Verdict::plain(reason), 0);
         return DENY;

@@ -248,15 +248,21 @@ fn trusts(config: &Config, address: &egress_ebpf::abi::Address, port: u16, packe
     Kernel.resolver(&key).is_some_and(|trust| trust & LEARN_AT_UPLINK != 0)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn refuse(skb: *mut __sk_buff, config: &Config, packet: &Packet, refused: &Refused) -> i32 {
+    global::egress_refuse_uplink(skb, config, packet, refused.pack());
+    if config.has(Config::ENFORCE) { SHOT } else { NEXT }
+}
+
+/// Counts and tells of a refusal.
+#[inline(always)]
+pub fn refused(skb: *mut __sk_buff, config: &Config, packet: &Packet, what: u32) {
     // SAFETY: the context is valid.
     let (bytes, ifindex) = unsafe { ((*skb).len, (*skb).ifindex) };
-    report::count(&Verdict::plain(refused.reason), bytes);
+    report::count_refused(what, bytes);
     let process = Process { pid: 0, uid: 0, comm: [0; 16] };
     let sender = report::Sender { hook: HOOK_UPLINK_EGRESS, bytes, ifindex, cgroup: 0, netns: 0, process };
-    report::refused(config, packet, refused, &sender);
-    if config.has(Config::ENFORCE) { SHOT } else { NEXT }
+    report::refused(config, packet, what, &sender);
 }
 
 #[inline(always)]

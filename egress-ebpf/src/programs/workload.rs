@@ -183,9 +183,9 @@ fn route(skb: *mut __sk_buff, own: u32, version: u8, address: &Address) -> Route
 fn refuse(skb: *mut __sk_buff, config: &Config, packet: &Packet, refused: &Refused) -> i32 {
     // SAFETY: the context is valid, and helper 79 takes it.
     let (bytes, ifindex, cgroup) = unsafe { ((*skb).len, (*skb).ifindex, bpf_skb_cgroup_id(skb)) };
-    report::count(&Verdict::plain(refused.reason), bytes);
+    report::count_refused(refused.pack(), bytes);
     let process = Process { pid: 0, uid: 0, comm: [0; 16] };
     let sender = report::Sender { hook: HOOK_WORKLOAD_INGRESS, bytes, ifindex, cgroup, netns: 0, process };
-    report::refused(config, packet, refused, &sender);
+    report::refused(config, packet, refused.pack(), &sender);
     if config.has(Config::ENFORCE) { SHOT } else { NEXT }
 }

@@ -9,6 +9,7 @@ mod aliases;
 mod attach;
 mod change;
 mod classes;
+mod clock;
 mod clsact;
 mod confirm;
 mod control;

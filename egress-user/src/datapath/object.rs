@@ -8,7 +8,7 @@ use std::{
 
 use aya::{Ebpf, EbpfLoader, programs::Program};
 
-use super::{Error, Pins, Plain, Table};
+use super::{Error, Pins, Plain, Table, clock::Jiffies};
 use crate::policy::Compiled;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress.bpf.o"));
@@ -154,6 +154,7 @@ impl Object {
     pub fn load_telling(sizes: &Sizes, pins: Option<&Pins>, tells: bool) -> Result<Self, Error> {
         let paths: Vec<_> =
             pins.map(|pins| super::pins::MAPS.iter().map(|name| (*name, pins.map(name))).collect()).unwrap_or_default();
+        let jiffies = Jiffies::read();
         let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut loader = ahead.and_then(|thread| thread.join().ok()).unwrap_or_else(loader);
         for (name, size) in sizes.of() {
@@ -161,6 +162,8 @@ impl Object {
         }
         // The verifier knows it as a constant, and takes out what is behind it.
         loader.override_global(aya_log::LEVEL, if tells { &TELL } else { &TELL_NOTHING }, true);
+        loader.override_global("JIFFY_LENGTH", &jiffies.length, true);
+        loader.override_global("JIFFIES_BEGAN", &jiffies.began, true);
         if !tells {
             loader.map_max_entries(LOG_MAP, 1 << 12);
         }

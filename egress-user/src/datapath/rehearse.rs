@@ -7,10 +7,7 @@ mod packet;
 use std::os::fd::AsFd as _;
 
 use egress_ebpf::{
-    abi::{
-        Config, PROTO_TCP, PROTO_UDP, REHEARSED_DATAGRAM, REHEARSED_RAW, REHEARSED_STREAM, Rehearsal, ZONE_SOCKET,
-        ZONE_UPLINK,
-    },
+    abi::{Config, PROTO_TCP, PROTO_UDP, Rehearsal, ZONE_SOCKET, ZONE_UPLINK},
     decision::{self, Destination, Sender, SocketKind, Verdict, outward_key},
     packet::{Packet, parse},
     reason::Reason,
@@ -94,11 +91,7 @@ impl Datapath {
     fn by_the_program(&mut self, scene: &Scene<'_>, config: &Config) -> Result<(Verdict, bool), Error> {
         let table = self.object.table::<u32, Rehearsal>("REHEARSAL")?;
         let token = rand::random::<u64>().max(1);
-        let kind = match kind(scene.packet) {
-            SocketKind::Stream => REHEARSED_STREAM,
-            SocketKind::Datagram => REHEARSED_DATAGRAM,
-            SocketKind::Raw => REHEARSED_RAW,
-        };
+        let kind = kind(scene.packet).number();
         let rehearsing = Config { flags: config.flags | Config::REHEARSAL, ..*config };
         let at_socket = scene.program == "socket_egress";
         // The kernel takes 14 bytes off as an Ethernet header, and gives them back to what is attached to interfaces.
@@ -160,9 +153,9 @@ impl Datapath {
 /// The socket that a packet of its protocol leaves by.
 fn kind(packet: &[u8]) -> SocketKind {
     match parse(packet, 0).map(|packet| packet.proto) {
-        Ok(PROTO_TCP) => SocketKind::Stream,
-        Ok(PROTO_UDP) => SocketKind::Datagram,
-        _ => SocketKind::Raw,
+        Ok(PROTO_TCP) => SocketKind::STREAM,
+        Ok(PROTO_UDP) => SocketKind::DATAGRAM,
+        _ => SocketKind::RAW,
     }
 }
 

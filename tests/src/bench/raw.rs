@@ -5,10 +5,10 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
-use egress_user::datapath::sys::AttachType;
+pub use egress_user::datapath::sys::CLASSIFIER;
+use egress_user::datapath::sys::{AttachType, program_load, program_load_for};
 
 const MAP_CREATE: u32 = 0;
-const PROG_LOAD: u32 = 5;
 const LINK_CREATE: u32 = 28;
 
 /// `BPF_MAP_TYPE_HASH`.
@@ -20,8 +20,6 @@ const MAP_LPM_TRIE: u32 = 11;
 /// `BPF_F_NO_PREALLOC`, as Egress' own tables have it where the kernel can.
 const NO_PREALLOC: u32 = 1;
 
-/// `BPF_PROG_TYPE_SCHED_CLS`.
-pub const CLASSIFIER: u32 = 3;
 /// `BPF_PROG_TYPE_CGROUP_SKB`.
 pub const CGROUP_SKB: u32 = 8;
 /// `BPF_PROG_TYPE_CGROUP_SOCK`.
@@ -38,35 +36,6 @@ fn bpf<T>(command: u32, attr: &mut T) -> io::Result<OwnedFd> {
     }
 }
 
-/// Loads a program of these instructions (`struct bpf_insn` as words).
-pub fn load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
-    load_for(kind, 0, instructions)
-}
-
-/// [`load`], of a kind whose programs say when they are loaded where they will be attached (`enum bpf_attach_type`).
-pub fn load_for(kind: u32, attach_type: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attr {
-        kind: u32,
-        count: u32,
-        instructions: u64,
-        license: u64,
-        log_version_flags_name_interface: [u32; 11],
-        attach_type: u32,
-        rest: [u64; 8],
-    }
-    let mut attr = Attr {
-        kind,
-        count: instructions.len() as u32,
-        instructions: instructions.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        attach_type,
-        ..Attr::default()
-    };
-    bpf(PROG_LOAD, &mut attr)
-}
-
 const fn instruction(code: u8, destination: u8, source: u8, offset: i16, value: i32) -> u64 {
     code as u64 | ((source << 4 | destination) as u64) << 8 | (offset as u16 as u64) << 16 | (value as u32 as u64) << 32
 }
@@ -78,7 +47,7 @@ pub fn empty(kind: u32) -> io::Result<OwnedFd> {
 
 /// Programs that let every socket be made (`BPF_CGROUP_INET_SOCK_CREATE`), and every IPv4 address be connected to.
 pub fn empty_hooks() -> io::Result<[(OwnedFd, AttachType); 2]> {
-    let hook = |kind, at: AttachType| io::Result::Ok((load_for(kind, at as u32, &saying(1))?, at));
+    let hook = |kind, at: AttachType| io::Result::Ok((program_load_for(kind, at as u32, &saying(1))?, at));
     Ok([hook(CGROUP_SOCK, AttachType::CgroupSockCreate)?, hook(CGROUP_SOCK_ADDR, AttachType::CgroupConnect4)?])
 }
 
@@ -91,7 +60,7 @@ pub fn tcx_last(program: BorrowedFd<'_>, index: u32, attach_type: u32) -> io::Re
 
 /// A program that says the same of every packet.
 pub fn constant(kind: u32, answer: i32) -> io::Result<OwnedFd> {
-    load(kind, &saying(answer))
+    program_load(kind, &saying(answer))
 }
 
 const fn saying(answer: i32) -> [u64; 2] {
@@ -156,7 +125,7 @@ pub fn lookup(map: BorrowedFd<'_>, before: &[i32], key_size: i16) -> io::Result<
         instruction(0xb7, 0, 0, 0, -1),
         instruction(0x95, 0, 0, 0, 0),
     ]);
-    load(CLASSIFIER, &program)
+    program_load(CLASSIFIER, &program)
 }
 
 /// How often a program of [`calls`] or [`helpers`] calls.
@@ -167,7 +136,7 @@ pub fn calls() -> io::Result<OwnedFd> {
     let mut program: Vec<_> = (0..CALLS).map(|n| instruction(0x85, 0, 1, 0, CALLS - n + 1)).collect();
     program.extend([instruction(0xb7, 0, 0, 0, -1), instruction(0x95, 0, 0, 0, 0)]);
     program.extend([instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)]);
-    load(CLASSIFIER, &program)
+    program_load(CLASSIFIER, &program)
 }
 
 /// A classifier that calls a helper (`enum bpf_func_id`), which takes the context or nothing, [`CALLS`] times.
@@ -177,5 +146,5 @@ pub fn helpers(helper: i32) -> io::Result<OwnedFd> {
         program.extend([instruction(0xbf, 1, 6, 0, 0), instruction(0x85, 0, 0, 0, helper)]);
     }
     program.extend([instruction(0xb7, 0, 0, 0, -1), instruction(0x95, 0, 0, 0, 0)]);
-    load(CLASSIFIER, &program)
+    program_load(CLASSIFIER, &program)
 }

@@ -48,7 +48,7 @@ fn reason(policy: &Policy, facts: &Facts, packet: &Packet) -> Reason {
     if matches!(packet.transport, Transport::Other(_)) {
         return Reason::Protocol;
     }
-    if facts.reply && answers(packet) {
+    if facts.reply && answers(packet) && !asks(policy, packet) {
         return Reason::Reply;
     }
     for rule in policy.rules.iter().filter(|rule| rule.action == Action::Deny) {
@@ -95,6 +95,12 @@ fn answers(packet: &Packet) -> bool {
         (Transport::Icmp(kind), IpAddr::V6(_)) => matches!(kind, 1..=4 | 129),
         _ => false,
     }
+}
+
+/// Whether it is a datagram to a trusted resolver: a query, whatever came from there before (P5).
+fn asks(policy: &Policy, packet: &Packet) -> bool {
+    matches!(packet.transport, Transport::Udp { destination: 53, .. })
+        && policy.dns.resolvers.contains(&packet.destination)
 }
 
 /// What is said of DNS, apart from the rules; `None` where the rules decide.

@@ -121,9 +121,9 @@ fn at_socket(
         Err(reason) => return reason,
     };
     let kind = match case.packet.transport {
-        Transport::Tcp { .. } => SocketKind::Stream,
-        Transport::Udp { .. } => SocketKind::Datagram,
-        _ => SocketKind::Raw,
+        Transport::Tcp { .. } => SocketKind::STREAM,
+        Transport::Udp { .. } => SocketKind::DATAGRAM,
+        _ => SocketKind::RAW,
     };
     let mut state = SocketState::default();
     if let Some((key, flow)) = given.flow {
@@ -131,9 +131,9 @@ fn at_socket(
         // judged before that table is asked.
         let is_out = flow.origin == egress_ebpf::abi::ORIGIN_OUT;
         let in_storage = match kind {
-            SocketKind::Stream => in_storage || is_out || packet.destination_port == 53,
-            SocketKind::Datagram => in_storage,
-            SocketKind::Raw => is_out,
+            SocketKind::STREAM => in_storage || is_out || packet.destination_port == 53,
+            SocketKind::DATAGRAM => in_storage,
+            _ => is_out,
         };
         if in_storage {
             let (remote, remote_port) = (packet.destination, packet.destination_port);

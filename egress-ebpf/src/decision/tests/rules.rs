@@ -146,6 +146,6 @@ fn refusals_tell_the_nearest_cause() {
         (udp(RESOLVER, 54), Reason::NoRule),
     ] {
         assert_eq!(fake.uplink(&packet), reason, "{packet:?}");
-        assert_eq!(fake.socket(SocketKind::Stream, None, &packet), reason, "{packet:?}");
+        assert_eq!(fake.socket(SocketKind::STREAM, None, &packet), reason, "{packet:?}");
     }
 }

@@ -167,7 +167,7 @@ pub(super) fn peer_key(packet: &Packet) -> PeerKey {
 /// The reasons at an uplink and at a stream socket whose flow is `flow`.
 pub(super) fn both(fake: &mut Fake, packet: &Packet, flow: Flow) -> (Reason, Reason) {
     fake.flows = [(outward_key(packet, ZONE_UPLINK), flow)].into();
-    let kind = if packet.proto == PROTO_TCP { SocketKind::Stream } else { SocketKind::Datagram };
+    let kind = if packet.proto == PROTO_TCP { SocketKind::STREAM } else { SocketKind::DATAGRAM };
     (fake.uplink(packet), fake.socket(kind, Some(&state(packet, flow)), packet))
 }
 
