@@ -3,8 +3,8 @@
 
 use super::Verdict;
 use crate::{
-    abi::{Address, Config, Flow, FlowKey, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, SocketState, Ticks, ZONE_UPLINK},
-    packet::Plain,
+    abi::{Address, Config, Flow, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, SocketState, Ticks},
+    packet::Packet,
     reason::Reason,
 };
 
@@ -13,7 +13,7 @@ use crate::{
 #[inline(always)]
 pub fn established_at_socket(
     config: &Config,
-    packet: &Plain,
+    packet: &Packet,
     state: &SocketState,
     now: impl FnOnce() -> Ticks,
 ) -> Option<Verdict> {
@@ -33,29 +33,15 @@ pub fn established_at_socket(
 #[inline(always)]
 pub fn established_at_uplink(
     config: &Config,
-    packet: &Plain,
+    packet: &Packet,
     flow: &Flow,
     now: impl FnOnce() -> Ticks,
 ) -> Option<Verdict> {
     verdict(config, packet, flow, now)
 }
 
-/// The key of a plain packet's flow by an uplink: [`super::outward_key`].
 #[inline(always)]
-pub fn established_key(packet: &Plain) -> FlowKey {
-    FlowKey {
-        local: packet.source,
-        remote: packet.destination,
-        local_port: packet.source_port,
-        remote_port: packet.destination_port,
-        proto: packet.proto,
-        zone: ZONE_UPLINK,
-        pad: 0,
-    }
-}
-
-#[inline(always)]
-fn verdict(config: &Config, packet: &Plain, flow: &Flow, now: impl FnOnce() -> Ticks) -> Option<Verdict> {
+fn verdict(config: &Config, packet: &Packet, flow: &Flow, now: impl FnOnce() -> Ticks) -> Option<Verdict> {
     if flow.generation != config.generation {
         return None;
     }

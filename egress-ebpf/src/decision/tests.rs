@@ -270,27 +270,18 @@ fn the_short_way_agrees_with_the_whole_decision() {
                 {
                     let tcp_flags = if proto == PROTO_TCP { flags } else { 0 };
                     let packet = Packet { proto, tcp_flags, ..tcp(STRANGER, 443, flags) };
-                    let plain = crate::packet::Plain {
-                        source: packet.source,
-                        destination: packet.destination,
-                        source_port: packet.source_port,
-                        destination_port: packet.destination_port,
-                        proto,
-                        tcp_flags,
-                    };
                     let flow = Flow { seen, generation, grant: GRANT, origin };
                     let state = SocketState { remote: STRANGER, remote_port: port, proto, flow, ..Default::default() };
                     let mut fake = Fake::new();
                     let sender = Sender { kind: SocketKind::STREAM, cookie: COOKIE, loopback: false };
                     let whole = leaves_socket(&fake, &CONFIG, |_| false, &packet, &sender, Some(&state), NOW);
-                    if let Some(verdict) = established_at_socket(&CONFIG, &plain, &state, || NOW) {
+                    if let Some(verdict) = established_at_socket(&CONFIG, &packet, &state, || NOW) {
                         short += 1;
                         assert_eq!(verdict, whole, "{state:?} {packet:?}");
                         assert!(proto == PROTO_TCP || flow.seen == NOW);
                     }
-                    assert_eq!(established_key(&plain), outward_key(&packet, ZONE_UPLINK));
                     fake.flows.insert(outward_key(&packet, ZONE_UPLINK), flow);
-                    if let Some(verdict) = established_at_uplink(&CONFIG, &plain, &flow, || NOW) {
+                    if let Some(verdict) = established_at_uplink(&CONFIG, &packet, &flow, || NOW) {
                         assert_eq!(verdict, leaves_uplink(&fake, &CONFIG, |_| false, &packet, NOW));
                     }
                 }

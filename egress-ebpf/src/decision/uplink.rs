@@ -36,7 +36,8 @@ pub fn leaves_uplink<T: Tables>(
     if known.origin == ORIGIN_OUT && known.generation == config.generation {
         return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
-    if tables.builtin(config, packet) {
+    // None of them is TCP, and that is seen without a call.
+    if packet.proto != PROTO_TCP && tables.builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
     }
     let verdict = tables.policy(config, &Destination::of(packet), now);

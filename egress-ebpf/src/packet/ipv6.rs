@@ -41,8 +41,7 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
         fragment_id: 0,
         transport: 40,
         payload: 0,
-        // A payload length of 0 is a jumbogram's or GSO's; no end is known then.
-        end: if payload == 0 { 0 } else { payload.saturating_add(40) },
+        end: end(payload),
     };
     let mut fragment_offset = 0;
     if is_extension(packet.proto) {
@@ -52,6 +51,12 @@ pub(super) fn parse<H: Headers>(headers: H, offset: usize, packet: &mut Packet) 
         };
     }
     transport::parse(headers, offset, packet, fragment_offset)
+}
+
+/// Where a packet with this payload length ends. A length of 0 is a jumbogram's or GSO's; no end is known then.
+#[inline(always)]
+pub(super) const fn end(payload: u16) -> u16 {
+    if payload == 0 { 0 } else { payload.saturating_add(40) }
 }
 
 /// Walks the extension headers behind the fixed one at `offset`: see [`Headers::extensions`]. `packet.proto` is the first one's.

@@ -14,7 +14,7 @@ mod transport;
 
 pub use icmp::{cut_tcp, quoted};
 pub use link::{EtherType, link};
-pub use plain::{Plain, plain};
+pub use plain::plain;
 
 use crate::{
     abi::{Address, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},

@@ -393,10 +393,7 @@ fn plain_packets_are_read_as_the_parser_reads_them() {
                 taken += 1;
                 let parsed = parse(&packet[..], 0).expect("the parser takes it");
                 assert_eq!(parsed.fragment, Fragment::Whole);
-                let seen = (plain.source, plain.destination, plain.source_port, plain.destination_port);
-                assert_eq!(seen, (parsed.source, parsed.destination, parsed.source_port, parsed.destination_port));
-                assert_eq!((plain.proto, plain.tcp_flags), (parsed.proto, parsed.tcp_flags));
-                assert_eq!(plain.opens_tcp(), parsed.opens_tcp());
+                assert_eq!(plain, parsed);
             }
         }
     }
@@ -418,13 +415,8 @@ proptest! {
         if let Some(next) = packet.get_mut(at) { *next = proto; }
         if !six && packet.len() > 7 && packet[7] & 1 == 0 { packet[6] = 0x40; packet[7] = 0; }
         if let Some(plain) = plain(&packet[..], 0) {
-            let parsed = parse(&packet[..], 0).expect("the parser takes it");
-            prop_assert_eq!((plain.source, plain.destination), (parsed.source, parsed.destination));
-            prop_assert_eq!(
-                (plain.source_port, plain.destination_port, plain.tcp_flags),
-                (parsed.source_port, parsed.destination_port, parsed.tcp_flags)
-            );
-            prop_assert_eq!(parsed.fragment, Fragment::Whole);
+            prop_assert_eq!(Ok(plain), parse(&packet[..], 0));
+            prop_assert_eq!(plain.fragment, Fragment::Whole);
         }
     }
 }

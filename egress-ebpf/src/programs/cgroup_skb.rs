@@ -48,10 +48,11 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
     }
     let rehearsed = rehearsal::is_on(skb, config);
     let mut packet = Packet::UNKNOWN;
-    match global::parse(skb, 0, &mut packet) {
-        Ok(()) => {}
-        Err(reason) if rehearsed => return rehearsal::end(skb, config, &Verdict::plain(reason), PASS, DROP),
-        Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
+    if let Err(reason) = global::parse(skb, 0, &mut packet) {
+        if rehearsed {
+            return rehearsal::end(skb, config, &Verdict::plain(reason), PASS, DROP);
+        }
+        return refuse(skb, config, &report::unknown(), &Refused::plain(reason));
     }
     let mut verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet));
     let mut refused = Refused::plain(verdict.reason);

@@ -79,10 +79,11 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     }
     let offset = offset as u32;
     let mut packet = Packet::UNKNOWN;
-    match global::parse(skb, offset, &mut packet) {
-        Ok(()) => {}
-        Err(reason) if rehearsed => return rehearsal::end(skb, config, &Verdict::plain(reason), NEXT, SHOT),
-        Err(reason) => return refuse(skb, config, &report::unknown(), &Refused::plain(reason)),
+    if let Err(reason) = global::parse(skb, offset, &mut packet) {
+        if rehearsed {
+            return rehearsal::end(skb, config, &Verdict::plain(reason), NEXT, SHOT);
+        }
+        return refuse(skb, config, &report::unknown(), &Refused::plain(reason));
     }
     let mut verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
     let mut refused = Refused::plain(verdict.reason);
@@ -134,7 +135,7 @@ fn was_left(skb: *mut __sk_buff, packet: &Packet) -> bool {
     packet.proto == PROTO_UDP && unsafe { (*skb).mark } == LEFT_TO_UPLINK
 }
 
-/// The short way, for a packet that the cgroup's hook has judged, or of a flow that is known. What may be DNS goes the
+/// The short way, for a plain packet that the cgroup's hook has judged, or of a flow that is known. What may be DNS goes the
 /// long way. The verdict is packed; 0 for none.
 // Not inlined, for the stack's sake.
 #[inline(never)]
@@ -152,7 +153,7 @@ fn established(skb: *mut __sk_buff, config: &Config, offset: usize) -> u64 {
     if packet.opens_tcp() {
         return 0;
     }
-    let Some(flow) = Kernel.flow(&decision::established_key(&packet)) else { return 0 };
+    let Some(flow) = Kernel.flow(&decision::outward_key(&packet, ZONE_UPLINK)) else { return 0 };
     decision::established_at_uplink(config, &packet, flow, now).map_or(0, Verdict::pack)
 }
 
