@@ -49,6 +49,9 @@ pub static ASKING: HashMap<u32, u32, { WORKLOADS_MAX as usize }, NO_PREALLOC> = 
 // Not inlined, for the stack's sake.
 #[inline(never)]
 pub fn asks(skb: *mut __sk_buff, config: &Config) {
+    if config.teaching_netns == 0 {
+        return;
+    }
     let Some(sk) = socket(skb) else { return };
     let Some(state) = sockets::state(sk) else { return };
     if is_elsewhere(config, state) {

@@ -2,17 +2,21 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 pub use egress_user::datapath::sys::CLASSIFIER;
-use egress_user::datapath::sys::{AttachType, program_load, program_load_for};
+use egress_user::datapath::sys::{ANY, AttachType, map_update, program_load, program_load_for};
 
 const MAP_CREATE: u32 = 0;
 const LINK_CREATE: u32 = 28;
 
 /// `BPF_MAP_TYPE_HASH`.
 const MAP_HASH: u32 = 1;
+/// `BPF_MAP_TYPE_ARRAY`.
+const MAP_ARRAY: u32 = 2;
+/// `BPF_MAP_TYPE_PROG_ARRAY`.
+const MAP_PROG_ARRAY: u32 = 3;
 /// `BPF_MAP_TYPE_LRU_HASH`.
 const MAP_LRU_HASH: u32 = 9;
 /// `BPF_MAP_TYPE_LPM_TRIE`.
@@ -67,6 +71,40 @@ const fn saying(answer: i32) -> [u64; 2] {
     [instruction(0xb7, 0, 0, 0, answer), instruction(0x95, 0, 0, 0, 0)]
 }
 
+/// A classifier that writes an element into a map and goes on to another classifier, with the table that names it: what is in that
+/// goes when nobody outside the kernel has it any more.
+pub fn update_and_go_on(
+    map: BorrowedFd<'_>,
+    key: &[u8],
+    value: &[u8],
+    goes_on: BorrowedFd<'_>,
+) -> io::Result<[OwnedFd; 2]> {
+    // Keys and values of maps are whole words here, so that the value lies aligned behind the key.
+    let element = [key, value].concat();
+    let array = map_of(MAP_ARRAY, 4, element.len() as u32, 1, 0)?;
+    map_update(array.as_fd(), &0_u32.to_ne_bytes(), &element, ANY)?;
+    let programs = map_of(MAP_PROG_ARRAY, 4, 4, 1, 0)?;
+    map_update(programs.as_fd(), &0_u32.to_ne_bytes(), &goes_on.as_raw_fd().to_ne_bytes(), ANY)?;
+    // A pointer into an array's first element: BPF_PSEUDO_MAP_VALUE, with the offset in the second half.
+    let value_at = |register, offset: usize| {
+        [instruction(0x18, register, 2, 0, array.as_raw_fd()), instruction(0, 0, 0, 0, offset as i32)]
+    };
+    let map_in = |register, map: i32| [instruction(0x18, register, 1, 0, map), 0];
+    let program = [
+        &[instruction(0xbf, 6, 1, 0, 0)][..],
+        &map_in(1, map.as_raw_fd()),
+        &value_at(2, 0),
+        &value_at(3, key.len()),
+        // bpf_map_update_elem, then bpf_tail_call
+        &[instruction(0xb7, 4, 0, 0, 0), instruction(0x85, 0, 0, 0, 2), instruction(0xbf, 1, 6, 0, 0)],
+        &map_in(2, programs.as_raw_fd()),
+        &[instruction(0xb7, 3, 0, 0, 0), instruction(0x85, 0, 0, 0, 12)],
+        &saying(-1),
+    ]
+    .concat();
+    Ok([program_load(CLASSIFIER, &program)?, programs])
+}
+
 /// A hash table of `size` elements with 8-byte values.
 pub fn hash(key_size: u32, size: u32) -> io::Result<OwnedFd> {
     map(MAP_HASH, key_size, size, NO_PREALLOC)
@@ -83,8 +121,12 @@ pub fn trie(key_size: u32, size: u32) -> io::Result<OwnedFd> {
 }
 
 fn map(kind: u32, key_size: u32, size: u32, flags: u32) -> io::Result<OwnedFd> {
+    map_of(kind, key_size, 8, size, flags)
+}
+
+fn map_of(kind: u32, key_size: u32, value_size: u32, size: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attr = [0_u32; 32];
-    attr[..5].copy_from_slice(&[kind, key_size, 8, size, flags]);
+    attr[..5].copy_from_slice(&[kind, key_size, value_size, size, flags]);
     bpf(MAP_CREATE, &mut attr)
 }
 

@@ -1,5 +1,6 @@
 //! `bench verdict`: the real programs by BPF_PROG_TEST_RUN, in turns with an empty one.
 
+mod answers;
 mod bounds;
 mod cold;
 mod place;
@@ -166,7 +167,7 @@ fn measure(options: &Options, addresses: u32, ifindex: u32, figures: &mut Figure
         });
     }
     place.configure(0)?;
-    figures.verdicts.extend(cold::answers(&mut place, addresses)?);
+    figures.verdicts.extend(answers::measure(&mut place, addresses, options)?);
     figures.parts.extend(cold::parts(&mut place, addresses, options)?);
     figures.memory.push(place.memory()?);
     Ok(())

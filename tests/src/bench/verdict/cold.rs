@@ -1,4 +1,4 @@
-//! What cannot be repeated on one packet: answers, each of which counts once, and addresses that no cache holds.
+//! First packets to addresses that no cache holds, and what verdicts are made of.
 
 use std::{
     net::IpAddr,
@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Result, ensure};
 use egress_user::datapath::sys;
 
-use super::{Figure, Options, Place, place, quantile};
+use super::{Options, Place, place, quantile};
 use crate::bench::{
     raw,
-    wire::{self, SYN, TCP, UDP},
+    wire::{self, SYN, TCP},
 };
 
 /// First packets, and the bare parts that none of them can do without: nanoseconds over the empty program, run the same way.
@@ -31,31 +31,6 @@ pub struct Part {
 
 const RUNS: u32 = 2000;
 const HOT_RUNS: u32 = 9;
-
-/// Pairs of a query and its answer, each run once.
-pub fn answers(place: &mut Place, addresses: u32) -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
-    let ifindex = place.ifindex;
-    let empty = raw::empty(raw::CLASSIFIER)?;
-    for (count, what) in [(1, "answer with 1 address"), (8, "answer with 8"), (60, "answer with 60")] {
-        let (mut own, mut base) = (Vec::new(), Vec::new());
-        for id in 0..RUNS as u16 {
-            let query = wire::frame(UDP, place::CLIENT, place::RESOLVER, 0, &wire::query(id, place::NAME));
-            let answer = wire::frame(UDP, place::RESOLVER, place::CLIENT, 0, &wire::answer(id, place::NAME, count));
-            let once = |packet| sys::TestInput { packet, ifindex, output: None, repeat: 1 };
-            let asked = sys::test_run(place.object.program("uplink_egress")?, once(&query))?;
-            ensure!(asked.returned != 2, "the query was refused");
-            base.push(sys::test_run(empty.as_fd(), once(&answer))?.nanoseconds);
-            own.push(sys::test_run(place.object.program("uplink_ingress")?, once(&answer))?.nanoseconds);
-        }
-        let (median, spread) = (quantile(&own, 0.5), quantile(&own, 0.75) - quantile(&own, 0.25));
-        let (what, program) = (format!("{what}, run once"), "uplink_ingress".to_owned());
-        let empty = quantile(&base, 0.5);
-        let ratio = super::ratio(&own, &base);
-        figures.push(Figure { addresses, what, program, nanoseconds: median, empty, spread, ratio });
-    }
-    Ok(figures)
-}
 
 /// The part that tells whether the kernel guards returns.
 pub const CALL: &str = "a call of a function";
