@@ -1,12 +1,22 @@
 //! The short way: packets of a flow that needs nothing but its verdict. What these functions say, the whole decision says
 //! too; where they say nothing it is to be asked.
 
-use super::Verdict;
+use super::{Verdict, policy::PORT_DNS};
 use crate::{
     abi::{Address, Config, Flow, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, SocketState, Ticks},
     packet::Packet,
     reason::Reason,
 };
+
+/// Whether a packet that arrives, at a socket or on an uplink, is of a TCP connection that is under way, and no resolver's: nothing is
+/// learned or to be remembered of it.
+#[inline(always)]
+pub fn tells_nothing(config: &Config, packet: &Packet) -> bool {
+    packet.proto == PROTO_TCP
+        && !packet.opens_tcp()
+        && packet.source_port != PORT_DNS
+        && !config.has(Config::RESOLVER_PORTS)
+}
 
 /// The verdict for a packet of the flow that a socket carries, not by a loopback interface, where there is nothing new to
 /// write down: see [`super::leaves_socket`].

@@ -258,6 +258,31 @@ fn a_query_is_no_reply() {
     assert_eq!(both(&mut fake, &udp(STRANGER, 53), flow(ORIGIN_IN, GENERATION, NOW)), same(Reason::Reply));
 }
 
+/// What the short way passes over asks for nothing, whatever is known of it; what may be a resolver's it does not pass over.
+#[test]
+fn what_tells_nothing_is_not_remembered() {
+    let fake = Fake::new();
+    let mut passed_over = 0;
+    for source_port in [443, 53, 5353] {
+        for flags in [TCP_ACK, TCP_SYN, TCP_SYN | TCP_ACK, 0] {
+            for proto in [PROTO_TCP, PROTO_UDP] {
+                let packet = Packet { source_port, proto, tcp_flags: flags, ..tcp(STRANGER, 443, flags) };
+                for resolver_ports in [0, Config::RESOLVER_PORTS] {
+                    let config = Config { flags: CONFIG.flags | resolver_ports, ..CONFIG };
+                    if !tells_nothing(&config, &packet) {
+                        continue;
+                    }
+                    passed_over += 1;
+                    assert!(source_port != 53 && resolver_ports == 0 && !packet.opens_tcp(), "{packet:?}");
+                    assert_eq!(arrives_at_uplink(&fake, &config, &packet, || NOW), ORIGIN_NONE);
+                    assert_eq!(arrives_at_socket(&fake, &config, &packet, COOKIE, false, None, || NOW), ORIGIN_NONE);
+                }
+            }
+        }
+    }
+    assert_eq!(passed_over, 2 * 3);
+}
+
 /// Whatever the short way says of a flow, the whole decision says too, and it asks for nothing else to be written down.
 #[test]
 fn the_short_way_agrees_with_the_whole_decision() {

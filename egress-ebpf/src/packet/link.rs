@@ -17,12 +17,15 @@ pub enum EtherType {
     Other(u16),
 }
 
+/// Bytes of an Ethernet header without VLAN tags.
+pub const ETHERNET_HEADER: usize = 14;
+
 /// Reads an Ethernet header and up to two VLAN tags.
 #[inline(always)]
 pub fn link<H: Headers>(headers: H) -> EtherType {
     let Some(first) = headers.read::<2>(12) else { return EtherType::Other(0) };
     let mut number = u16::from_be_bytes(first);
-    let mut at = 14;
+    let mut at = ETHERNET_HEADER;
     if is_vlan(number) {
         let Some(second) = headers.read::<2>(16) else { return EtherType::Other(0) };
         number = u16::from_be_bytes(second);

@@ -13,7 +13,7 @@ mod tests;
 mod transport;
 
 pub use icmp::{cut_tcp, quoted};
-pub use link::{EtherType, link};
+pub use link::{ETHERNET_HEADER, EtherType, link};
 pub use plain::plain;
 
 use crate::{

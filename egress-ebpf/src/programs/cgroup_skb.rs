@@ -197,6 +197,9 @@ pub fn refused(skb: *mut __sk_buff, config: &Config, packet: &Packet, what: u32)
 pub fn socket_ingress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(config) = live() else { return PASS };
+    if plain(Direct(skb), 0).is_some_and(|packet| decision::tells_nothing(config, &packet)) {
+        return PASS;
+    }
     let mut packet = Packet::UNKNOWN;
     if global::parse(skb, 0, &mut packet).is_err() {
         return PASS;

@@ -9,7 +9,7 @@ use egress_ebpf::{
         ResolverKey, ZONE_UPLINK,
     },
     decision::{self, Tables, Verdict},
-    packet::{EtherType, Fragment, Packet, link, plain},
+    packet::{ETHERNET_HEADER, EtherType, Fragment, Packet, link, plain},
     reason::Reason,
 };
 
@@ -271,11 +271,16 @@ fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     if let Some(config) = live() {
         let headers = Direct(skb);
         let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };
+        let EtherType::Ip(offset) = ethertype else { return NEXT };
+        // Behind VLAN tags only the long way, or the verifier would walk the short one for each number of them.
+        let bare = if ethernet { ETHERNET_HEADER } else { 0 };
+        if offset == bare && plain(headers, bare).is_some_and(|packet| decision::tells_nothing(config, &packet)) {
+            return NEXT;
+        }
+        let offset = offset as u32;
         let mut packet = Packet::UNKNOWN;
-        if let EtherType::Ip(offset) = ethertype
-            && global::parse(skb, offset as u32, &mut packet).is_ok()
-        {
-            arrive(skb, config, offset as u32, &packet);
+        if global::parse(skb, offset, &mut packet).is_ok() {
+            arrive(skb, config, offset, &packet);
         }
     }
     NEXT
