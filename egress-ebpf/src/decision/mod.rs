@@ -176,11 +176,11 @@ fn goes_on<T: Tables>(tables: &T, config: &Config, known: &Flow, verdict: &Verdi
 /// The verdict for a datagram to a trusted resolver: it is a query, and never a reply or of a flow that is known, whatever the tables
 /// say of it (P5). So they are not asked.
 #[inline(always)]
-fn to_resolver<T: Tables>(tables: &T, config: &Config, packet: &Packet, now: Ticks) -> Option<Verdict> {
-    if packet.proto != PROTO_UDP || packet.destination_port != policy::PORT_DNS {
+fn to_resolver<T: Tables>(tables: &T, config: &Config, destination: &Destination, now: Ticks) -> Option<Verdict> {
+    if destination.proto != PROTO_UDP || destination.port != policy::PORT_DNS {
         return None;
     }
-    Some(tables.policy(config, &Destination::of(packet), now)).filter(|verdict| matches!(verdict.reason, Reason::Dns))
+    Some(tables.policy(config, destination, now)).filter(|verdict| matches!(verdict.reason, Reason::Dns))
 }
 
 /// The origin to write down of a datagram that arrives, where `known` is known of its flow: none for the answer to what
@@ -213,15 +213,16 @@ const fn is_odd_fragment(packet: &Packet) -> bool {
     !matches!(packet.fragment, Fragment::Whole | Fragment::First)
 }
 
-/// The verdict for such a fragment: a later one passes behind its first one.
+/// Why such a fragment passes or not: a later one passes behind its first one.
+// A reason alone: a verdict would be given by a place on the caller's stack.
 #[inline(never)]
-fn fragment<T: Tables>(tables: &T, packet: &Packet, zone: u8, now: Ticks) -> Verdict {
+fn fragment<T: Tables>(tables: &T, packet: &Packet, zone: u8, now: Ticks) -> Reason {
     if matches!(packet.fragment, Fragment::FirstExtended) {
-        return Verdict::plain(Reason::Malformed);
+        return Reason::Malformed;
     }
     let passed = tables.fragment(&fragment_key(packet, zone));
     let lives = passed.is_some_and(|seen| now.saturating_sub(seen) <= FRAGMENT_LIFE);
-    Verdict::plain(if lives { Reason::Fragment } else { Reason::OrphanFragment })
+    if lives { Reason::Fragment } else { Reason::OrphanFragment }
 }
 
 /// The key under which a datagram's first fragment is remembered.

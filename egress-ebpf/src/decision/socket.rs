@@ -80,12 +80,13 @@ pub fn leaves_socket<T: Tables>(
     now: Ticks,
 ) -> Verdict {
     if sender.loopback && config.builtins & BUILTIN_LOOPBACK != 0 {
-        return Verdict::plain(by_loopback(tables, config, packet, sender, state));
+        return Verdict::plain(by_loopback(tables, config, packet, sender.kind, state));
     }
     if is_odd_fragment(packet) {
-        return fragment(tables, packet, ZONE_SOCKET, now);
+        return Verdict::plain(fragment(tables, packet, ZONE_SOCKET, now));
     }
-    if let Some(query) = to_resolver(tables, config, packet, now) {
+    let destination = Destination::of(packet);
+    if let Some(query) = to_resolver(tables, config, &destination, now) {
         return query;
     }
     let known = if packet.opens_tcp() { None } else { known_flow(tables, packet, sender, state) };
@@ -100,7 +101,7 @@ pub fn leaves_socket<T: Tables>(
     if packet.proto != PROTO_TCP && tables.builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
     }
-    let verdict = tables.policy(config, &Destination::of(packet), now);
+    let verdict = tables.policy(config, &destination, now);
     if verdict.reason.passes() {
         // A raw socket's segments need not follow one another: a resolver could be made to see another stream than the
         // one that was judged.
@@ -129,7 +130,7 @@ fn by_loopback<T: Tables>(
     tables: &T,
     config: &Config,
     packet: &Packet,
-    sender: &Sender,
+    kind: SocketKind,
     state: Option<&SocketState>,
 ) -> Reason {
     let port = packet.destination_port;
@@ -144,7 +145,7 @@ fn by_loopback<T: Tables>(
     if tables.resolver(&key).is_none_or(|trust| trust & LEARN_BY_LOOPBACK == 0) {
         return Reason::Loopback;
     }
-    if packet.proto == PROTO_TCP && sender.kind.is_raw() { Reason::BadQuery } else { Reason::Dns }
+    if packet.proto == PROTO_TCP && kind.is_raw() { Reason::BadQuery } else { Reason::Dns }
 }
 
 /// The flow that a socket's packet belongs to, from the socket's own storage or, for datagram sockets with several far
@@ -186,21 +187,27 @@ fn replies_without_state<T: Tables>(
     packet: &Packet,
     sender: &Sender,
 ) -> bool {
-    let arrived = |zone| tables.flow(&outward_key(packet, zone)).is_some_and(|flow| flow.origin == ORIGIN_IN);
     if sender.kind.is_datagram() {
         return false;
     }
     let segment = packet.proto == PROTO_TCP && !packet.opens_tcp();
     if sender.kind.is_stream() {
         // A connection that was accepted: its SYN was seen, or it was there before Egress was.
-        return segment && arrived(ZONE_SOCKET);
+        return segment && arrived(tables, packet, ZONE_SOCKET);
     }
     // The kernel's own answers (RST, echo replies, errors) leave by raw control sockets. A workload's raw socket
     // looks the same, so only what an uplink saw come in counts, which no workload can forge.
     if packet.is_icmp_error() {
         return about_arrival(packet);
     }
-    (segment || packet.is_echo_reply()) && arrived(ZONE_UPLINK)
+    (segment || packet.is_echo_reply()) && arrived(tables, packet, ZONE_UPLINK)
+}
+
+/// Whether the packet's flow was opened from outside.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn arrived<T: Tables>(tables: &T, packet: &Packet, zone: u8) -> bool {
+    tables.flow(&outward_key(packet, zone)).is_some_and(|flow| flow.origin == ORIGIN_IN)
 }
 
 /// What to remember of a packet that arrives at a governed socket: the origin to write, or [`ORIGIN_NONE`].

@@ -21,9 +21,10 @@ pub fn leaves_uplink<T: Tables>(
     now: Ticks,
 ) -> Verdict {
     if is_odd_fragment(packet) {
-        return fragment(tables, packet, ZONE_UPLINK, now);
+        return Verdict::plain(fragment(tables, packet, ZONE_UPLINK, now));
     }
-    if let Some(query) = to_resolver(tables, config, packet, now) {
+    let destination = Destination::of(packet);
+    if let Some(query) = to_resolver(tables, config, &destination, now) {
         return query;
     }
     // What opens a connection is judged anew, whatever is known of an earlier one.
@@ -40,7 +41,7 @@ pub fn leaves_uplink<T: Tables>(
     if packet.proto != PROTO_TCP && tables.builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
     }
-    let verdict = tables.policy(config, &Destination::of(packet), now);
+    let verdict = tables.policy(config, &destination, now);
     if verdict.reason.passes() {
         return verdict;
     }

@@ -124,11 +124,11 @@ fn established(skb: *mut __sk_buff, config: &Config) -> Option<Verdict> {
 pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     // The hook runs for full sockets only.
     let Some(sk) = socket(skb) else { return Verdict::plain(Reason::Malformed) };
-    let cookie = cookie(skb, packet);
     // SAFETY: `sk` is a full socket, `skb` the context.
     let (own, loopback) = unsafe { ((*sk).type_, (*skb).ifindex == LOOPBACK_IFINDEX) };
     let rehearsed = opaque(u64::from(rehearsal::kind_of(skb, config))) as u32;
     let kind = SocketKind::of(opaque(u64::from(if rehearsed == 0 { own } else { rehearsed })) as u32);
+    let cookie = cookie(skb, packet);
     let sender = Sender { kind, cookie, loopback };
     let state = sockets::state(sk);
     let now = now();

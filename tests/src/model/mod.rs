@@ -51,10 +51,8 @@ fn reason(policy: &Policy, facts: &Facts, packet: &Packet) -> Reason {
     if facts.reply && answers(packet) && !asks(policy, packet) {
         return Reason::Reply;
     }
-    for rule in policy.rules.iter().filter(|rule| rule.action == Action::Deny) {
-        if ports_match(rule, packet) && rule.to.iter().any(|to| address_match(to, packet.destination)) {
-            return Reason::Denied(rule.name.clone());
-        }
+    if let Some(rule) = denied(policy, packet) {
+        return Reason::Denied(rule.name.clone());
     }
     if let Some(reason) = dns(policy, facts, packet) {
         return reason;
@@ -97,10 +95,19 @@ fn answers(packet: &Packet) -> bool {
     }
 }
 
-/// Whether it is a datagram to a trusted resolver: a query, whatever came from there before (P5).
+/// Whether it is a datagram to a trusted resolver that no rule denies: a query, whatever came from there before (P5).
 fn asks(policy: &Policy, packet: &Packet) -> bool {
     matches!(packet.transport, Transport::Udp { destination: 53, .. })
         && policy.dns.resolvers.contains(&packet.destination)
+        && denied(policy, packet).is_none()
+}
+
+fn denied<'a>(policy: &'a Policy, packet: &Packet) -> Option<&'a Rule> {
+    policy.rules.iter().find(|rule| {
+        rule.action == Action::Deny
+            && ports_match(rule, packet)
+            && rule.to.iter().any(|to| address_match(to, packet.destination))
+    })
 }
 
 /// What is said of DNS, apart from the rules; `None` where the rules decide.
