@@ -13,6 +13,10 @@ use std::{
     path::Path,
 };
 
+mod make;
+
+pub use make::{NewMap, NewProgram, map_create, map_freeze, program_load, types_load};
+
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
