@@ -3,6 +3,7 @@
 //! back ([`events`]). The [`daemon`] holds them together, [`api`] shows its state, and the commands are in [`cli`].
 
 pub mod api;
+mod beside;
 pub mod cli;
 pub mod daemon;
 pub mod datapath;

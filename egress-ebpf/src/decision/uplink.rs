@@ -5,7 +5,7 @@ use super::{
     is_odd_fragment, outward_key, to_resolver,
 };
 use crate::{
-    abi::{Config, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
+    abi::{Config, Flow, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
     packet::{Fragment, Packet},
     reason::Reason,
 };
@@ -23,12 +23,11 @@ pub fn leaves_uplink<T: Tables>(
     if is_odd_fragment(packet) {
         return Verdict::plain(fragment(tables, packet, ZONE_UPLINK, now));
     }
-    let destination = Destination::of(packet);
-    if let Some(query) = to_resolver(tables, config, &destination, now) {
+    if let Some(query) = to_resolver(tables, config, &Destination::of(packet), now) {
         return query;
     }
     // What opens a connection is judged anew, whatever is known of an earlier one.
-    let known = if packet.opens_tcp() { None } else { tables.flow(&outward_key(packet, ZONE_UPLINK)) };
+    let known = if packet.opens_tcp() { None } else { known_flow(tables, packet) };
     let known = fresh(known, packet.proto, now);
     // Of ICMP only replies answer: an echo request in the same flow is the node's own question.
     if known.origin == ORIGIN_IN && (packet.has_ports() || packet.is_echo_reply()) {
@@ -41,7 +40,7 @@ pub fn leaves_uplink<T: Tables>(
     if packet.proto != PROTO_TCP && tables.builtin(config, packet) {
         return Verdict::plain(Reason::Builtin);
     }
-    let verdict = tables.policy(config, &destination, now);
+    let verdict = tables.policy(config, &Destination::of(packet), now);
     if verdict.reason.passes() {
         return verdict;
     }
@@ -52,6 +51,12 @@ pub fn leaves_uplink<T: Tables>(
         return Verdict::plain(Reason::Reply);
     }
     verdict
+}
+
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn known_flow<'a, T: Tables>(tables: &'a T, packet: &Packet) -> Option<&'a Flow> {
+    tables.flow(&outward_key(packet, ZONE_UPLINK))
 }
 
 /// What to remember of a packet that arrives on an uplink: the origin to write, or [`ORIGIN_NONE`].

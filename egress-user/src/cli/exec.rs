@@ -91,7 +91,7 @@ impl Waiting {
         let user = user.map(User::find).transpose()?;
         let cgroup = ExecCgroup::make().map_err(machine)?;
         let held = Held::fork(command, &cgroup, user.as_ref())?;
-        datapath::prepare();
+        datapath::prepare(false);
         held.enter();
         Ok(Self { held, cgroup })
     }

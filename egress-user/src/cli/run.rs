@@ -17,7 +17,7 @@ use crate::{
         self, Addresses, Applied, Base, Believe, Changer, Core, Enforcement, Follower, Handle, NamesFile, NotReady,
         PolicyFiles, ProgramLog, Ready, Scope, Store, Stored, Wanted, allow_private, asked, resolve_settings, ring,
     },
-    datapath::{Cgroup, Pins, Room, Uplink},
+    datapath::{self, Cgroup, Pins, Room, Uplink},
     events::{Opened, SinkSpec, Style, Subscribed, start_sinks},
     metrics::{Metrics, Timed},
     policy::{self, DomainName},
@@ -49,6 +49,7 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&said)]);
         return Ok(ExitCode::from(super::exit::NO));
     }
+    datapath::prepare(args.log_programs);
     let started = start(&args, socket)?;
     // The runtime's threads are made by this one and have no more rights than it has now.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -111,7 +112,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
         scope.cgroup.path.display(),
         scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>(),
     );
-    let take_log = || enforcement.datapath.object().take_log(daemon::Named);
+    let take_log = || enforcement.datapath.object().log(daemon::Named);
     let program_log = args.log_programs.then(take_log).transpose()?;
     let (core, events) = Core::new(enforcement, ready.policy, ready.texts.names());
     core.measures().set_sinks(sinks.iter().map(Opened::tally).collect());

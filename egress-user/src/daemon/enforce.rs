@@ -1,8 +1,9 @@
 //! From nothing to enforcement: load, install, attach, in an order that leaves no gap.
 
-use std::thread::{self, JoinHandle};
+use std::collections::BTreeSet;
 
 use crate::{
+    beside::Beside,
     datapath::{
         self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Room, Settings, Settled, Sizes, Uplink,
     },
@@ -71,26 +72,17 @@ impl Enforcement {
         };
         // Where BPF LSM is off its programs would load, attach, and never be called.
         let bpf_lsm = datapath::bpf_lsm();
-        // 15 ms, for LSM alone: beside everything that comes before.
-        let kernel = (bpf_lsm != Some(false)).then(|| thread::spawn(aya::Btf::from_sys_fs));
-        let mut object = load(policy, scope, on_trial)?;
-        // The one that answers is short, and attaching it takes longest.
-        let mut programs = vec![datapath::DENIAL_HOOK, "socket_egress", "socket_ingress"];
-        if !scope.uplinks.is_empty() {
-            programs.extend(["uplink_ingress", "uplink_egress", datapath::WORKLOAD_HOOK]);
-        }
-        programs.extend(datapath::CGROUP_HOOKS.iter().map(|(name, _)| *name));
-        programs.push("control");
-        // Links that nothing is pinned for may stand before the rest is there: what they answer is marked by the rest.
-        let mut ahead = Vec::new();
-        if scope.pins.is_none() && !scope.answered.is_empty() {
-            ahead = datapath::load_and_answer(&mut object, &programs, &scope.answered);
-        } else {
-            object.load_programs(&programs);
-        }
-        let mut ahead = ahead.into_iter();
-        let events = object.take_events()?;
-        let mut datapath = Datapath::new(object)?;
+        let object = load(policy, scope, on_trial)?;
+        let loading = object.load_beside(programs(scope));
+        // Some milliseconds, for LSM alone: beside everything that comes before.
+        let lsm = (bpf_lsm != Some(false)).then(|| {
+            let object = object.clone();
+            Beside::begin(move || datapath::load_lsm(&object))
+        });
+        // What they answer is marked by the rest: they may stand before it is there.
+        let answering = datapath::attach_ahead(&object, &scope.answered, scope.pins.as_ref());
+        let events = object.events()?;
+        let mut datapath = Datapath::new(object.clone())?;
         let waits = matches!(datapath.settle()?, Settled::Pending(_));
         if waits && !on_trial {
             tracing::warn!("a policy on trial is ended: its text was not kept");
@@ -115,13 +107,18 @@ impl Enforcement {
         let with_programs: Vec<_> = scope.uplinks.iter().chain(&scope.answered).collect();
         datapath::keep_uplinks(datapath.object(), &with_programs, scope.pins.as_ref())?;
         datapath.keep_veths(scope.pins.as_ref())?;
+        let judging = datapath::attach_ahead(&object, &scope.uplinks, scope.pins.as_ref());
+        loading.finish();
+        // All that judge, before the first one takes the place of an earlier daemon's.
+        judges(scope).try_for_each(|name| object.program(name).map(drop))?;
         let mut attached = datapath::attach_cgroup(datapath.object(), &scope.cgroup, scope.pins.as_ref())?;
+        let mut ahead = judging.finish();
         for uplink in &scope.uplinks {
-            attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref())?);
+            attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref(), &mut ahead)?);
         }
+        let mut ahead = answering.finish();
         for interface in &scope.answered {
-            let ahead = ahead.next().flatten();
-            match datapath::attach_answering(datapath.object(), interface, scope.pins.as_ref(), ahead) {
+            match datapath::attach_uplink(datapath.object(), interface, scope.pins.as_ref(), &mut ahead) {
                 Ok(points) => attached.extend(points),
                 // The cgroup's hook refuses all the same.
                 Err(error) => tracing::warn!(%error, "refused names get an error there, not an answer"),
@@ -131,8 +128,9 @@ impl Enforcement {
         if scope.cgroup.level.is_none() {
             warnings.push(format!("cgroup {}: {}", scope.cgroup.path.display(), super::NAMESPACED));
         }
-        if let Some(kernel) = kernel {
-            match lsm(datapath.object(), kernel, scope.pins.as_ref()) {
+        if let Some(lsm) = lsm {
+            let pins = scope.pins.as_ref();
+            match lsm.finish().and_then(|functions| datapath::attach_lsm(&object, functions, pins)) {
                 Ok(hooks) => attached.extend(hooks),
                 Err(error) if bpf_lsm == Some(true) => {
                     tracing::warn!(%error, "cannot use BPF LSM");
@@ -195,13 +193,32 @@ fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
     Ok(())
 }
 
-fn lsm(
-    object: &mut Object,
-    kernel: JoinHandle<Result<aya::Btf, aya::BtfError>>,
-    pins: Option<&Pins>,
-) -> Result<Vec<Attached>, Error> {
-    let kernel = kernel.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    datapath::attach_lsm(object, &kernel.map_err(|source| Error::KernelTypes(Box::new(source)))?, pins)
+/// The programs that enforcement is on with; those of interfaces first, since their links take longest.
+fn judges(scope: &Scope) -> impl Iterator<Item = &'static str> {
+    let uplinks = scope.uplinks.iter().flat_map(Uplink::hooks);
+    uplinks.chain(&datapath::CGROUP_HOOKS).map(|(name, _)| *name)
+}
+
+/// What is loaded before the start is over, in this order: what is waited for (a link of an interface, and a policy's addresses, which
+/// `control` writes), then the longest first.
+fn programs(scope: &Scope) -> Vec<&'static str> {
+    let mut programs = vec![datapath::DENIAL_HOOK, "control"];
+    programs.extend(scope.uplinks.iter().flat_map(Uplink::hooks).map(|(name, _)| *name));
+    programs.extend(["socket_egress", "socket_ingress"]);
+    // Where there is nothing but uplinks there are no workloads' veths; what comes later finds it loaded (`Core::prepare_uplinks`).
+    if !scope.uplinks.is_empty() && has_others(&scope.uplinks) {
+        programs.push(datapath::WORKLOAD_HOOK);
+    }
+    programs.extend(judges(scope));
+    let mut seen = BTreeSet::new();
+    programs.retain(|name| seen.insert(*name));
+    programs
+}
+
+/// Whether this network namespace has interfaces beside these and loopback; in doubt, yes.
+fn has_others(uplinks: &[Uplink]) -> bool {
+    let known = |index: u32| index == 1 || uplinks.iter().any(|uplink| uplink.index == index);
+    nix::net::if_::if_nameindex().map_or(true, |all| all.iter().any(|interface| !known(interface.index())))
 }
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and

@@ -7,7 +7,7 @@ use procfs::net::RouteEntry;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 
 use super::{Core, state::lock};
-use crate::datapath::{Attached, DENIAL_HOOK, Error, Uplink, attach_uplink, forget_uplink};
+use crate::datapath::{Attached, DENIAL_HOOK, Error, Uplink, WORKLOAD_HOOK, attach_uplink, forget_uplink};
 
 /// Which interfaces are to be governed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl Core {
             if points.peek().is_some() && points.all(Attached::present) {
                 continue;
             }
-            let result = attach_uplink(lock(&self.datapath).object(), &uplink, self.pins.as_ref());
+            let result = attach_uplink(lock(&self.datapath).object(), &uplink, self.pins.as_ref(), &mut Vec::new());
             match result {
                 Ok(points) => {
                     attached.retain(|point| !(is_uplink(point) && point.interface == uplink.index));
@@ -138,15 +138,16 @@ impl Core {
         first.map(|()| added)
     }
 
-    /// Loads the programs of every kind of uplink, so that one that appears waits for no verifier.
+    /// Loads the programs of every kind of uplink and of workloads' veths, so that one that appears waits for no verifier.
     ///
     /// # Errors
     /// That the kernel refuses one.
     pub fn prepare_uplinks(&self) -> Result<(), Error> {
-        let mut datapath = lock(&self.datapath);
-        let object = datapath.object();
-        object.load_programs(&["uplink_egress", "uplink_egress_l3", "uplink_ingress", "uplink_ingress_l3"]);
-        ["uplink_egress", "uplink_egress_l3"].iter().try_for_each(|name| object.program(name).map(drop))
+        // Without the lock, which what changes waits for.
+        let object = lock(&self.datapath).object().clone();
+        let programs = [WORKLOAD_HOOK, "uplink_egress", "uplink_egress_l3", "uplink_ingress", "uplink_ingress_l3"];
+        object.load_programs(&programs);
+        programs.into_iter().try_for_each(|name| object.program(name).map(drop))
     }
 }
 

@@ -7,14 +7,15 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
 use super::{
     Error, Object, Pins, Table, clsact,
     host::{cgroup_root, cgroup_root_of, is_machine_root},
+    object::kernel_functions,
     sys::{self, AttachType},
 };
+use crate::beside::Beside;
 
 /// The cgroup's programs, in the order in which they are attached: those that remember first, so that what comes in
 /// between two attachments is known when those that drop are there.
@@ -111,7 +112,8 @@ impl Uplink {
         format!("if{}-{hook}", self.index)
     }
 
-    fn hooks(&self) -> &'static [(&'static str, AttachType)] {
+    /// The programs that belong there, in the order in which they are attached: what remembers before what drops.
+    pub(crate) fn hooks(&self) -> &'static [(&'static str, AttachType)] {
         match (self.judges, self.ethernet) {
             (true, true) => &[("uplink_ingress", AttachType::TcxIngress), ("uplink_egress", AttachType::TcxEgress)],
             (true, false) => {
@@ -178,39 +180,45 @@ pub fn cgroup(object: &mut Object, cgroup: &Cgroup, pins: Option<&Pins>) -> Resu
 }
 
 /// Attaches the programs of an uplink, or the one that answers: by tcx, or by clsact where the kernel (before 6.6) has no tcx.
+/// Links that were made `ahead` are taken.
 ///
 /// Only when they are in force does the cgroup's hook leave refused queries to them (decisions 0018 and 0031).
-pub fn uplink(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
-    in_force(object, uplink, |object| uplink_hooks(object, uplink, pins))
-}
-
-/// Loads these programs, as [`Object::load_programs`], and attaches the one that answers to these interfaces meanwhile: the
-/// kernel waits some 10 ms for each (`tcx_entry_sync` in include/net/tcx.h, a grace period of RCU), which a command's start
-/// need not. Until [`answering`] says so, nothing is left to them. `None` for an interface where it failed.
-pub fn load_and_answer(object: &mut Object, programs: &[&str], interfaces: &[Uplink]) -> Vec<Option<OwnedFd>> {
-    let links = Mutex::new(Vec::new());
-    object.load_programs_and(programs, |name, program| {
-        if name == DENIAL_HOOK {
-            let attach = |to: &Uplink| sys::link_create(program, to.index, AttachType::TcxEgress).ok();
-            links.lock().unwrap_or_else(PoisonError::into_inner).extend(interfaces.iter().map(attach));
-        }
-    });
-    links.into_inner().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// [`uplink`] for an interface where refused queries are answered and nothing else is judged, with its link if it was made
-/// ahead.
-pub fn answering(
+pub fn uplink(
     object: &mut Object,
-    interface: &Uplink,
+    uplink: &Uplink,
     pins: Option<&Pins>,
-    ahead: Option<OwnedFd>,
+    ahead: &mut Vec<Ahead>,
 ) -> Result<Vec<Attached>, Error> {
-    in_force(object, interface, |object| {
-        let Some(link) = ahead else { return uplink_hooks(object, interface, pins) };
-        let (target, interface) = (interface.name.clone(), interface.index);
-        Ok(vec![Attached { hook: DENIAL_HOOK, target, interface, link: Some(link), pin: None, filter: None }])
-    })
+    in_force(object, uplink, |object| uplink_hooks(object, uplink, pins, ahead))
+}
+
+/// A link of an interface that is in force, and pinned nowhere yet: it goes with this.
+#[derive(Debug)]
+pub struct Ahead {
+    pub(super) interface: u32,
+    pub(super) hook: &'static str,
+    pub(super) link: OwnedFd,
+}
+
+/// Begins to attach the programs of these interfaces, each when it is loaded, where nothing is pinned for them: the kernel waits some 10 ms
+/// for each (`tcx_entry_sync` in include/net/tcx.h, a grace period of RCU), under the lock of all interfaces, so that a thread is enough.
+/// What is pinned is left as it is until nothing can be refused any more, and is changed without a wait. What fails is left to [`uplink`].
+pub fn attach_ahead(object: &Object, interfaces: &[Uplink], pins: Option<&Pins>) -> Beside<Vec<Ahead>> {
+    let pinned = |interface: &Uplink, hook: &str| {
+        pins.is_some_and(|pins| fs::symlink_metadata(pins.link(&interface.pin(hook))).is_ok())
+    };
+    let hooks = interfaces.iter().flat_map(|interface| interface.hooks().iter().map(move |hook| (interface, *hook)));
+    let wanted: Vec<_> = hooks
+        .filter(|(interface, (hook, _))| !pinned(interface, hook))
+        .map(|(interface, (hook, at))| (interface.index, hook, at))
+        .collect();
+    let object = object.clone();
+    let attach = move |(interface, hook, at)| {
+        let link = sys::link_create(object.program(hook).ok()?, interface, at).ok()?;
+        Some(Ahead { interface, hook, link })
+    };
+    // In this order or not at all: what only remembers stands before what drops.
+    Beside::begin(move || wanted.into_iter().map_while(attach).collect())
 }
 
 /// Tells the cgroup's hook whether an interface's programs are in force, after `attach`.
@@ -252,13 +260,22 @@ pub fn keep_uplinks(object: &Object, wanted: &[&Uplink], pins: Option<&Pins>) ->
     uplinks(object)?.retain(|index| !kept(*index)).map(drop)
 }
 
-fn uplink_hooks(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
+fn uplink_hooks(
+    object: &mut Object,
+    uplink: &Uplink,
+    pins: Option<&Pins>,
+    ahead: &mut Vec<Ahead>,
+) -> Result<Vec<Attached>, Error> {
     let mut attached = Vec::new();
     for &(hook, attach_type) in uplink.hooks() {
         let pin = pins.map(|pins| pins.link(&uplink.pin(hook)));
         let mut filter = None;
-        let program = object.program(hook)?;
-        let link = match link(program, uplink.index, attach_type, pin.as_deref()) {
+        let made = ahead.iter().position(|made| made.interface == uplink.index && made.hook == hook);
+        let link = match made.map(|made| ahead.swap_remove(made).link) {
+            Some(made) => keep(made, pin.as_deref()),
+            None => link(object.program(hook)?, uplink.index, attach_type, pin.as_deref()),
+        };
+        let link = match link {
             Ok(link) => Some(link),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 filter = Some(clsact::attach(object, hook, &uplink.name, uplink.index)?);
@@ -271,19 +288,30 @@ fn uplink_hooks(object: &mut Object, uplink: &Uplink, pins: Option<&Pins>) -> Re
     Ok(attached)
 }
 
+/// Looks for the kernel's functions that call the LSM programs, and loads these, which takes some milliseconds each.
+///
+/// # Errors
+/// That the kernel does not tell its types, or has no BPF LSM, or refuses the programs.
+pub fn load_lsm(object: &Object) -> Result<[u32; 2], Error> {
+    let functions =
+        kernel_functions(LSM_HOOKS.map(|(_, hook)| format!("bpf_lsm_{hook}"))).map_err(Error::KernelTypes)?;
+    LSM_HOOKS.iter().zip(functions).try_for_each(|((name, _), function)| object.lsm(name, function).map(drop))?;
+    Ok(functions)
+}
+
 /// Attaches the LSM programs, which are called for every process and look for the governed cgroup themselves. With
-/// `pins` they are pinned, and take the place of those that are pinned there after they are in force. `kernel` is the
-/// kernel's own types.
+/// `pins` they are pinned, and take the place of those that are pinned there after they are in force. `functions` are those of the
+/// kernel that call them, as [`load_lsm`] found them.
 ///
 /// This succeeds also on a kernel that has BPF LSM built in and not switched on, where nothing calls them.
 ///
 /// # Errors
 /// That the kernel has no BPF LSM, or refuses the programs.
-pub fn lsm(object: &mut Object, kernel: &aya::Btf, pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
+pub fn lsm(object: &Object, functions: [u32; 2], pins: Option<&Pins>) -> Result<Vec<Attached>, Error> {
     let mut attached = Vec::new();
-    for (name, hook) in LSM_HOOKS {
+    for ((name, hook), function) in LSM_HOOKS.into_iter().zip(functions) {
         let failed = |source| Error::Attach { what: format!("the LSM hook {hook}"), source };
-        let link = sys::lsm_link(object.lsm(name, hook, kernel)?).map_err(failed)?;
+        let link = sys::lsm_link(object.lsm(name, function)?).map_err(failed)?;
         let pin = pins.map(|pins| replace_pin(&link, pins, hook)).transpose().map_err(failed)?;
         let link = pin.is_none().then_some(link);
         attached.push(Attached {
@@ -327,7 +355,11 @@ pub(super) fn link(
     } else if let Some(pin) = pin.filter(|pin| pin.is_dir()) {
         fs::remove_dir_all(pin)?;
     }
-    let link = sys::link_create(program, target, attach_type)?;
+    keep(sys::link_create(program, target, attach_type)?, pin)
+}
+
+/// Pins a new link, if it is to outlive this process.
+fn keep(link: OwnedFd, pin: Option<&Path>) -> std::io::Result<OwnedFd> {
     if let Some(pin) = pin {
         sys::pin(link.as_fd(), pin)?;
     }

@@ -30,7 +30,7 @@ impl Jiffies {
         }
         // TICK_NSEC, the length of a jiffy (`hrtimer_get_res` in kernel/time/posix-timers.c).
         let length = nanoseconds(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?);
-        let program = sys::program_load(sys::CLASSIFIER, &JIFFIES)?;
+        let program = sys::bare_program(sys::CLASSIFIER, &JIFFIES)?;
         let read =
             |shift| sys::test_run_marked(program.as_fd(), &[0; 14], 0, shift, 0).map(|(half, ..)| u64::from(half));
         for _ in 0..TRIES {
@@ -84,7 +84,7 @@ mod tests {
     fn jiffies_tell_the_clock() {
         let jiffies = Jiffies::measure().expect("needs root");
         assert!(jiffies.length >= 1_000_000 && 1_000_000_000 / jiffies.length <= 1000, "{jiffies:?}");
-        let program = sys::program_load(sys::CLASSIFIER, &JIFFIES).expect("needs root");
+        let program = sys::bare_program(sys::CLASSIFIER, &JIFFIES).expect("needs root");
         let read =
             |shift| sys::test_run_marked(program.as_fd(), &[0; 14], 0, shift, 0).map(|(half, ..)| u64::from(half));
         for _ in 0..20 {

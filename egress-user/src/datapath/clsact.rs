@@ -45,13 +45,13 @@ pub struct Filter {
 }
 
 /// Puts the program at the interface, in the place of an earlier daemon's.
-pub(super) fn attach(object: &mut Object, name: &'static str, interface: &str, index: u32) -> Result<Filter, Error> {
+pub(super) fn attach(object: &Object, name: &'static str, interface: &str, index: u32) -> Result<Filter, Error> {
     let failed = |source: std::io::Error| Error::Attach { what: format!("clsact of {interface}"), source };
     // "File exists" is what an interface says that has the qdisc already.
     let _ = tc::qdisc_add_clsact(interface);
     let (direction, handle) = (direction(name), handle(name));
     let filter = Filter { index, name };
-    let program = object.classifier(name)?;
+    let mut program = object.classifier(name)?;
     let id = if filter.present() {
         let link = SchedClassifierLink::attached(interface, direction, PRIORITY, handle, None).map_err(failed)?;
         program.attach_to_link(link)

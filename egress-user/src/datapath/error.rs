@@ -6,9 +6,9 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot load the eBPF object: {0}")]
-    Object(#[source] Box<aya::EbpfError>),
-    #[error("the kernel refuses the eBPF program `{program}`{}", refusal(source))]
-    Program { program: &'static str, source: Box<aya::programs::ProgramError> },
+    Object(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the kernel refuses the eBPF program `{program}`{}", refusal(source, log))]
+    Program { program: &'static str, source: io::Error, log: Box<str> },
     #[error("the eBPF object has no {kind} `{name}`: this binary was not built right; build it again")]
     Missing { kind: &'static str, name: &'static str },
     #[error("cannot {action} the map {name}: {source}")]
@@ -30,7 +30,7 @@ pub enum Error {
     #[error("another egress daemon holds {0}; stop it first, or ask it: `egress status --socket ITS-SOCKET`")]
     Taken(PathBuf),
     #[error("cannot read the kernel's types: {0}; the kernel needs CONFIG_DEBUG_INFO_BTF")]
-    KernelTypes(#[source] Box<aya::BtfError>),
+    KernelTypes(#[source] io::Error),
     #[error("cannot {action} {path}: {source}")]
     Path { action: &'static str, path: PathBuf, source: io::Error },
     #[error("no cgroup v2 is mounted; mount one: `mount -t cgroup2 none /sys/fs/cgroup`")]
@@ -63,9 +63,11 @@ impl Error {
     }
 }
 
-fn refusal(error: &aya::programs::ProgramError) -> String {
-    let privilege = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
-        .filter_map(|error| error.downcast_ref::<io::Error>())
-        .any(|error| error.raw_os_error() == Some(libc::EPERM));
-    if privilege { ": missing privilege; run as root".to_owned() } else { format!(": {error}") }
+/// With what the verifier said.
+fn refusal(error: &io::Error, log: &str) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => ": missing privilege; run as root".to_owned(),
+        _ if log.is_empty() => format!(": {error}"),
+        _ => format!(": {error}. The verifier's log:\n{log}"),
+    }
 }

@@ -33,8 +33,8 @@ mod table;
 mod workload;
 
 pub use attach::{
-    Attached, CGROUP_HOOKS, Cgroup, DENIAL_HOOK, LSM_HOOKS, Uplink, answering as attach_answering,
-    cgroup as attach_cgroup, forget_uplink, keep_uplinks, load_and_answer, lsm as attach_lsm, uplink as attach_uplink,
+    Ahead, Attached, CGROUP_HOOKS, Cgroup, DENIAL_HOOK, LSM_HOOKS, Uplink, attach_ahead, cgroup as attach_cgroup,
+    forget_uplink, keep_uplinks, load_lsm, lsm as attach_lsm, uplink as attach_uplink,
 };
 pub use classes::{Allotted, Known as KnownClasses};
 pub use clsact::{remove as remove_clsact, remove_one as remove_clsact_of};
@@ -45,7 +45,7 @@ pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_coo
 pub use install::{Datapath, Installed, Learned};
 pub use judge::Judged;
 pub use lower::{Elements, Place, Resolver, Settings, lower};
-pub use object::{Object, Room, Sizes, prepare};
+pub use object::{Loading, Object, Room, Sizes, prepare};
 pub use pins::Pins;
 pub use recent::{FlowTables, Passed};
 pub use reclaim::{Reclaimed, Walk};

@@ -1,15 +1,30 @@
 //! The embedded eBPF object: its maps sized, its programs loaded.
+//!
+//! aya-obj reads and links it; what is made of it in the kernel is made here, since a start must be fast (decision 0061).
+
+mod kernel_types;
+mod loading;
+mod maps;
+mod parts;
+mod program;
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Mutex, PoisonError},
-    thread::{self, JoinHandle},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
 };
 
-use aya::{Ebpf, EbpfLoader, programs::Program};
+use aya_obj::generated::bpf_map_type;
 
-use super::{Error, Pins, Plain, Table, clock::Jiffies};
-use crate::policy::Compiled;
+use self::{
+    maps::Wanted,
+    parts::Parts,
+    program::{Program, With},
+};
+use super::{Error, Pins, Plain, Table, sys};
+use crate::{beside::Beside, policy::Compiled};
+
+pub use self::{kernel_types::functions as kernel_functions, loading::Loading};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress.bpf.o"));
 
@@ -111,31 +126,47 @@ impl Sizes {
 
 /// aya-log's ring buffer.
 const LOG_MAP: &str = "AYA_LOGS";
+/// A program that writes to it, as all do that judge.
+const LOGS: &str = "socket_egress";
 
-/// The loaded object.
-#[derive(Debug)]
+/// The programs' own debug lines, off and on.
+static TELL_NOTHING: [u8; 1] = [0];
+static TELL: [u8; 1] = [aya_log::Level::Debug as u8];
+
+/// The object in the kernel: its maps are made, its programs are loaded when they are needed. Clones share both.
+#[derive(Clone, Debug)]
 pub struct Object {
-    ebpf: Ebpf,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    maps: Vec<Made>,
+    /// The maps' descriptors, in the order that the programs know them by.
+    places: Vec<RawFd>,
+    programs: Vec<Program>,
+    types: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Made {
+    name: String,
+    map_type: u32,
+    fd: OwnedFd,
 }
 
 /// What [`prepare`] began.
-static AHEAD: Mutex<Option<JoinHandle<EbpfLoader<'static>>>> = Mutex::new(None);
+static AHEAD: Mutex<Option<Beside<Result<Parts, Error>>>> = Mutex::new(None);
 
-/// Begins, on a thread, what [`Object::load`] does first, whatever the policy: for a start that must be fast.
-pub fn prepare() {
-    *AHEAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::spawn(loader));
+/// Begins, on a thread, what [`Object::load`] does first, whatever the policy: for a start that must be fast. `tells` as in
+/// [`Object::load_telling`].
+pub fn prepare(tells: bool) {
+    *AHEAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Beside::begin(move || Parts::read(tells)));
 }
 
-/// The programs' own debug lines, off and on.
-static TELL_NOTHING: u8 = 0;
-static TELL: u8 = aya_log::Level::Debug as u8;
-
-/// aya's loader reads the kernel's types (some 20 ms) when it is made. The programs use no CO-RE relocation: relocating by
-/// them would take as long again.
-fn loader() -> EbpfLoader<'static> {
-    let mut loader = EbpfLoader::new();
-    loader.btf(None);
-    loader
+/// How many threads are of use.
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl Object {
@@ -150,35 +181,39 @@ impl Object {
         Self::load_telling(sizes, pins, false)
     }
 
-    /// [`Object::load`]; `tells` has the programs write their debug lines, for [`Object::take_log`].
+    /// [`Object::load`]; `tells` has the programs write their debug lines, for [`Object::log`].
     pub fn load_telling(sizes: &Sizes, pins: Option<&Pins>, tells: bool) -> Result<Self, Error> {
-        let paths: Vec<_> =
-            pins.map(|pins| super::pins::MAPS.iter().map(|name| (*name, pins.map(name))).collect()).unwrap_or_default();
-        let jiffies = Jiffies::read();
         let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut loader = ahead.and_then(|thread| thread.join().ok()).unwrap_or_else(loader);
-        for (name, size) in sizes.of() {
-            loader.map_max_entries(name, size);
-        }
-        // The verifier knows it as a constant, and takes out what is behind it.
-        loader.override_global(aya_log::LEVEL, if tells { &TELL } else { &TELL_NOTHING }, true);
-        loader.override_global("JIFFY_LENGTH", &jiffies.length, true);
-        loader.override_global("JIFFIES_BEGAN", &jiffies.began, true);
+        let parts = match ahead.map(Beside::finish).transpose()? {
+            Some(parts) if parts.tells == tells => parts,
+            _ => Parts::read(tells)?,
+        };
+        let types = types(&parts)?;
+        let mut sizes = sizes.of().to_vec();
         if !tells {
-            loader.map_max_entries(LOG_MAP, 1 << 12);
+            sizes.push((LOG_MAP, 1 << 12));
         }
-        for (name, path) in &paths {
-            loader.map_pin_path(name, path.as_path());
-        }
-        let ebpf = loader.load(OBJECT).map_err(|source| Error::Object(Box::new(source)))?;
-        Ok(Self { ebpf })
+        let pin = |name: &str| pins.filter(|_| super::pins::MAPS.contains(&name)).map(|pins| pins.map(name));
+        let size = |name: &str| sizes.iter().find(|(sized, _)| *sized == name).map(|(_, size)| *size);
+        let wanted: Vec<_> = parts
+            .maps
+            .iter()
+            .map(|part| Wanted { part, max_entries: size(&part.name), pin: pin(&part.name) })
+            .collect();
+        let made = maps::make(&wanted, types.as_fd())?;
+        let places = made.iter().map(|map| map.as_raw_fd()).collect();
+        let named = parts.maps.iter().zip(made);
+        let maps =
+            named.map(|(part, fd)| Made { name: part.name.clone(), map_type: part.map.map_type(), fd }).collect();
+        let programs = parts.programs.into_iter().map(Program::new).collect();
+        Ok(Self { shared: Arc::new(Shared { maps, places, programs, types }) })
     }
 
     /// Whether the maps, perhaps pinned by an earlier daemon, hold as much as `sizes` asks for.
     pub fn has_room(&self, sizes: &Sizes) -> Result<bool, Error> {
         for (name, wanted) in sizes.of() {
-            let shape = super::sys::map_shape(self.map_fd(name)?.as_fd())
-                .map_err(|source| Error::map("look at", name, source))?;
+            let shape =
+                sys::map_shape(self.made(name)?.fd.as_fd()).map_err(|source| Error::map("look at", name, source))?;
             if shape.max_entries < wanted {
                 return Ok(false);
             }
@@ -193,105 +228,80 @@ impl Object {
 
     /// A descriptor of a map.
     pub fn map_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
-        use aya::maps::Map;
-        let map = self.ebpf.map(name).ok_or(Error::Missing { kind: "map", name })?;
-        let data = match map {
-            Map::Array(data)
-            | Map::HashMap(data)
-            | Map::LruHashMap(data)
-            | Map::LpmTrie(data)
-            | Map::PerCpuArray(data)
-            | Map::RingBuf(data)
-            | Map::SkStorage(data)
-            | Map::DevMapHash(data) => data,
-            _ => return Err(Error::Missing { kind: "map of a known type", name }),
-        };
-        data.fd().as_fd().try_clone_to_owned().map_err(|source| Error::map("open", name, source))
+        let map = self.made(name)?;
+        map.fd.as_fd().try_clone_to_owned().map_err(|source| Error::map("open", name, source))
     }
 
-    /// Takes the ring buffer of events out of the object.
-    pub fn take_events(&mut self) -> Result<aya::maps::RingBuf<aya::maps::MapData>, Error> {
-        let map = self.ebpf.take_map("EVENTS").ok_or(Error::Missing { kind: "map", name: "EVENTS" })?;
-        aya::maps::RingBuf::try_from(map).map_err(|source| Error::Object(Box::new(aya::EbpfError::MapError(source))))
+    fn made(&self, name: &'static str) -> Result<&Made, Error> {
+        self.shared.maps.iter().find(|map| map.name == name).ok_or(Error::Missing { kind: "map", name })
     }
 
-    /// Takes the ring buffer of the programs' debug lines out of the object. It must be kept: programs that are loaded later are
-    /// given its descriptor.
-    pub fn take_log<L: log::Log>(&mut self, to: L) -> Result<aya_log::EbpfLogger<L>, Error> {
-        aya_log::EbpfLogger::init_with_logger(&mut self.ebpf, to)
-            .map_err(|_| Error::Missing { kind: "map", name: LOG_MAP })
+    /// The ring buffer of events.
+    pub fn events(&self) -> Result<aya::maps::RingBuf<aya::maps::MapData>, Error> {
+        const NAME: &str = "EVENTS";
+        if self.made(NAME)?.map_type != bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32 {
+            return Err(Error::Missing { kind: "ring buffer", name: NAME });
+        }
+        let refused = |source: aya::maps::MapError| Error::Object(Box::new(source));
+        let data = aya::maps::MapData::from_fd(self.map_fd(NAME)?).map_err(refused)?;
+        aya::maps::RingBuf::try_from(aya::maps::Map::RingBuf(data)).map_err(refused)
+    }
+
+    /// The reader of the programs' debug lines.
+    pub fn log<L: log::Log>(&self, to: L) -> Result<aya_log::EbpfLogger<L>, Error> {
+        let missing = |_| Error::Missing { kind: "map", name: LOG_MAP };
+        let program = sys::program_id(self.program(LOGS)?).map_err(|source| Error::map("look at", LOG_MAP, source))?;
+        aya_log::EbpfLogger::init_from_id_with_logger(program, to).map_err(missing)
     }
 
     /// Loads these programs side by side: the verifier takes tens of milliseconds for the larger ones, which go first. What fails is
     /// told by [`Object::program`], which tries it again.
-    pub fn load_programs(&mut self, names: &[&str]) {
-        self.load_programs_and(names, |_, _| {});
+    pub fn load_programs(&self, names: &[&'static str]) {
+        self.load_beside(names.to_vec()).finish();
     }
 
-    /// The same, and calls `loaded` with each program's name as soon as it is loaded, on that program's own thread.
-    pub fn load_programs_and(&mut self, names: &[&str], loaded: impl Fn(&str, BorrowedFd<'_>) + Sync) {
-        let place = |name: &str| names.iter().position(|wanted| *wanted == name);
-        let mut wanted: Vec<_> = self
-            .ebpf
-            .programs_mut()
-            .filter_map(|(name, program)| Some((place(name)?, name, program)))
-            .filter(|(_, _, program)| program.fd().is_err())
-            .collect();
-        // In the order given, so that the longest begins first.
-        wanted.sort_by_key(|(place, _, _)| *place);
-        let loaded = &loaded;
-        thread::scope(|scope| {
-            for (_, name, program) in wanted {
-                scope.spawn(move || {
-                    load_program(program);
-                    if let Ok(fd) = program.fd() {
-                        loaded(name, fd.as_fd());
-                    }
-                });
-            }
-        });
+    /// Begins to load these programs, in this order, on as many threads as there are processors, while the caller goes on.
+    pub fn load_beside(&self, names: Vec<&'static str>) -> Loading {
+        Loading::begin(self, names)
     }
 
     /// Loads a program, if it is not yet, and gives its descriptor.
-    pub fn program(&mut self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
-        let refused = |source| Error::Program { program: name, source: Box::new(source) };
-        let program = self.ebpf.program_mut(name).ok_or(Error::Missing { kind: "program", name })?;
-        if program.fd().is_err() {
-            load_program(program).ok_or(Error::Missing { kind: "program of a known type", name })?.map_err(refused)?;
-        }
-        let program = self.ebpf.program(name).ok_or(Error::Missing { kind: "program", name })?;
-        Ok(program.fd().map_err(refused)?.as_fd())
+    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
+        self.hooked(name, 0)
     }
 
-    /// Loads an LSM program for the hook of the kernel that its section names, and gives its descriptor.
-    pub fn lsm(&mut self, name: &'static str, hook: &'static str, kernel: &aya::Btf) -> Result<BorrowedFd<'_>, Error> {
-        let refused = |source| Error::Program { program: name, source: Box::new(source) };
-        let Some(Program::Lsm(program)) = self.ebpf.program_mut(name) else {
-            return Err(Error::Missing { kind: "LSM program", name });
-        };
-        if program.fd().is_err() {
-            program.load(hook, kernel).map_err(refused)?;
-        }
-        Ok(program.fd().map_err(refused)?.as_fd())
+    /// Loads an LSM program, to be called by a function of the kernel, which [`kernel_functions`] gives the number of, and gives its
+    /// descriptor.
+    pub fn lsm(&self, name: &'static str, function: u32) -> Result<BorrowedFd<'_>, Error> {
+        self.hooked(name, function)
+    }
+
+    fn hooked(&self, name: &'static str, hook: u32) -> Result<BorrowedFd<'_>, Error> {
+        let Shared { places, programs, types, .. } = &*self.shared;
+        let program = programs.iter().find(|program| program.part.name == name);
+        let program = program.ok_or(Error::Missing { kind: "program", name })?;
+        program.load(name, With { maps: places, types: types.as_fd(), hook })
     }
 
     /// The classifier program of this name, loaded, for the netlink way of attaching (kernels before 6.6).
-    pub fn classifier(&mut self, name: &'static str) -> Result<&mut aya::programs::SchedClassifier, Error> {
-        self.program(name)?;
-        match self.ebpf.program_mut(name) {
-            Some(Program::SchedClassifier(program)) => Ok(program),
-            _ => Err(Error::Missing { kind: "classifier", name }),
-        }
+    pub fn classifier(&self, name: &'static str) -> Result<aya::programs::SchedClassifier, Error> {
+        use aya::programs::{SchedClassifier, loaded_programs};
+        let missing = Error::Missing { kind: "classifier", name };
+        let id = sys::program_id(self.program(name)?).map_err(|source| Error::map("look at", "programs", source))?;
+        let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id);
+        let classifier = info.and_then(|info| SchedClassifier::from_program_info(info, name.into()).ok());
+        classifier.ok_or(missing)
     }
 }
 
-/// Loads a program of a type that egress has; `None` for another.
-fn load_program(program: &mut Program) -> Option<Result<(), aya::programs::ProgramError>> {
-    Some(match program {
-        Program::CgroupSkb(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        _ => return None,
-    })
+/// The object's types, in the kernel.
+fn types(parts: &Parts) -> Result<OwnedFd, Error> {
+    let refused = |source: std::io::Error| Error::Object(format!("its types: {source}").into());
+    match sys::types_load(&parts.types) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let older = parts.older_types().ok_or_else(|| refused(error))?;
+            sys::types_load(&older).map_err(refused)
+        }
+        loaded => loaded.map_err(refused),
+    }
 }

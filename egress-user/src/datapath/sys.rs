@@ -13,12 +13,17 @@ use std::{
     path::Path,
 };
 
+mod make;
+
+pub use make::{
+    CLASSIFIER, NewMap, NewProgram, bare_program, bare_program_for, map_create, map_freeze, program_load, types_load,
+};
+
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
 const MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
-const PROG_LOAD: u32 = 5;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
@@ -296,38 +301,6 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = [link.as_raw_fd() as u32];
     bpf(LINK_DETACH, &mut attr).map(drop)
-}
-
-/// `BPF_PROG_TYPE_SCHED_CLS`.
-pub const CLASSIFIER: u32 = 3;
-
-/// Loads a program of these instructions (`struct bpf_insn` as words), whose type is one of `enum bpf_prog_type`.
-pub fn program_load(program_type: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
-    program_load_for(program_type, 0, instructions)
-}
-
-/// [`program_load`], of a type whose programs say when they are loaded where they will be attached (`enum bpf_attach_type`).
-pub fn program_load_for(program_type: u32, attach_type: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attr {
-        program_type: u32,
-        count: u32,
-        instructions: u64,
-        license: u64,
-        log_version_flags_name_interface: [u32; 11],
-        attach_type: u32,
-        rest: [u64; 8],
-    }
-    let mut attr = Attr {
-        program_type,
-        count: instructions.len() as u32,
-        instructions: instructions.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        attach_type,
-        ..Attr::default()
-    };
-    bpf(PROG_LOAD, &mut attr).map(own)
 }
 
 /// What a test run gave.

@@ -46,7 +46,7 @@ impl Datapath {
         let link = match link(program, workload.index, AttachType::TcxIngress, pin.as_deref()) {
             Ok(link) => Some(link),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                filter = Some(clsact::attach(&mut self.object, WORKLOAD_HOOK, &workload.name, workload.index)?);
+                filter = Some(clsact::attach(&self.object, WORKLOAD_HOOK, &workload.name, workload.index)?);
                 None
             }
             Err(source) => {

@@ -6,7 +6,7 @@ use std::{
 };
 
 pub use egress_user::datapath::sys::CLASSIFIER;
-use egress_user::datapath::sys::{ANY, AttachType, map_update, program_load, program_load_for};
+use egress_user::datapath::sys::{ANY, AttachType, bare_program, bare_program_for, map_update};
 
 const MAP_CREATE: u32 = 0;
 const LINK_CREATE: u32 = 28;
@@ -51,7 +51,7 @@ pub fn empty(kind: u32) -> io::Result<OwnedFd> {
 
 /// Programs that let every socket be made (`BPF_CGROUP_INET_SOCK_CREATE`), and every IPv4 address be connected to.
 pub fn empty_hooks() -> io::Result<[(OwnedFd, AttachType); 2]> {
-    let hook = |kind, at: AttachType| io::Result::Ok((program_load_for(kind, at as u32, &saying(1))?, at));
+    let hook = |kind, at: AttachType| io::Result::Ok((bare_program_for(kind, at as u32, &saying(1))?, at));
     Ok([hook(CGROUP_SOCK, AttachType::CgroupSockCreate)?, hook(CGROUP_SOCK_ADDR, AttachType::CgroupConnect4)?])
 }
 
@@ -64,7 +64,7 @@ pub fn tcx_last(program: BorrowedFd<'_>, index: u32, attach_type: u32) -> io::Re
 
 /// A program that says the same of every packet.
 pub fn constant(kind: u32, answer: i32) -> io::Result<OwnedFd> {
-    program_load(kind, &saying(answer))
+    bare_program(kind, &saying(answer))
 }
 
 const fn saying(answer: i32) -> [u64; 2] {
@@ -102,7 +102,7 @@ pub fn update_and_go_on(
         &saying(-1),
     ]
     .concat();
-    Ok([program_load(CLASSIFIER, &program)?, programs])
+    Ok([bare_program(CLASSIFIER, &program)?, programs])
 }
 
 /// A hash table of `size` elements with 8-byte values.
@@ -167,7 +167,7 @@ pub fn lookup(map: BorrowedFd<'_>, before: &[i32], key_size: i16) -> io::Result<
         instruction(0xb7, 0, 0, 0, -1),
         instruction(0x95, 0, 0, 0, 0),
     ]);
-    program_load(CLASSIFIER, &program)
+    bare_program(CLASSIFIER, &program)
 }
 
 /// How often a program of [`calls`] or [`helpers`] calls.
@@ -178,7 +178,7 @@ pub fn calls() -> io::Result<OwnedFd> {
     let mut program: Vec<_> = (0..CALLS).map(|n| instruction(0x85, 0, 1, 0, CALLS - n + 1)).collect();
     program.extend([instruction(0xb7, 0, 0, 0, -1), instruction(0x95, 0, 0, 0, 0)]);
     program.extend([instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)]);
-    program_load(CLASSIFIER, &program)
+    bare_program(CLASSIFIER, &program)
 }
 
 /// A classifier that calls a helper (`enum bpf_func_id`), which takes the context or nothing, [`CALLS`] times.
@@ -188,5 +188,5 @@ pub fn helpers(helper: i32) -> io::Result<OwnedFd> {
         program.extend([instruction(0xbf, 1, 6, 0, 0), instruction(0x85, 0, 0, 0, helper)]);
     }
     program.extend([instruction(0xb7, 0, 0, 0, -1), instruction(0x95, 0, 0, 0, 0)]);
-    program_load(CLASSIFIER, &program)
+    bare_program(CLASSIFIER, &program)
 }

@@ -237,7 +237,7 @@ fn rows() -> Vec<Row> {
 
 /// Loads every program of a fresh object, one after the other.
 fn load_all() -> Result<Vec<Program>> {
-    let mut object = place::object(1024, 1)?;
+    let object = place::object(1024, 1)?;
     let mut programs = Vec::new();
     for program in programs::ALL {
         let began = Instant::now();

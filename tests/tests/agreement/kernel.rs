@@ -122,7 +122,7 @@ impl Maps {
 #[test]
 fn every_program_loads() {
     let sizes = Sizes { addresses: 16, prefixes: 16, classes: 16, grants: 16, names: 16, inner: 16, flows: 65536 };
-    let mut object = Object::load(&sizes, None).expect("the object loads: needs root");
+    let object = Object::load(&sizes, None).expect("the object loads: needs root");
     for name in programs::ALL {
         object.program(name).unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }

@@ -33,8 +33,8 @@ impl Kernel {
     pub fn load() -> Self {
         let sizes =
             Sizes { addresses: 1024, prefixes: 64, classes: 64, grants: 64, names: 64, inner: 64, flows: 65536 };
-        let mut object = Object::load(&sizes, None).expect("the object loads: needs root, see `cargo xtask test`");
-        let events = object.take_events().expect("a ring buffer");
+        let object = Object::load(&sizes, None).expect("the object loads: needs root, see `cargo xtask test`");
+        let events = object.events().expect("a ring buffer");
         let mut kernel = Self { object, events };
         for generation in LIVE..LIVE + 3 {
             let key = ResolverKey { generation, address: Address::v4(RESOLVER), port: 53, pad: 0 };

@@ -30,7 +30,7 @@ pub fn measure(place: &mut Place, addresses: u32, options: &Options) -> Result<V
     let [learning, nothing] = [place.object.program("uplink_ingress")?.try_clone_to_owned()?, empty.try_clone()?]
         .map(|goes_on| again(place, &pending, &goes_on));
     let ([learning, _to], [nothing, _to_nothing]) = (learning?, nothing?);
-    let mut events = place.object.take_events()?;
+    let mut events = place.object.events()?;
     // What the rows before this one told of.
     drain(&mut events);
     let mut figures = Vec::new();
