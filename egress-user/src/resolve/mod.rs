@@ -19,7 +19,7 @@ mod system_watch;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Answer, AnswerSink, Failure, Family, NameStatus, Reason};
+pub use answer::{Answer, AnswerSink, Failure, Family, Held, NameStatus, Reason};
 pub use once::{Resolved, resolve_once};
 pub use private::{Kind, is_private};
 pub use refresher::{AllowPrivate, Refresher};
