@@ -7,14 +7,17 @@ mod answer;
 mod chain;
 mod lives;
 mod once;
+mod port;
 mod private;
 mod provider;
+mod question;
 mod refresher;
 mod resolver;
 mod schedule;
 mod settings;
 pub mod system;
 mod system_watch;
+mod udp;
 
 #[cfg(test)]
 mod tests;
