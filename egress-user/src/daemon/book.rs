@@ -38,7 +38,7 @@ pub struct Entry {
 /// Names and their addresses.
 #[derive(Debug, Default)]
 pub struct Book {
-    names: BTreeMap<String, HashMap<IpAddr, Entry>>,
+    names: HashMap<String, HashMap<IpAddr, Entry>>,
     /// The names of an address, for events.
     addresses: HashMap<IpAddr, Vec<String>>,
     /// Each resolver's text once.
@@ -52,14 +52,17 @@ pub struct Book {
 impl Book {
     /// Writes an answer down; of two expiries the later one counts.
     pub fn learn(&mut self, name: &str, addresses: &[(IpAddr, Ticks)], resolver: &str, now: Ticks) {
-        if self.names.len() >= NAMES_MAX && !self.names.contains_key(name) {
-            self.forget(now, 0);
+        if !self.names.contains_key(name) {
+            if self.names.len() >= NAMES_MAX {
+                self.forget(now, 0);
+            }
             if self.names.len() >= NAMES_MAX {
                 return;
             }
+            self.names.insert(name.to_owned(), HashMap::new());
         }
         let resolver = self.resolver(resolver);
-        let entries = self.names.entry(name.to_owned()).or_default();
+        let Some(entries) = self.names.get_mut(name) else { return };
         for &(address, expiry) in addresses {
             let entry = entries.entry(address).or_insert_with(|| Entry {
                 expiry,

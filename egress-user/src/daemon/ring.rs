@@ -21,6 +21,9 @@ use crate::{
 
 /// How long the reader sleeps when nothing comes: only to notice that the daemon is gone.
 const NAP: Duration = Duration::from_secs(60);
+/// How long answers are let come in after the first: refreshed names are answered in bunches, and to wake up for each would cost as
+/// much as reading them. Refusals are told at once.
+const GATHER: Duration = Duration::from_millis(4);
 
 /// Reads events until the process ends, and hands each to `seen` after the hub. The thread gives up all that it does not
 /// need first.
@@ -37,7 +40,9 @@ pub fn read(core: &Arc<Core>, events: RingBuf<MapData>, seen: impl Fn(&Event) + 
             return;
         }
         loop {
-            reader.drain(&seen);
+            while reader.drain(&seen) == Drained::Answers {
+                thread::sleep(GATHER);
+            }
             reader.wait(NAP);
         }
     })?;
@@ -50,6 +55,17 @@ fn give_way() {
     const NICE: i32 = 10;
     // SAFETY: a system call on integers; 0 is this thread (setpriority(2), "C library/kernel differences").
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+}
+
+/// What was there to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing.
+    Nothing,
+    /// Answers alone.
+    Answers,
+    /// Refusals too.
+    Refusals,
 }
 
 /// Reads events on the caller's thread.
@@ -79,8 +95,9 @@ impl Reader {
     }
 
     /// Takes everything that is there.
-    pub fn drain(&mut self, seen: &impl Fn(&Event)) {
+    pub fn drain(&mut self, seen: &impl Fn(&Event)) -> Drained {
         self.enricher.hear();
+        let mut drained = Drained::Nothing;
         while let Some(item) = self.events.next() {
             let raw = match decode(&item) {
                 Ok(raw) => raw,
@@ -94,13 +111,18 @@ impl Reader {
                 let delay = Clock::now().monotonic.saturating_sub(learned.time);
                 self.core.measures().noticed(Duration::from_nanos(delay));
                 self.core.note(learned);
+                if drained == Drained::Nothing {
+                    drained = Drained::Answers;
+                }
             }
             let event = Arc::new(self.enricher.enrich(&raw, &*self.core));
             seen(&event);
             if let RawEvent::Drop(refused) = &raw {
                 self.core.told(refused, &event);
+                drained = Drained::Refusals;
             }
             self.core.hub().publish_shared(event);
         }
+        drained
     }
 }

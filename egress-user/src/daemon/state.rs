@@ -15,7 +15,7 @@ use crate::{
     events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
     metrics::Measures,
     policy::{Compiled, Mode, Proto},
-    resolve::{Answer, AnswerSink, Failure, Refresher},
+    resolve::{Answer, AnswerSink, Failure, Held, Refresher},
 };
 
 /// The policy in force, and where it went.
@@ -182,8 +182,8 @@ impl Core {
 
     /// Writes down what the kernel learned.
     pub fn note(&self, learned: &LearnedEvent) {
-        let name =
-            String::from_utf8_lossy(&learned.key.reversed().iter().rev().copied().collect::<Vec<u8>>()).into_owned();
+        let name: Vec<u8> = learned.key.reversed().iter().rev().copied().collect();
+        let name = String::from_utf8_lossy(&name);
         let addresses: Vec<_> = learned
             .addresses
             .iter()
@@ -195,21 +195,24 @@ impl Core {
         self.learned_anew.notify_one();
     }
 
-    /// Writes the addresses of a name that `resolver` gave; without one, those that stay though resolvers fail.
-    fn learn(&self, name: &str, addresses: &[(IpAddr, std::time::Duration)], resolver: Option<SocketAddr>) {
+    /// Writes down the addresses of names that a resolver gave; without one, those that stay though resolvers fail.
+    fn learn<'a>(&self, told: impl Iterator<Item = (&'a str, &'a [(IpAddr, Duration)], Option<SocketAddr>)>) {
         let now = boot_ticks();
-        let addresses: Vec<_> = addresses
-            .iter()
-            .map(|&(address, life)| {
-                let ticks = u32::try_from(life.as_nanos().div_ceil(1 << TICK_SHIFT)).unwrap_or(u32::MAX / 4);
-                (address, now.saturating_add(ticks).min(NEVER - 1))
-            })
-            .collect();
-        match resolver {
-            Some(resolver) => lock(&self.book).learn(name, &addresses, &resolver.to_string(), now),
-            None => lock(&self.book).prolong(name, &addresses),
+        let expiry = |life: Duration| {
+            let ticks = u32::try_from(life.as_nanos().div_ceil(1 << TICK_SHIFT)).unwrap_or(u32::MAX / 4);
+            now.saturating_add(ticks).min(NEVER - 1)
+        };
+        let mut learned = Vec::new();
+        let mut book = lock(&self.book);
+        for (name, addresses, resolver) in told {
+            let addresses: Vec<_> = addresses.iter().map(|&(address, life)| (address, expiry(life))).collect();
+            match resolver {
+                Some(resolver) => book.learn(name, &addresses, &resolver.to_string(), now),
+                None => book.prolong(name, &addresses),
+            }
+            learned.push(Learned { name: name.to_owned(), addresses });
         }
-        let learned = Learned { name: name.to_owned(), addresses };
+        drop(book);
         let mut datapath = lock(&self.datapath);
         let mut result = datapath.learn(&self.active().policy, &learned).map(drop);
         if let Some(previous) = self.changes.previous() {
@@ -217,7 +220,8 @@ impl Core {
         }
         drop(datapath);
         if let Err(error) = result {
-            tracing::warn!(%error, name, "cannot write a name's addresses");
+            let name = learned.first().map_or("", |learned| learned.name.as_str());
+            tracing::warn!(%error, names = learned.len(), name, "cannot write the addresses of names");
         }
         self.learned_anew.notify_one();
     }
@@ -293,11 +297,14 @@ impl Known for Core {
 }
 
 impl AnswerSink for Core {
-    fn learned(&self, answer: &Answer) {
-        for ended in lock(&self.failing).answered(answer) {
+    fn learned(&self, answers: &[Answer]) {
+        let mut failing = lock(&self.failing);
+        let ended: Vec<_> = answers.iter().flat_map(|answer| failing.answered(answer)).collect();
+        drop(failing);
+        for ended in ended {
             self.hub.publish(Event::new(Timestamp::now(), Kind::Resolver(ended)));
         }
-        self.learn(&answer.name, &answer.addresses, Some(answer.resolver));
+        self.learn(answers.iter().map(|answer| (&*answer.name, &*answer.addresses, Some(answer.resolver))));
     }
 
     fn failed(&self, failure: &Failure) {
@@ -305,14 +312,14 @@ impl AnswerSink for Core {
         if let Some(trouble) = lock(&self.failing).failed(failure) {
             self.hub.publish(Event::new(Timestamp::now(), Kind::Resolver(trouble)));
         }
-        self.held(&failure.name, &failure.kept);
+        if !failure.kept.is_empty() {
+            self.learn([(&*failure.name, &*failure.kept, None)].into_iter());
+        }
     }
 
     /// The last good answer stays for a while: the kernel's slots are given the longer life.
-    fn held(&self, name: &Arc<str>, kept: &[(IpAddr, Duration)]) {
-        if !kept.is_empty() {
-            self.learn(name, kept, None);
-        }
+    fn held(&self, held: &[Held]) {
+        self.learn(held.iter().map(|(name, kept)| (&**name, &**kept, None)));
     }
 }
 

@@ -223,14 +223,13 @@ impl Datapath {
         let (first, rest): (Vec<_>, Vec<_>) = learned.iter().partition(|known| exact.contains(known.name.as_str()));
         let mut missing = 0;
         for learned in first.into_iter().chain(rest) {
-            missing += lost(self.learn_into(policy, class_index, epoch, learned))?;
+            missing += lost(self.learn_into(policy, class_index, epoch, [learned]))?;
         }
         Ok(missing)
     }
 
-    /// Writes addresses of a name into the live generation, as `policy` (the live one) allows. Gives whether any rule
-    /// wants the name.
-    pub fn learn(&mut self, policy: &Compiled, learned: &Learned) -> Result<bool, Error> {
+    /// Writes addresses of names into the live generation, as `policy` (the live one) allows. Gives how many of the names a rule wants.
+    pub fn learn(&mut self, policy: &Compiled, learned: &[Learned]) -> Result<usize, Error> {
         let epoch = self.epoch(self.generation()?)?;
         let class_index = std::mem::take(&mut self.class_index);
         let result = self.learn_into(policy, &class_index, epoch, learned);
@@ -239,7 +238,7 @@ impl Datapath {
     }
 
     /// [`Datapath::learn`] for the policy to go back to, while the live one is not confirmed.
-    pub fn learn_previous(&mut self, policy: &Compiled, learned: &Learned) -> Result<(), Error> {
+    pub fn learn_previous(&mut self, policy: &Compiled, learned: &[Learned]) -> Result<(), Error> {
         let previous = self.configs.get(&(!self.live()?.generation & 1))?.unwrap_or_default();
         if previous.generation == 0 || previous.generation == self.generation()? {
             return Ok(());
@@ -250,21 +249,26 @@ impl Datapath {
         result.map(drop)
     }
 
-    fn learn_into(
+    /// All of them by as few calls as can be.
+    fn learn_into<'a>(
         &mut self,
         policy: &Compiled,
         class_index: &[u32],
         epoch: u32,
-        learned: &Learned,
-    ) -> Result<bool, Error> {
-        let found = policy.match_name(&learned.name);
-        for class in &found.classes {
-            let Some(&index) = class_index.get(*class as usize) else { continue };
-            let addresses: Vec<_> =
-                learned.addresses.iter().map(|&(address, expiry)| (address, index, expiry)).collect();
-            self.write_addresses(epoch, &addresses)?;
+        learned: impl IntoIterator<Item = &'a Learned>,
+    ) -> Result<usize, Error> {
+        let mut wanted = 0;
+        let mut addresses = Vec::new();
+        for learned in learned {
+            let found = policy.match_name(&learned.name);
+            wanted += usize::from(!found.classes.is_empty());
+            for class in &found.classes {
+                let Some(&index) = class_index.get(*class as usize) else { continue };
+                addresses.extend(learned.addresses.iter().map(|&(address, expiry)| (address, index, expiry)));
+            }
         }
-        Ok(!found.classes.is_empty())
+        self.write_addresses(epoch, &addresses)?;
+        Ok(wanted)
     }
 
     pub(super) fn write_addresses(&mut self, epoch: u32, addresses: &[(IpAddr, u32, Ticks)]) -> Result<(), Error> {

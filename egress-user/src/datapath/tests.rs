@@ -119,10 +119,10 @@ fn a_learned_address_is_carried_over_where_its_name_opens_the_same() {
         addresses: vec![(address.into(), expiry)],
     };
     let (stays, goes, late) = ([192, 0, 2, 10], [192, 0, 2, 11], [192, 0, 2, 12]);
-    assert!(datapath.learn(&old, &learned("a.example.com", stays, soon)).unwrap());
-    assert!(datapath.learn(&old, &learned("b.example.com", goes, soon)).unwrap());
-    assert!(datapath.learn(&old, &learned("a.example.com", late, boot_ticks().saturating_sub(1))).unwrap());
-    assert!(!datapath.learn(&old, &learned("c.example.com", stays, soon)).unwrap());
+    assert_eq!(datapath.learn(&old, &[learned("a.example.com", stays, soon)]).unwrap(), 1);
+    assert_eq!(datapath.learn(&old, &[learned("b.example.com", goes, soon)]).unwrap(), 1);
+    assert_eq!(datapath.learn(&old, &[learned("a.example.com", late, boot_ticks().saturating_sub(1))]).unwrap(), 1);
+    assert_eq!(datapath.learn(&old, &[learned("c.example.com", stays, soon)]).unwrap(), 0);
     let new = policy(&["a.example.com:80", "c.example.com:80"]);
     let next = datapath.install(&new, &settings, &[]).unwrap().epoch;
     assert_eq!(expiries(&datapath, stays, next), [soon]);

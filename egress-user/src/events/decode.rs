@@ -1,7 +1,7 @@
 //! From the ring buffer's bytes to the kernel's own types. Reads nothing else.
 
 use egress_ebpf::abi::{ANSWER_MAX, DropEvent, EVENT_DROP, EVENT_LEARNED, LearnedAddress, LearnedEvent};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros as _, IntoBytes as _};
 
 /// A record of the ring buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +58,12 @@ fn learned(bytes: &[u8]) -> Result<Box<LearnedEvent>, DecodeError> {
     if bytes.len() < LearnedEvent::HEAD {
         return Err(short(LearnedEvent::HEAD));
     }
-    let mut whole = vec![0; size_of::<LearnedEvent>()];
-    let len = bytes.len().min(whole.len());
-    whole[..len].copy_from_slice(&bytes[..len]);
-    let event = LearnedEvent::read_from_bytes(&whole).map_err(|_| short(whole.len()))?;
+    let mut event = Box::new(LearnedEvent::new_zeroed());
+    let len = bytes.len().min(size_of::<LearnedEvent>());
+    event.as_mut_bytes()[..len].copy_from_slice(&bytes[..len]);
     let expected = LearnedEvent::HEAD + usize::from(event.count).min(ANSWER_MAX) * size_of::<LearnedAddress>();
     if bytes.len() < expected {
         return Err(short(expected));
     }
-    Ok(Box::new(event))
+    Ok(event)
 }

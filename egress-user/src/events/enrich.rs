@@ -262,6 +262,9 @@ impl Names {
             self.order.push_back(address);
         }
         let names = self.by_address.entry(address).or_default();
+        if names.first().is_some_and(|known| known == name) {
+            return;
+        }
         names.retain(|known| known != name);
         names.insert(0, name.to_owned());
         names.truncate(NAMES);

@@ -13,11 +13,15 @@ use super::private::Kind;
 /// Takes what was learned and what failed. Called from the refresher's task, one call at a time, without any lock
 /// held; an implementation that blocks delays the other names.
 pub trait AnswerSink: Send + Sync {
-    fn learned(&self, answer: &Answer);
+    /// What came in at a time, at least one answer, in its order.
+    fn learned(&self, answers: &[Answer]);
     fn failed(&self, failure: &Failure);
-    /// The addresses of `name` live longer, by the times given: its question is overdue, because too many others hang.
-    fn held(&self, name: &Arc<str>, kept: &[(IpAddr, Duration)]);
+    /// Names whose addresses live longer: their questions are overdue, because too many others hang.
+    fn held(&self, held: &[Held]);
 }
+
+/// A name and its addresses that live longer, with the life they have left.
+pub type Held = (Arc<str>, Vec<(IpAddr, Duration)>);
 
 /// One good answer to one query: A and AAAA are asked for, and answered, each on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,19 +7,22 @@ mod answer;
 mod chain;
 mod lives;
 mod once;
+mod port;
 mod private;
 mod provider;
+mod question;
 mod refresher;
 mod resolver;
 mod schedule;
 mod settings;
 pub mod system;
 mod system_watch;
+mod udp;
 
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Answer, AnswerSink, Failure, Family, NameStatus, Reason};
+pub use answer::{Answer, AnswerSink, Failure, Family, Held, NameStatus, Reason};
 pub use once::{Resolved, resolve_once};
 pub use private::{Kind, is_private};
 pub use refresher::{AllowPrivate, Refresher};

@@ -1,9 +1,11 @@
-//! Sockets for hickory that honour a resolver's scope: hickory keeps addresses without the interface, so a link-local
+//! Connections for hickory that honour a resolver's scope: hickory keeps addresses without the interface, so a link-local
 //! resolver (`nameserver fe80::1%eth0`) needs its sockets bound to it.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -24,12 +26,14 @@ impl Provider {
     }
 }
 
-fn interface(scope_id: u32) -> io::Result<Option<Vec<u8>>> {
-    if scope_id == 0 {
-        return Ok(None);
-    }
+/// The interface of a scope that is one.
+///
+/// # Errors
+/// It is gone. A socket that is bound to no interface at all would ask through any.
+pub fn interface(scope_id: u32) -> io::Result<OsString> {
     let name = nix::net::if_::if_indextoname(scope_id)?;
-    Ok(Some(name.to_bytes().to_vec()))
+    // nix 0.31 gives an empty name of an index that nobody has.
+    if name.is_empty() { Err(nix::Error::ENXIO.into()) } else { Ok(OsString::from_vec(name.into_bytes())) }
 }
 
 type Opening<T> = Pin<Box<dyn Send + Future<Output = io::Result<T>>>>;
@@ -56,7 +60,7 @@ impl RuntimeProvider for Provider {
         let scope_id = self.scope_id;
         Box::pin(async move {
             let socket = TcpSocket::new_v6()?;
-            socket.bind_device(interface(scope_id)?.as_deref())?;
+            socket.bind_device(Some(interface(scope_id)?.as_bytes()))?;
             socket.set_nodelay(true)?;
             let connect = socket.connect(server);
             let stream = match timeout {
@@ -67,14 +71,8 @@ impl RuntimeProvider for Provider {
         })
     }
 
-    fn bind_udp(&self, local: SocketAddr, _server: SocketAddr) -> Opening<Self::Udp> {
-        let scope_id = self.scope_id;
-        Box::pin(async move {
-            let socket = UdpSocket::bind(local).await?;
-            if let Some(interface) = interface(scope_id)? {
-                socket.bind_device(Some(&interface))?;
-            }
-            Ok(socket)
-        })
+    /// Over UDP hickory is not asked.
+    fn bind_udp(&self, _local: SocketAddr, _server: SocketAddr) -> Opening<Self::Udp> {
+        Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
     }
 }

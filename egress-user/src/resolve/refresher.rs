@@ -1,15 +1,19 @@
 //! Keeps a set of exact names fresh: one task, woken by deadlines, answers and changes of the set, and by nothing else.
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Notify;
-use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::answer::{AnswerSink, Family, NameStatus, Reason};
+use super::answer::{Answer, AnswerSink, Family, Held, NameStatus, Reason};
 use super::resolver::{Ask, Miss, Outcome};
 use super::schedule::{Due, Queue, Schedule};
 use super::settings::Settings;
@@ -46,9 +50,6 @@ struct State {
 }
 
 type Query = (Arc<str>, Family);
-
-/// A name and its addresses that live longer, with the life they have left.
-type Held = (Arc<str>, Vec<(IpAddr, Duration)>);
 
 /// What is to be done now.
 struct Step {
@@ -178,41 +179,60 @@ impl Shared {
 }
 
 async fn run(shared: Arc<Shared>, ask: Arc<dyn Ask>, sink: Arc<dyn AnswerSink>) {
-    let mut lookups = JoinSet::new();
-    let mut flights: HashMap<Id, Flight> = HashMap::new();
+    // Polled by this task, which they wake once together: a task for each would cost as much as a question.
+    let mut lookups = FuturesUnordered::new();
     loop {
         let Step { starts, held, wake } = shared.lock().due(Instant::now());
-        for (name, kept) in held {
-            sink.held(&name, &kept);
+        if !held.is_empty() {
+            sink.held(&held);
         }
-        for flight in starts {
-            let (name, family) = flight.query.clone();
-            flights.insert(lookups.spawn(ask.ask(name, family)).id(), flight);
-        }
+        lookups.extend(starts.into_iter().map(|flight| fly(&*ask, flight)));
         tokio::select! {
             () = shared.changed.notified() => {}
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
-            Some(ended) = lookups.join_next_with_id() => {
-                let (id, outcome) = ended.unwrap_or_else(|error| (error.id(), Err(crashed(&error))));
-                let flight = flights.remove(&id).expect("every lookup is entered when it is spawned");
-                let events = shared.lock().landed(&flight, outcome, Instant::now());
-                for event in events {
-                    match event {
-                        Event::Learned(answer) => sink.learned(&answer),
-                        Event::Failed(failure) => sink.failed(&failure),
-                    }
-                }
+            Some(first) = lookups.next() => {
+                // Who is ready by now is taken along.
+                let others = std::iter::from_fn(|| lookups.next().now_or_never().flatten());
+                let landed: Vec<_> = std::iter::once(first).chain(others).collect();
+                let events = shared.lock().landed(landed, Instant::now());
+                tell(&*sink, events);
             }
         }
     }
 }
 
-/// A lookup that panicked is one name's failure, not the end of all.
-fn crashed(error: &JoinError) -> Miss {
+/// A query on its way. A lookup that panics is one name's failure, not the end of all.
+fn fly(ask: &dyn Ask, flight: Flight) -> impl Future<Output = (Flight, Outcome)> + use<> {
+    let (name, family) = flight.query.clone();
+    let lookup = AssertUnwindSafe(ask.ask(name, family)).catch_unwind();
+    async move { (flight, lookup.await.unwrap_or_else(|panic| Err(crashed(&*panic)))) }
+}
+
+fn crashed(panic: &(dyn Any + Send)) -> Miss {
+    let why = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Miss {
-        reason: Reason::Unusable { problem: format!("the lookup crashed: {error}") },
+        reason: Reason::Unusable { problem: format!("the lookup crashed: {}", why.unwrap_or("no message")) },
         resolver: None,
         negative_ttl: None,
+    }
+}
+
+/// In their order; answers that follow one another at once.
+fn tell(sink: &dyn AnswerSink, events: Vec<Event>) {
+    let mut answers: Vec<Answer> = vec![];
+    for event in events {
+        match event {
+            Event::Learned(answer) => answers.push(answer),
+            Event::Failed(failure) => {
+                if !answers.is_empty() {
+                    sink.learned(&std::mem::take(&mut answers));
+                }
+                sink.failed(&failure);
+            }
+        }
+    }
+    if !answers.is_empty() {
+        sink.learned(&answers);
     }
 }
 
@@ -246,7 +266,12 @@ impl State {
             .collect()
     }
 
-    fn landed(&mut self, flight: &Flight, outcome: Outcome, now: Instant) -> Vec<Event> {
+    /// What is to be told of what landed.
+    fn landed(&mut self, landed: Vec<(Flight, Outcome)>, now: Instant) -> Vec<Event> {
+        landed.into_iter().flat_map(|(flight, outcome)| self.take(flight, outcome, now)).collect()
+    }
+
+    fn take(&mut self, flight: Flight, outcome: Outcome, now: Instant) -> Vec<Event> {
         self.schedule.landed(flight.queue);
         let (name, family) = &flight.query;
         let Some(entry) = self.names.get_mut(name).filter(|entry| entry.id == flight.id) else {
@@ -254,7 +279,7 @@ impl State {
         };
         let private_allowed = (self.allow_private)(name);
         let taken = entry.take(name, *family, outcome, private_allowed, &self.settings, now);
-        self.schedule.at(flight.query.clone(), taken.queue, now + taken.next_in);
+        self.schedule.at(flight.query, taken.queue, now + taken.next_in);
         taken.events
     }
 }

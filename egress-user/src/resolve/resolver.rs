@@ -1,8 +1,8 @@
 //! Asks the trusted resolvers, and nobody else: no hosts file, no search domains, no special names, no cache.
 //!
-//! hickory's pool does the wire (UDP on a random port with 0x20 case, retransmission, TCP on truncation or on a case
-//! mismatch). One pool per resolver, so that who answered is known and a resolver that hangs is asked last; the CNAME
-//! chain is followed here, since its least TTL and its targets are wanted.
+//! [`Udp`] does the wire, and hickory's pool where that is TCP (after a truncated answer, or one in another case) and
+//! wherever messages are read. One of each per resolver, so that who answered is known and a resolver that hangs is asked
+//! last; the CNAME chain is followed here, since its least TTL and its targets are wanted.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,10 +21,16 @@ use tokio::time::Instant;
 
 use super::answer::{Family, Reason};
 use super::chain::{Broken, Chain};
+use super::port::Reply;
 use super::provider::Provider;
+use super::question::is_truncated;
+use super::udp::Udp;
 
 /// How long a resolver that failed is asked after the others.
 const SUSPECT_FOR: Duration = Duration::from_secs(30);
+
+/// The part of a question's time after which it is sent again.
+const RESENDS_IN: u32 = 4;
 
 /// Whatever answers for a name: the [`Resolver`], or a test's double.
 pub trait Ask: Send + Sync + 'static {
@@ -77,7 +83,10 @@ pub struct Resolver {
 
 struct Server {
     address: SocketAddr,
-    pool: NameServerPool<Provider>,
+    udp: Udp,
+    /// When the same question is sent again.
+    resend: Duration,
+    tcp: NameServerPool<Provider>,
     /// Milliseconds since `epoch` until which this one is asked last.
     suspect_until: AtomicU64,
     epoch: Instant,
@@ -161,15 +170,14 @@ impl Server {
             SocketAddr::V4(address) => (IpAddr::V4(*address.ip()), 0),
             SocketAddr::V6(address) => (IpAddr::V6(*address.ip()), address.scope_id()),
         };
-        let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-            connection.port = address.port();
-            connection
-        });
-        let config = NameServerConfig::new(ip, true, connections.into());
+        let mut connection = ConnectionConfig::tcp();
+        connection.port = address.port();
+        let config = NameServerConfig::new(ip, true, vec![connection]);
         let tls = TlsConfig::new().expect("without the TLS features there is nothing in it that can fail");
-        let pool =
+        let tcp =
             NameServerPool::from_config([config], Arc::new(PoolContext::new(options, tls)), Provider::new(scope_id));
-        Self { address, pool, suspect_until: AtomicU64::new(0), epoch: Instant::now() }
+        let (udp, resend) = (Udp::new(address), limits.timeout / RESENDS_IN);
+        Self { address, udp, resend, tcp, suspect_until: AtomicU64::new(0), epoch: Instant::now() }
     }
 
     /// Follows the chain over as many answers as it takes; `timeout` is for each.
@@ -208,12 +216,20 @@ impl Server {
     }
 
     async fn query(&self, name: Name, record_type: RecordType) -> Result<DnsResponse, NetError> {
+        match self.udp.ask(&name, record_type, self.resend).await? {
+            Reply::Answer(answer) if !is_truncated(&answer) => vetted(DnsResponse::from_buffer(answer)?),
+            // Where letters are not kept, who answers is shown by the connection instead.
+            Reply::Answer(_) | Reply::InAnotherCase => self.query_by_tcp(name, record_type).await,
+        }
+    }
+
+    async fn query_by_tcp(&self, name: Name, record_type: RecordType) -> Result<DnsResponse, NetError> {
         // `PoolContext` holds the rest; these three are read from the request.
         let mut options = DnsRequestOptions::default();
         options.use_edns = true;
         options.recursion_desired = true;
         options.case_randomization = true;
-        let mut responses = self.pool.lookup(Query::query(name, record_type), options);
+        let mut responses = self.tcp.lookup(Query::query(name, record_type), options);
         responses.next().await.unwrap_or(Err(NetError::NoConnections))
     }
 
@@ -280,7 +296,20 @@ impl Miss {
     }
 }
 
-/// hickory compares the question of answers over UDP; over TCP it looks at the transaction id alone.
+/// What hickory's pool looks at in answers over TCP.
+fn vetted(response: DnsResponse) -> Result<DnsResponse, NetError> {
+    let records = response.answers.iter().chain(&response.authorities).chain(&response.additionals);
+    if let Some(foreign) = records.into_iter().find(|record| record.dns_class != DNSClass::IN) {
+        return Err(NetError::ForeignClassRecord {
+            record_name: foreign.name.clone(),
+            record_class: foreign.dns_class,
+            record_type: foreign.record_type(),
+        });
+    }
+    Ok(DnsError::from_response(response)?)
+}
+
+/// Over UDP the question was compared to the letter; over TCP hickory looks at the transaction id alone.
 fn check(response: &DnsResponse, asked: &Name, record_type: RecordType) -> Result<(), String> {
     if response.message_type != MessageType::Response {
         return Err("it is not a response".into());

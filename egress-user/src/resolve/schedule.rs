@@ -1,5 +1,7 @@
 //! When which query (name and family) is sent: deadlines in two heaps, in-flight limits and a rate. Pure: the time
 //! comes in.
+//!
+//! Queries start in bunches, which share what it takes to wake up, and much of what follows.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -9,6 +11,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::settings::Settings;
+
+/// What is due so soon after another query starts with it. It only starts early: nothing waits for a bunch.
+const TOGETHER: Duration = Duration::from_millis(250);
 
 /// Queries that failed last time stand in a queue of their own, with in-flight slots of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +37,10 @@ pub struct Schedule<K> {
     arrival: Instant,
     interval: Duration,
     burst: Duration,
+    /// How long the rate, once used up, is left alone, so that several can start then.
+    rest: Duration,
+    /// The end of the bunch that was begun last.
+    bunch_until: Instant,
 }
 
 #[derive(Debug)]
@@ -51,6 +60,8 @@ impl<K: Ord + Hash + Clone> Schedule<K> {
             arrival: now,
             interval: Duration::ZERO,
             burst: Duration::ZERO,
+            rest: Duration::ZERO,
+            bunch_until: now,
         };
         schedule.configure(settings);
         schedule
@@ -61,6 +72,7 @@ impl<K: Ord + Hash + Clone> Schedule<K> {
         self.retry.limit = settings.max_retries_in_flight.max(1);
         self.interval = Duration::from_secs(1) / settings.per_second.max(1);
         self.burst = self.interval * settings.burst.saturating_sub(1);
+        self.rest = self.interval * (settings.burst / 4);
     }
 
     /// Sets the next time of a query, in place of what was set.
@@ -90,9 +102,13 @@ impl<K: Ord + Hash + Clone> Schedule<K> {
         if self.earliest_start() > now {
             return None;
         }
-        let (key, queue) = [Queue::Fresh, Queue::Retry]
+        if self.first().is_some_and(|due| due <= now) {
+            self.bunch_until = now + TOGETHER;
+        }
+        // A backoff is kept to: who fails is not to be asked sooner.
+        let (key, queue) = [(Queue::Fresh, self.bunch_until.max(now)), (Queue::Retry, now)]
             .into_iter()
-            .find_map(|queue| self.lane(queue).pop_due(now).map(|key| (key, queue)))?;
+            .find_map(|(queue, until)| self.lane(queue).pop_due(until).map(|key| (key, queue)))?;
         self.arrival = self.arrival.max(now) + self.interval;
         Some(Due { key, queue })
     }
@@ -103,8 +119,14 @@ impl<K: Ord + Hash + Clone> Schedule<K> {
 
     /// When [`Self::next`] has something again, if nothing lands or is set before; `None` is never.
     pub fn wake_at(&mut self) -> Option<Instant> {
-        let due = [self.fresh.first(), self.retry.first()].into_iter().flatten().min()?;
-        Some(due.max(self.earliest_start()))
+        let due = self.first()?;
+        let start = self.earliest_start();
+        Some(if due < start { start + self.rest } else { due })
+    }
+
+    /// When the first query is due that has a slot.
+    fn first(&mut self) -> Option<Instant> {
+        [self.fresh.first(), self.retry.first()].into_iter().flatten().min()
     }
 
     /// When the first query is due, whether it can start then or not.

@@ -226,7 +226,7 @@ fn run(
     let before: HashMap<IpAddr, Option<AddressEntry>> =
         addresses.iter().map(|address| (*address, maps.entry(*address, standing.epoch))).collect();
     for learned in &given.learned {
-        datapath.learn(standing.compiled, learned).expect("learns");
+        datapath.learn(standing.compiled, std::slice::from_ref(learned)).expect("learns");
     }
     let grants: Vec<_> = given
         .grants

@@ -226,9 +226,7 @@ fn an_address_of_two_names_stays_when_one_rule_goes() {
         let both = policy(&["a.example.com:80", "b.example.com:80"]);
         datapath.install(&both, &Settings::default(), &[]).unwrap();
         let learned = [known("a.example.com", [192, 0, 2, 10]), known("b.example.com", [192, 0, 2, 10])];
-        for learned in &learned {
-            datapath.learn(&both, learned).unwrap();
-        }
+        datapath.learn(&both, &learned).unwrap();
         let one = policy(&one);
         change(&mut datapath, &both, &one, &learned);
         assert!(opens(&datapath, [192, 0, 2, 10]), "{stays} stays");
@@ -245,7 +243,7 @@ fn what_is_learned_ahead_leaves_the_live_policy_what_it_has() {
     let old = policy(&["a.example.com:80", "c.example.com:80"]);
     let live = datapath.install(&old, &Settings::default(), &[]).unwrap().generation;
     let shared = [192, 0, 2, 10];
-    datapath.learn(&old, &known("a.example.com", shared)).unwrap();
+    datapath.learn(&old, &[known("a.example.com", shared)]).unwrap();
     let mut later = known("b.example.com", shared);
     later.addresses[0].1 += 1000;
     let new = policy(&["a.example.com:80", "b.example.com:80"]);
@@ -267,7 +265,7 @@ fn a_class_that_is_held_is_not_given_to_another_rule() {
     let mut old = policy(&[&format!("{}:80", name(0))]);
     datapath.install(&old, &Settings::default(), &[]).unwrap();
     let held = [192, 0, 2, 10];
-    datapath.learn(&old, &known(&name(0), held)).unwrap();
+    datapath.learn(&old, &[known(&name(0), held)]).unwrap();
     let mut places = std::collections::HashSet::new();
     // More of them than the table has room for.
     for number in 1..150 {
@@ -276,7 +274,7 @@ fn a_class_that_is_held_is_not_given_to_another_rule() {
         assert!(!opens(&datapath, held), "{number}");
         let address = [198, 51, 100, number as u8];
         datapath
-            .learn(&new, &Learned { name: name(number), addresses: vec![(address.into(), boot_ticks() + 1000)] })
+            .learn(&new, &[Learned { name: name(number), addresses: vec![(address.into(), boot_ticks() + 1000)] }])
             .unwrap();
         assert!(opens(&datapath, address), "{number}");
         places.extend(datapath.class_index.iter().copied().filter(|index| *index != 0));
@@ -337,7 +335,7 @@ fn other_wildcards_inside_a_label_begin_an_epoch() {
     let mut datapath = datapath();
     let old = policy(&["a.example.com:80", "md-*.example.com:80"]);
     let first = datapath.install(&old, &Settings::default(), &[]).unwrap();
-    datapath.learn(&old, &known("a.example.com", [192, 0, 2, 10])).unwrap();
+    datapath.learn(&old, &[known("a.example.com", [192, 0, 2, 10])]).unwrap();
     let new = policy(&["a.example.com:80", "md-*.example.com:80", "umsa*.example.com:80"]);
     let next = datapath.change((&old, first.generation), &new, &Settings::default(), &[]).unwrap();
     assert!(next.epoch != first.epoch && opens(&datapath, [192, 0, 2, 10]));

@@ -1,8 +1,10 @@
 mod day;
 mod lives;
 mod private;
+mod question;
 mod refresher;
 mod schedule;
 mod server;
 mod system;
+mod udp;
 mod wire;

@@ -10,7 +10,8 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, advance, sleep};
 
 use crate::resolve::{
-    AllowPrivate, Answer, AnswerSink, Ask, Failure, Family, Found, Kind, Miss, Outcome, Reason, Refresher, Settings,
+    AllowPrivate, Answer, AnswerSink, Ask, Failure, Family, Found, Held, Kind, Miss, Outcome, Reason, Refresher,
+    Settings,
 };
 
 const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 53)), 53);
@@ -43,25 +44,26 @@ impl Ask for Double {
     }
 }
 
-/// When, which name's, and how long its addresses live.
-type Held = (Instant, Arc<str>, Vec<(IpAddr, Duration)>);
-
 #[derive(Default)]
 struct Log {
     learned: Mutex<Vec<Answer>>,
+    /// How often answers were told.
+    told: AtomicUsize,
     failed: Mutex<Vec<Failure>>,
-    held: Mutex<Vec<Held>>,
+    held: Mutex<Vec<(Instant, Held)>>,
 }
 
 impl AnswerSink for Log {
-    fn learned(&self, answer: &Answer) {
-        self.learned.lock().unwrap().push(answer.clone());
+    fn learned(&self, answers: &[Answer]) {
+        assert!(!answers.is_empty());
+        self.told.fetch_add(1, Ordering::SeqCst);
+        self.learned.lock().unwrap().extend_from_slice(answers);
     }
     fn failed(&self, failure: &Failure) {
         self.failed.lock().unwrap().push(failure.clone());
     }
-    fn held(&self, name: &Arc<str>, kept: &[(IpAddr, Duration)]) {
-        self.held.lock().unwrap().push((Instant::now(), name.clone(), kept.to_vec()));
+    fn held(&self, held: &[Held]) {
+        self.held.lock().unwrap().extend(held.iter().map(|held| (Instant::now(), held.clone())));
     }
 }
 
@@ -98,7 +100,8 @@ impl Bench {
         let failed = std::mem::take(&mut *self.log.failed.lock().unwrap()).into_iter();
         let held = std::mem::take(&mut *self.log.held.lock().unwrap()).into_iter();
         let told = learned.map(|answer| (answer.at, answer.name, answer.addresses));
-        let told = told.chain(failed.map(|failure| (failure.at, failure.name, failure.kept))).chain(held);
+        let told = told.chain(failed.map(|failure| (failure.at, failure.name, failure.kept)));
+        let told = told.chain(held.map(|(at, (name, addresses))| (at, name, addresses)));
         for (at, name, addresses) in told {
             let end = ends.entry(name).or_insert(at);
             *end = addresses.iter().map(|(_, left)| at + *left).fold(*end, Instant::max);
@@ -171,6 +174,25 @@ async fn ten_thousand_names_are_spread_and_bounded() {
     }
     let most = per_second.values().max().unwrap();
     assert!(*most < 100, "refreshes are spread over the jitter's 540 s (37 a second on average): {most}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_are_refreshed_in_bunches() {
+    let bench = bench(Settings::default(), only_v4(|_| found(&["203.0.113.1"], 60)));
+    bench.refresher.set_names((0..1000).map(|n| format!("n{n}.example.com")));
+    // They begin in a row, and are spread some refreshes later.
+    sleep(secs(600)).await;
+    bench.log.learned.lock().unwrap().clear();
+    bench.log.told.store(0, Ordering::SeqCst);
+    bench.double.asked.lock().unwrap().clear();
+    sleep(secs(60)).await;
+    let mut starts = bench.asked_at(Family::V4);
+    let (asked, learned) = (starts.len(), bench.log.learned.lock().unwrap().len());
+    starts.dedup();
+    // A quarter of a second of 22 a second.
+    assert!((1000..1700).contains(&asked) && starts.len() <= 4 * 60 + 1, "{asked} in {} bunches", starts.len());
+    let told = bench.log.told.load(Ordering::SeqCst);
+    assert!(told <= starts.len() + 1 && learned >= asked - 10, "{learned} told {told} times");
 }
 
 #[tokio::test(start_paused = true)]
