@@ -10,13 +10,16 @@ use super::{
 };
 use crate::{
     api::{
-        AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameStatus,
-        PacketExplanation, PacketQuestion, PolicyStatus, RuleStatus, SinkStatus, Source, Status,
+        AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameCounts,
+        NameStatus, PacketExplanation, PacketQuestion, PolicyStatus, RuleStatus, SinkStatus, Source, Status,
     },
     datapath::{Datapath, boot_ticks},
     events::{Hub, Tally},
     policy::{Action, Mode},
 };
+
+/// A status with so many names takes memory that is worth giving back.
+const MANY: usize = 1000;
 
 impl Core {
     fn rules(active: &Active, datapath: &Datapath) -> Vec<RuleStatus> {
@@ -57,7 +60,15 @@ impl Core {
         let book = self.book();
         let mut names: BTreeSet<String> =
             active.policy.exact_names.iter().map(|name| name.as_str().to_owned()).collect();
-        names.extend(book.living(now).into_iter().map(|learned| learned.name));
+        names.extend(
+            (0..book.names())
+                .map(|number| book.said(number, now))
+                .filter_map(|(name, said)| {
+                    let is_known = !said.is_empty() && !names.contains(name);
+                    is_known.then(|| name.to_owned())
+                })
+                .collect::<Vec<_>>(),
+        );
         names
             .into_iter()
             .map(|name| NameStatus {
@@ -116,11 +127,11 @@ fn sink_status(tally: &Tally) -> SinkStatus {
     SinkStatus { sink: tally.name().to_owned(), written: tally.written(), lost: tally.lost() }
 }
 
-impl Source for Core {
-    fn status(&self) -> Status {
+impl Core {
+    fn status_with(&self, names: impl FnOnce(&Self, &Active, Ticks) -> Vec<NameStatus>) -> Status {
         let active = self.active();
         let now = boot_ticks();
-        let names = self.names(&active, now);
+        let names = names(self, &active, now);
         let attach_points = self.attach_points();
         let datapath = self.datapath();
         let counters = datapath.counters().unwrap_or_default();
@@ -180,6 +191,23 @@ impl Source for Core {
             warnings: self.warnings.iter().cloned().chain(self.changes.notes()).collect(),
             health,
         }
+    }
+}
+
+impl Source for Core {
+    fn status(&self) -> Status {
+        let status = self.status_with(Self::names);
+        if status.names.len() >= MANY {
+            self.freed().tell();
+        }
+        status
+    }
+
+    fn summary(&self) -> (Status, NameCounts) {
+        let failing = self.refresher.get().map(|refresher| refresher.names()).unwrap_or_default();
+        let failing = failing.iter().filter(|name| name.last_error.is_some()).count();
+        let (known, addresses) = self.book().count(boot_ticks());
+        (self.status_with(|_, _, _| Vec::new()), NameCounts { known, failing, addresses })
     }
 
     fn explain(&self, to: &str) -> Result<Explanation, ExplainError> {

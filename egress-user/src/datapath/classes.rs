@@ -144,7 +144,7 @@ impl Known {
     /// [`Error::Ports`] for a class of too many ranges, [`Error::Full`] where no entry is idle.
     pub fn allot(&mut self, policy: &Compiled, grants: &[u32], generation: u32) -> Result<Allotted, Error> {
         let mut allotted = Allotted::default();
-        for class in &policy.classes {
+        for class in policy.classes.iter() {
             let ranges = lowered(class, grants)?;
             let content = content(ranges.iter().copied());
             if content.is_empty() {
@@ -340,7 +340,7 @@ impl Datapath {
 
 /// What a class of a policy opens, in the kernel's terms and the policy's order: of several grants that open the same the first
 /// counts as the one by which a packet passes.
-fn lowered(class: &Class, grants: &[u32]) -> Result<Vec<PortRange>, Error> {
+fn lowered(class: Class<'_>, grants: &[u32]) -> Result<Vec<PortRange>, Error> {
     let most = CHUNK_PORTS * CHUNKS as usize;
     if class.ports.len() > most {
         return Err(Error::Ports { ranges: class.ports.len(), most });

@@ -130,7 +130,7 @@ impl Compiled {
     /// The first range of the class that holds this protocol and port. `port` is not looked at for other protocols
     /// than TCP and UDP; [`Proto::Any`] asks for a protocol that is neither TCP, UDP nor ICMP.
     pub fn class_opens(&self, class: u32, proto: Proto, port: u16) -> Option<&PortRange> {
-        self.classes[class as usize].ports.iter().find(|range| range_matches(range, proto, port))
+        self.classes.of(class).ports.iter().find(|range| range_matches(range, proto, port))
     }
 }
 
