@@ -70,11 +70,16 @@ impl Compiled {
     }
 
     pub(super) fn find(&self, name: &str, suffix: bool) -> Option<&NameEntry> {
+        self.place_of(name, suffix).map(|index| &self.names[index])
+    }
+
+    /// Where an entry stands in [`Compiled::names`].
+    pub(crate) fn place_of(&self, name: &str, suffix: bool) -> Option<usize> {
         let order = |entry: &NameEntry| {
             let is_suffix = matches!(entry.key, NameKey::Suffix(_));
             compare_reversed(entry.key.name().as_str(), name).then(is_suffix.cmp(&suffix))
         };
-        self.names.binary_search_by(order).ok().map(|index| &self.names[index])
+        self.names.binary_search_by(order).ok()
     }
 
     /// The class of the longest suffix that covers everything below `base`; 0 where none does.
@@ -137,6 +142,14 @@ impl Compiled {
 fn range_matches(range: &PortRange, proto: Proto, port: u16) -> bool {
     range.proto == Proto::Any
         || (range.proto == proto && (proto == Proto::Icmp || (range.from..=range.to).contains(&port)))
+}
+
+impl NameKey {
+    /// The order of [`Compiled::names`].
+    pub(crate) fn order(&self, other: &Self) -> Ordering {
+        let is_suffix = |key: &Self| matches!(key, Self::Suffix(_));
+        compare_reversed(self.name().as_str(), other.name().as_str()).then(is_suffix(self).cmp(&is_suffix(other)))
+    }
 }
 
 fn compare_reversed(a: &str, b: &str) -> Ordering {
