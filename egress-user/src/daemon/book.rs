@@ -250,12 +250,14 @@ impl Book {
 
     /// Every name with its living addresses.
     pub fn living(&self, now: Ticks) -> Vec<Learned> {
-        let addresses = |name| {
-            let living = self.of_name(name).filter(|pair| pair.expiry > now);
-            living.map(|pair| (pair.address, pair.expiry)).collect::<Vec<_>>()
-        };
-        let names = (0..self.names()).map(|name| (name, addresses(name))).filter(|(_, living)| !living.is_empty());
-        names.map(|(name, addresses)| Learned { name: self.names.name(name).to_owned(), addresses }).collect()
+        (0..self.names()).filter_map(|name| self.living_of(name, now)).collect()
+    }
+
+    /// The name with this number and its living addresses, if there are any.
+    pub fn living_of(&self, number: u32, now: Ticks) -> Option<Learned> {
+        let living = self.of_name(number).filter(|pair| pair.expiry > now);
+        let addresses: Vec<_> = living.map(|pair| (pair.address, pair.expiry)).collect();
+        (!addresses.is_empty()).then(|| Learned { name: self.names.name(number).to_owned(), addresses })
     }
 
     fn told(&self, pair: &Pair<IpAddr>) -> Entry {

@@ -7,6 +7,7 @@
 mod file;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -39,9 +40,16 @@ impl Core {
             }
             let addresses: Vec<IpAddr> = said.keys().copied().collect();
             let Ok(open) = datapath.open_until(&active.policy, name, &addresses) else { return };
-            for ((address, (resolver, learned)), open) in said.into_iter().zip(open) {
-                if let (Some(expiry), Ok(_)) = (open, resolver.parse::<SocketAddr>()) {
-                    book.learn(name, &[(address, expiry)], &resolver, learned.min(now));
+            // What one answer said was said together.
+            let mut answers = BTreeMap::<(String, Ticks), Vec<(IpAddr, Ticks)>>::new();
+            for ((address, said), open) in said.into_iter().zip(open) {
+                if let Some(expiry) = open {
+                    answers.entry(said).or_default().push((address, expiry));
+                }
+            }
+            for ((resolver, learned), addresses) in answers {
+                if resolver.parse::<SocketAddr>().is_ok() {
+                    book.learn(name, &addresses, &resolver, learned.min(now));
                 }
             }
         });

@@ -92,7 +92,7 @@ impl Core {
         let grants = active.policy.grants.iter().zip(&active.installed.grants);
         let count = |(grant, index): (&Grant, &u32)| {
             let packets = datapath.grant_hits(*index).ok()?.packets;
-            (packets != 0).then(|| (grant.key, packets))
+            (packets != 0).then_some((grant.key, packets))
         };
         grants.filter_map(count).collect()
     }

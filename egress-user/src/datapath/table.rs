@@ -87,7 +87,8 @@ impl<K: Plain, V: Plain> Table<K, V> {
     pub fn set_all(&self, elements: &[(K, V)]) -> Result<(), Error> {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for chunk in elements.chunks(BATCH) {
-            (keys.clear(), values.clear());
+            keys.clear();
+            values.clear();
             for (key, value) in chunk {
                 keys.extend_from_slice(key.as_bytes());
                 values.extend_from_slice(value.as_bytes());
