@@ -10,6 +10,7 @@ pub mod datapath;
 pub mod events;
 mod inotify;
 pub mod learn;
+mod memory;
 pub mod metrics;
 pub mod policy;
 pub mod privilege;

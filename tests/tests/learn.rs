@@ -56,7 +56,7 @@ fn meaning(path: &Path) -> BTreeSet<String> {
     let compiled = loaded.compiled;
     let mut pairs: BTreeSet<String> = BTreeSet::new();
     for grant in &compiled.grants {
-        for ports in &grant.ports {
+        for ports in &compiled.rules[grant.rule as usize].ports {
             pairs.insert(format!("{} {ports}", grant.item));
         }
     }

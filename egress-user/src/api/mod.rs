@@ -41,6 +41,12 @@ pub const DEFAULT_SOCKET: &str = "/run/egress/egress.sock";
 pub trait Source: Send + Sync + 'static {
     /// The state now.
     fn status(&self) -> Status;
+    /// The same without its names, which are counted alone: they may have a million addresses, and metrics are asked for often.
+    fn summary(&self) -> (Status, NameCounts) {
+        let mut status = self.status();
+        let names = NameCounts::of(&std::mem::take(&mut status.names));
+        (status, names)
+    }
     /// What happens to `to` (`NAME-or-ADDRESS[:PORT][/PROTO]`) now, and why.
     fn explain(&self, to: &str) -> Result<Explanation, ExplainError>;
     /// What the attached programs, and the model, say of a packet.

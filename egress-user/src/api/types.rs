@@ -48,6 +48,28 @@ pub struct Status {
     pub health: Health,
 }
 
+/// How many of [`Status::names`] there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NameCounts {
+    /// Names that have addresses now.
+    pub known: usize,
+    /// Names whose last question failed.
+    pub failing: usize,
+    /// Addresses of names.
+    pub addresses: usize,
+}
+
+impl NameCounts {
+    /// Counts.
+    pub fn of(names: &[NameStatus]) -> Self {
+        Self {
+            known: names.iter().filter(|name| !name.addresses.is_empty()).count(),
+            failing: names.iter().filter(|name| name.last_error.is_some()).count(),
+            addresses: names.iter().map(|name| name.addresses.len()).sum(),
+        }
+    }
+}
+
 /// A sink of events (`run --events`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkStatus {

@@ -90,7 +90,7 @@ fn rule(compiled: &Compiled, grant: u32) -> RuleAnswer<'_> {
         name: &rule.name,
         why: rule.why.as_deref(),
         item: &grant.item,
-        ports: grant.ports.iter().map(ToString::to_string).collect(),
+        ports: rule.ports.iter().map(ToString::to_string).collect(),
         file: &rule.source.file,
         line: rule.source.line,
     }

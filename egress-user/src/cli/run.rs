@@ -19,6 +19,7 @@ use crate::{
     },
     datapath::{self, Cgroup, Pins, Room, Uplink},
     events::{Opened, SinkSpec, Style, Subscribed, start_sinks},
+    memory,
     metrics::{Metrics, Timed},
     policy::{self, DomainName},
     privilege,
@@ -49,6 +50,7 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&said)]);
         return Ok(ExitCode::from(super::exit::NO));
     }
+    memory::set_up();
     datapath::prepare(args.log_programs);
     let started = start(&args, socket)?;
     // The runtime's threads are made by this one and have no more rights than it has now.
@@ -89,7 +91,7 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let base = base(args, believe, (scope.cgroup.level, scope.cgroup.id))?;
     let (files, loaded) = base.read(names.as_ref()).map_err(not_ready)?;
     policy::eprint_all(&loaded.warnings, &loaded.files);
-    let followed = PolicyFiles::new(base.sources.policies.clone(), loaded.paths, files.texts.files.clone());
+    let followed = PolicyFiles::new(base.sources.policies.clone(), loaded.paths.clone(), &files.texts.files);
     // The socket comes before anything in the kernel: it is also what finds a second daemon.
     let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
     let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
@@ -272,6 +274,9 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     tokio::spawn(Arc::clone(&core).keep_names(NamesFile::new(&args.state)));
     tokio::spawn(Arc::clone(&core).sweep_forever());
     tokio::spawn(Arc::clone(&core).note_hits());
+    // What it took to read the policy.
+    core.freed().tell();
+    tokio::spawn(core.freed().clone().give_back());
     if let Some(metrics) = metrics {
         let source = Arc::clone(&core) as Arc<dyn crate::api::Source>;
         tokio::spawn(metrics.serve(source, core.measures().clone()));

@@ -45,6 +45,8 @@ pub(super) struct State {
     pub trial: bool,
     /// The files changed while `now` was on trial.
     pub missed: bool,
+    /// What is in force is what `now` means with the resolvers of `system`.
+    compiled: bool,
 }
 
 impl Changer {
@@ -60,7 +62,7 @@ impl Changer {
         let (resolver, refresher) = asking;
         let applied = trial || stored.applied.as_ref().is_some_and(|applied| applied.texts == now);
         let before = stored.before.map(|texts| (texts, stored.before_applied));
-        let state = Mutex::new(State { system, now, applied, before, trial, missed: false });
+        let state = Mutex::new(State { system, now, applied, before, trial, missed: false, compiled: true });
         let changer = Arc::new(Self { core: Arc::clone(core), base, resolver, refresher, store, state });
         core.set_applied(applied);
         if trial && let Ok(Settled::Pending(deadline)) = core.with_datapath(|datapath| datapath.settle()) {
@@ -98,12 +100,21 @@ impl Changer {
         if state.trial {
             tracing::warn!("the policy files changed while a policy is on trial: they are read if it goes");
             state.missed = true;
-        } else {
+        } else if !self.says_the_same(&state) {
             self.read_files(&mut state);
         }
     }
 
+    /// Whether the files say what is in force: what they mean would be the same too.
+    fn says_the_same(&self, state: &State) -> bool {
+        state.compiled && !state.applied && !state.trial && self.base.texts() == state.now
+    }
+
     fn read_files(&self, state: &mut State) -> bool {
+        if self.says_the_same(state) && matches!(self.core.is_in_force(), Ok(true)) {
+            self.in_force();
+            return true;
+        }
         match self.base.read(state.system.as_ref()) {
             Ok((ready, _)) => self.put(state, ready, false, None).is_ok(),
             Err(error) => {
@@ -126,9 +137,11 @@ impl Changer {
     }
 
     fn refresh(&self, state: &mut State) {
+        state.compiled = false;
         match self.base.compile(&state.now, state.system.as_ref()) {
             Ok(Ready { policy, settings, .. }) => {
                 if self.core.install(policy, state.now.names(), settings).is_ok() {
+                    state.compiled = true;
                     self.in_force();
                 }
             }
@@ -154,6 +167,7 @@ impl Changer {
             let _ = self.store.write(&stored);
             return Err(error);
         }
+        state.compiled = true;
         let unchanged = texts == state.now && deadline.is_none();
         let old = std::mem::replace(&mut state.now, texts);
         let was_applied = std::mem::replace(&mut state.applied, applied);
@@ -173,9 +187,8 @@ impl Changer {
 
     /// What a restart takes up, while nothing is on trial.
     pub(super) fn stored(&self, state: &State) -> Stored {
-        let over = self.base.read(state.system.as_ref()).map(|(ready, _)| ready.texts).unwrap_or_default();
         Stored {
-            applied: state.applied.then(|| Applied { texts: state.now.clone(), over }),
+            applied: state.applied.then(|| Applied { texts: state.now.clone(), over: self.base.texts() }),
             before: state.before.as_ref().map(|(texts, _)| texts.clone()),
             before_applied: state.before.as_ref().is_some_and(|(_, applied)| *applied),
             trial: None,
@@ -204,10 +217,13 @@ impl Changer {
         state.now = texts;
         state.applied = applied;
         state.trial = false;
+        state.compiled = false;
         match self.base.compile(&state.now, state.system.as_ref()) {
             Ok(Ready { policy, settings, .. }) => {
                 if let Err(error) = self.core.take_back(policy, state.now.names(), settings, why) {
                     tracing::error!(%error, "cannot follow the policy that the kernel went back to");
+                } else {
+                    state.compiled = true;
                 }
             }
             Err(error) => self.core.refused(&error.to_string()),

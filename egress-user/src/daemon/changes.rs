@@ -108,7 +108,7 @@ impl Core {
         let generation = self.with_datapath(Datapath::confirm)?;
         self.changes.begin(None);
         let Active { policy, files, installed, settings } = &*self.active();
-        let (policy, installed, settings) = (policy.clone(), installed.clone(), settings.clone());
+        let (policy, installed, settings) = (Arc::clone(policy), installed.clone(), settings.clone());
         self.took(Active { policy, files: files.clone(), installed, settings }, "confirmed".to_owned());
         Ok(generation)
     }
@@ -123,12 +123,18 @@ impl Core {
         };
         tracing::warn!(why, "the policy before is in force again");
         let message = format!("policy {:016x} is in force again: {why}", policy.hash);
-        self.took(Active { policy, files, installed, settings }, message);
+        self.took(Active { policy: Arc::new(policy), files, installed, settings }, message);
         Ok(())
     }
 
+    /// [`Core::same`] for the policy in force itself: whether the kernel has it still.
+    pub(super) fn is_in_force(&self) -> Result<bool, Error> {
+        let active = self.active();
+        self.same(&active.policy, &active.files, &active.settings)
+    }
+
     /// Whether this very policy is in force: then nothing is written, and only where its rules stand is noted anew.
-    pub(super) fn same(&self, policy: &Compiled, files: &[String], settings: &Settings) -> Result<bool, Error> {
+    pub(super) fn same(&self, policy: &Arc<Compiled>, files: &[String], settings: &Settings) -> Result<bool, Error> {
         let active = self.active();
         if active.policy.hash != policy.hash || active.settings != *settings {
             return Ok(false);
@@ -141,7 +147,7 @@ impl Core {
         let Some(installed) = adopted else { return Ok(false) };
         let message = format!("policy {:016x} is in force already", policy.hash);
         self.took(
-            Active { policy: policy.clone(), files: files.to_vec(), installed, settings: settings.clone() },
+            Active { policy: Arc::clone(policy), files: files.to_vec(), installed, settings: settings.clone() },
             message,
         );
         Ok(true)

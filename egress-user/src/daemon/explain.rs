@@ -121,8 +121,8 @@ pub(super) fn rule(active: &Active, grant: u32) -> ExplainedRule {
     ExplainedRule {
         name: rule.name.clone(),
         action: if rule.action == Action::Deny { "deny" } else { "allow" }.to_owned(),
-        item: grant.item.clone(),
-        ports: grant.ports.iter().map(ToString::to_string).collect(),
+        item: grant.item.to_string(),
+        ports: rule.ports.iter().map(ToString::to_string).collect(),
         source: rule.source.to_string(),
         why: rule.why.as_ref().map(|why| why.trim().to_owned()),
     }

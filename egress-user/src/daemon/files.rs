@@ -1,6 +1,7 @@
 //! Follows the policy's files: a change of what they say is put in force as SIGHUP would, or refused whole.
 
 use std::{
+    hash::{BuildHasher as _, RandomState},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,12 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A pause before inotify is asked again for what it refused.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// What was read, or why it could not be: to see that something changed.
-type Said = Result<NamedTexts, String>;
+/// A hash of what was read, or why it could not be: to see that something changed.
+type Said = Result<u64, String>;
 
 /// The files, directories and embedded policies of the command line.
 pub struct PolicyFiles {
     policies: Vec<PathBuf>,
+    hasher: RandomState,
     /// Those that were on disk at the start: watched also while they are not there.
     named: Vec<PathBuf>,
     said: Said,
@@ -34,8 +36,10 @@ pub struct PolicyFiles {
 
 impl PolicyFiles {
     /// `read` is what the policy in force was made of, of the files that were on disk: `named`.
-    pub fn new(policies: Vec<PathBuf>, named: Vec<PathBuf>, read: NamedTexts) -> Self {
-        Self { policies, named, said: Ok(read) }
+    pub fn new(policies: Vec<PathBuf>, named: Vec<PathBuf>, read: &NamedTexts) -> Self {
+        let hasher = RandomState::new();
+        let said = Ok(hasher.hash_one(read));
+        Self { policies, hasher, named, said }
     }
 
     /// Follows them until the daemon ends; returns at once where nothing is on disk.
@@ -89,7 +93,8 @@ impl PolicyFiles {
 
     /// Whether the files say something else than they did.
     fn look(&mut self) -> bool {
-        let said = read_texts(&self.policies).0.map_err(|error| render_all(&error.diagnostics, &error.files, false));
+        let said = read_texts(&self.policies).0.map(|texts| self.hasher.hash_one(texts));
+        let said = said.map_err(|error| render_all(&error.diagnostics, &error.files, false));
         let changed = said != self.said;
         self.said = said;
         changed

@@ -6,6 +6,7 @@ use super::{Believe, resolvers};
 use crate::{
     api::Texts,
     datapath::{Settings, netns_cookie},
+    memory,
     policy::{self, Compiled, DomainName, PolicyError, Resolvers, Sources},
     resolve::{self, system::SystemResolvers},
 };
@@ -44,11 +45,24 @@ impl Base {
     /// Reads the files that the command line names.
     pub fn read(&self, system: Option<&SystemResolvers>) -> Result<(Ready, policy::Loaded), NotReady> {
         let sources = Sources { internal: search_domains(system), ..self.sources.clone() };
-        let loaded = policy::load(&sources)?;
+        let loaded = memory::apart(|| policy::load(&sources))?;
         let files = loaded.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
         let texts = Texts { files, allow: sources.allow, set: sources.set };
         let settings = settings(&loaded.compiled, system, self.believe, self.cgroup)?;
         Ok((Ready { texts, policy: loaded.compiled.clone(), settings }, loaded))
+    }
+
+    /// What the files say now, without a look at what it means; nothing where one cannot be read.
+    pub fn texts(&self) -> Texts {
+        let (files, _) = policy::read_texts(&self.sources.policies);
+        let files = files.map(|mut files| {
+            files.extend(self.sources.texts.iter().cloned());
+            files
+        });
+        files.map_or_else(
+            |_| Texts::default(),
+            |files| Texts { files, allow: self.sources.allow.clone(), set: self.sources.set.clone() },
+        )
     }
 
     /// Compiles a policy that came as text.
@@ -61,7 +75,7 @@ impl Base {
             internal: search_domains(system),
             ..self.sources.clone()
         };
-        let policy = policy::load(&sources)?.compiled;
+        let policy = memory::apart(|| policy::load(&sources))?.compiled.clone();
         let settings = settings(&policy, system, self.believe, self.cgroup)?;
         Ok(Ready { texts: texts.clone(), policy, settings })
     }

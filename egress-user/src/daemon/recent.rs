@@ -3,7 +3,6 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -36,14 +35,8 @@ const NEAR: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct Recent(Mutex<VecDeque<(Instant, Counts)>>);
 
-/// Packets by a hash of the grant's key.
+/// Packets by the grant's key.
 type Counts = HashMap<u64, u64>;
-
-fn number(grant: &Grant) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    grant.key.hash(&mut hasher);
-    hasher.finish()
-}
 
 impl Recent {
     /// What was counted before the last five minutes, as near as is known: since the daemon's start at the longest.
@@ -99,7 +92,7 @@ impl Core {
         let grants = active.policy.grants.iter().zip(&active.installed.grants);
         let count = |(grant, index): (&Grant, &u32)| {
             let packets = datapath.grant_hits(*index).ok()?.packets;
-            (packets != 0).then(|| (number(grant), packets))
+            (packets != 0).then_some((grant.key, packets))
         };
         grants.filter_map(count).collect()
     }
@@ -107,17 +100,17 @@ impl Core {
     /// What passed by the rule items that `next` has not.
     pub(super) fn hits_of_gone(&self, next: &Compiled) -> Vec<Gone> {
         let active = self.active();
-        let kept: HashSet<&str> = next.grants.iter().map(|grant| grant.key.as_str()).collect();
+        let kept: HashSet<u64> = next.grants.iter().map(|grant| grant.key).collect();
         let before = self.recent.before();
         let datapath = self.datapath();
         let gone = active.policy.grants.iter().zip(&active.installed.grants).filter(|(grant, _)| {
-            active.policy.rules[grant.rule as usize].action == Action::Allow && !kept.contains(grant.key.as_str())
+            active.policy.rules[grant.rule as usize].action == Action::Allow && !kept.contains(&grant.key)
         });
         gone.filter_map(|(grant, index)| {
             let packets = datapath.grant_hits(*index).ok()?.packets;
-            let lately = packets - before.get(&number(grant)).copied().unwrap_or(0).min(packets);
+            let lately = packets - before.get(&grant.key).copied().unwrap_or(0).min(packets);
             let rule = active.policy.rules[grant.rule as usize].name.clone();
-            (packets != 0).then(|| Gone { rule, item: grant.item.clone(), packets, lately })
+            (packets != 0).then(|| Gone { rule, item: grant.item.to_string(), packets, lately })
         })
         .collect()
     }
@@ -219,18 +212,18 @@ impl Look<'_> {
         let too_long = self.active.policy.grants.len() > ITEMS;
         let items: HashMap<u32, &Grant> =
             self.active.installed.grants.iter().copied().zip(&self.active.policy.grants).collect();
-        let kept: HashSet<&str> = self.next.grants.iter().map(|grant| grant.key.as_str()).collect();
+        let kept: HashSet<u64> = self.next.grants.iter().map(|grant| grant.key).collect();
         for ((key, grant), at) in seen {
             let (_, next) = self.judge(key);
             let item = items.get(&grant).copied();
-            let stays = item.is_some_and(|item| kept.contains(item.key.as_str()));
+            let stays = item.is_some_and(|item| kept.contains(&item.key));
             if next == Opens::Rule || (stays && next != Opens::Denied) {
                 continue;
             }
             // A connection is not timed: it counts where its rule item had packets lately.
             if at.is_none() && !too_long {
                 let hits = self.core.datapath().grant_hits(grant).unwrap_or_default().packets;
-                if item.is_some_and(|item| hits <= before.get(&number(item)).copied().unwrap_or(0)) {
+                if item.is_some_and(|item| hits <= before.get(&item.key).copied().unwrap_or(0)) {
                     continue;
                 }
             }

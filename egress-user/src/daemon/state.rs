@@ -13,16 +13,20 @@ use super::{Book, Enforcement, sweep::Told, trouble::Troubles};
 use crate::{
     datapath::{Attached, Datapath, Error, Installed, Learned, Settings, boot_ticks},
     events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
+    memory::Freed,
     metrics::Measures,
     policy::{Compiled, Mode, Proto},
     resolve::{Answer, AnswerSink, Failure, Held, Refresher},
 };
 
+/// Names of an address that an event tells.
+const NAMES: usize = 8;
+
 /// The policy in force, and where it went.
 #[derive(Debug)]
 pub struct Active {
     /// The policy.
-    pub policy: Compiled,
+    pub policy: Arc<Compiled>,
     /// Files and embedded names, as they were given.
     pub files: Vec<String>,
     /// Its generation and grants.
@@ -62,6 +66,7 @@ pub struct Core {
     pub(super) recent: super::recent::Recent,
     /// Wakes the task that follows workloads' addresses.
     pub(super) veths_changed: tokio::sync::Notify,
+    freed: Freed,
 }
 
 impl Core {
@@ -78,7 +83,7 @@ impl Core {
             attached: Mutex::new(attached),
             pins,
             _lock: lock,
-            active: ArcSwap::from_pointee(Active { policy, files, installed, settings }),
+            active: ArcSwap::from_pointee(Active { policy: Arc::new(policy), files, installed, settings }),
             book: Mutex::default(),
             hub: Hub::new(RECENT),
             refresher: OnceLock::new(),
@@ -95,6 +100,7 @@ impl Core {
             changes: super::changes::Changes::default(),
             recent: super::recent::Recent::default(),
             veths_changed: tokio::sync::Notify::new(),
+            freed: Freed::default(),
         };
         (Arc::new(core), events)
     }
@@ -122,6 +128,7 @@ impl Core {
         settings: Settings,
         deadline: Ticks,
     ) -> Result<(), Error> {
+        let policy = Arc::new(policy);
         if deadline == 0 && self.same(&policy, &files, &settings)? {
             return Ok(());
         }
@@ -162,6 +169,7 @@ impl Core {
             message,
         };
         self.active.store(Arc::new(active));
+        self.freed.tell();
         self.hub.publish(Event::new(Timestamp::now(), Kind::Policy(change)));
     }
 
@@ -231,6 +239,11 @@ impl Core {
         self.hub.recent()
     }
 
+    /// What was freed is given back to the system by whoever waits here.
+    pub fn freed(&self) -> &Freed {
+        &self.freed
+    }
+
     /// What is measured on the way, for the metrics.
     pub fn measures(&self) -> &Measures {
         &self.measures
@@ -261,8 +274,8 @@ impl Core {
     pub(super) fn rules_of(active: &Active, classes: &[u32]) -> Vec<String> {
         let mut rules: Vec<String> = classes
             .iter()
-            .filter_map(|class| active.policy.classes.get(*class as usize))
-            .flat_map(|class| &class.grants)
+            .filter_map(|class| active.policy.classes.get(*class))
+            .flat_map(|class| class.grants)
             .filter_map(|grant| active.policy.grants.get(*grant as usize))
             .map(|grant| active.policy.rules[grant.rule as usize].name.clone())
             .collect();
@@ -274,7 +287,7 @@ impl Core {
 
 impl Known for Core {
     fn names(&self, address: IpAddr) -> Vec<String> {
-        lock(&self.book).names_of(address)
+        lock(&self.book).last_names_of(address, NAMES)
     }
 
     fn name_rules(&self, name: &str) -> Vec<String> {

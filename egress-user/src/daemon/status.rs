@@ -1,6 +1,9 @@
 //! What a running policy answers: `status`, and whether all is well.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use egress_ebpf::abi::{NEVER, TICK_SHIFT, Ticks};
 
@@ -10,13 +13,19 @@ use super::{
 };
 use crate::{
     api::{
-        AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameStatus,
-        PacketExplanation, PacketQuestion, PolicyStatus, RuleStatus, SinkStatus, Source, Status,
+        AddressStatus, AttachPoint, Counter, ExplainError, Explanation, Health, LearnCounter, MapFill, NameCounts,
+        NameStatus, PacketExplanation, PacketQuestion, PolicyStatus, RuleStatus, SinkStatus, Source, Status,
     },
-    datapath::{Datapath, boot_ticks},
+    datapath::{Datapath, Learned, boot_ticks},
     events::{Hub, Tally},
     policy::{Action, Mode},
 };
+
+/// Names that are looked up with one look at the book.
+const AT_ONCE: u32 = 512;
+
+/// A status with so many names takes memory that is worth giving back.
+const MANY: usize = 1000;
 
 impl Core {
     fn rules(active: &Active, datapath: &Datapath) -> Vec<RuleStatus> {
@@ -54,27 +63,46 @@ impl Core {
             .into_iter()
             .filter_map(|name| name.last_error.map(|(error, _)| (name.name, error.to_string())))
             .collect();
-        let book = self.book();
-        let mut names: BTreeSet<String> =
-            active.policy.exact_names.iter().map(|name| name.as_str().to_owned()).collect();
-        names.extend(book.living(now).into_iter().map(|learned| learned.name));
-        names
-            .into_iter()
-            .map(|name| NameStatus {
-                addresses: book
-                    .addresses_of(&name, now)
-                    .into_iter()
-                    .map(|(address, entry)| AddressStatus {
-                        address,
-                        seconds_left: (u64::from(entry.expiry - now) << TICK_SHIFT) / 1_000_000_000,
-                        permanent: entry.expiry == NEVER,
-                    })
-                    .collect(),
+        let status = |name: String, mut addresses: Vec<(IpAddr, Ticks)>| {
+            addresses.sort_unstable();
+            let address = |(address, expiry): (IpAddr, Ticks)| AddressStatus {
+                address,
+                seconds_left: (u64::from(expiry.saturating_sub(now)) << TICK_SHIFT) / 1_000_000_000,
+                permanent: expiry == NEVER,
+            };
+            NameStatus {
+                addresses: addresses.into_iter().map(address).collect(),
                 rules: Self::rules_of(active, &active.policy.match_name(&name).classes),
                 last_error: errors.get(&name).cloned(),
                 name,
-            })
-            .collect()
+            }
+        };
+        let mut names = Vec::new();
+        // A look for many names, not one for all: those who learn wait meanwhile.
+        let (mut from, renumbered) = (0, self.book().renumbered());
+        loop {
+            let book = self.book();
+            if book.renumbered() != renumbered {
+                // Seldom, and then for all at once.
+                names = book.living(now);
+                break;
+            }
+            let to = book.names().min(from + AT_ONCE);
+            names.extend((from..to).filter_map(|number| book.living_of(number, now)));
+            from = to;
+            if to == book.names() {
+                break;
+            }
+        }
+        let known: HashSet<&str> = names.iter().map(|learned| learned.name.as_str()).collect();
+        let exact = active.policy.exact_names.iter().map(|name| name.as_str()).filter(|name| !known.contains(name));
+        let unknown: Vec<String> = exact.map(str::to_owned).collect();
+        drop(known);
+        let known = names.into_iter().map(|Learned { name, addresses }| status(name, addresses));
+        let mut names: Vec<NameStatus> =
+            known.chain(unknown.into_iter().map(|name| status(name, Vec::new()))).collect();
+        names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        names
     }
 
     fn attach_points(&self) -> Vec<AttachPoint> {
@@ -116,11 +144,11 @@ fn sink_status(tally: &Tally) -> SinkStatus {
     SinkStatus { sink: tally.name().to_owned(), written: tally.written(), lost: tally.lost() }
 }
 
-impl Source for Core {
-    fn status(&self) -> Status {
+impl Core {
+    fn status_with(&self, names: impl FnOnce(&Self, &Active, Ticks) -> Vec<NameStatus>) -> Status {
         let active = self.active();
         let now = boot_ticks();
-        let names = self.names(&active, now);
+        let names = names(self, &active, now);
         let attach_points = self.attach_points();
         let datapath = self.datapath();
         let counters = datapath.counters().unwrap_or_default();
@@ -180,6 +208,23 @@ impl Source for Core {
             warnings: self.warnings.iter().cloned().chain(self.changes.notes()).collect(),
             health,
         }
+    }
+}
+
+impl Source for Core {
+    fn status(&self) -> Status {
+        let status = self.status_with(Self::names);
+        if status.names.len() >= MANY {
+            self.freed().tell();
+        }
+        status
+    }
+
+    fn summary(&self) -> (Status, NameCounts) {
+        let failing = self.refresher.get().map(|refresher| refresher.names()).unwrap_or_default();
+        let failing = failing.iter().filter(|name| name.last_error.is_some()).count();
+        let (known, addresses) = self.book().count(boot_ticks());
+        (self.status_with(|_, _, _| Vec::new()), NameCounts { known, failing, addresses })
     }
 
     fn explain(&self, to: &str) -> Result<Explanation, ExplainError> {

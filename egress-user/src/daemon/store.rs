@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
@@ -74,12 +73,21 @@ impl Store {
 
 /// Replaces a file, whole or not at all, readable for its owner alone; `durable`: over a loss of power too. What could not be
 /// written leaves nothing behind.
-pub(super) fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+    replace_with(path, durable, |file| file.write_all(bytes))
+}
+
+/// The same with what `write` writes.
+pub(super) fn replace_with(
+    path: &Path,
+    durable: bool,
+    write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let fresh = path.with_extension("new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    let written = file.write_all(bytes).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
+    let written = write(&mut file).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
     let replaced = written.and_then(|()| fs::rename(&fresh, path));
     if replaced.is_err() {
         let _ = fs::remove_file(&fresh);

@@ -3,7 +3,7 @@
 use egress_ebpf::abi::Config;
 
 use super::{
-    Datapath, Error, Installed, Plain, Table, grants,
+    Datapath, Error, Installed, Plain, Table,
     install::numbered,
     lower::{self, Elements, Place, Settings},
 };
@@ -17,11 +17,8 @@ impl Datapath {
             return Ok(None);
         }
         let (known, _) = self.known_grants(live)?;
-        let grants: Option<Vec<u32>> = policy
-            .grants
-            .iter()
-            .map(|grant| known.get(&grants::key(grant.key.as_bytes())).map(|(index, _)| *index))
-            .collect();
+        let grants: Option<Vec<u32>> =
+            policy.grants.iter().map(|grant| known.get(&grant.key).map(|(index, _)| *index)).collect();
         let Some(grants) = grants.filter(|grants| grants.len() == known.len()) else { return Ok(None) };
         let on_trial = self.live()?.deadline != 0;
         let mut classes = self.known_classes(live)?;

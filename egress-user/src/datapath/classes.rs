@@ -1,10 +1,14 @@
 //! Classes keep their index from one generation to the next, so that what was learned and what does not change stays as it is.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{BuildHasher as _, RandomState},
+};
 
 use egress_ebpf::abi::{CHUNK_PORTS, CHUNKS, ClassChunk, PROTO_ANY, PROTO_ICMP, PROTO_TCP, PROTO_UDP, PortRange, Slot};
+use hashbrown::HashTable;
 
-use super::{Datapath, Error};
+use super::{Datapath, Error, chunks::Chunks};
 use crate::policy::{self, Class, Compiled, Proto};
 
 /// What a class opens: sorted, so that equal classes are equal.
@@ -19,9 +23,10 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub struct Known {
     /// The chunks that count in the live generation.
-    chunks: HashMap<u32, ClassChunk>,
-    /// Its classes: the index of each one's first chunk.
-    classes: HashMap<Content, u32>,
+    chunks: Chunks,
+    /// Its classes: a hash of what each one opens, and the index of its first chunk.
+    classes: HashTable<(u64, u32)>,
+    hasher: RandomState,
     /// The `ports_id` of what they open.
     ids: HashMap<Opened, u32>,
     /// The last that was given out.
@@ -38,7 +43,7 @@ pub struct Allotted {
     /// The index of each class of the policy; 0 for one that opens nothing.
     pub index: Vec<u32>,
     /// Chunks that the live generation has not, by their index.
-    pub fresh: HashMap<u32, ClassChunk>,
+    pub fresh: Chunks,
     /// Classes that the live generation has too.
     pub kept: HashSet<u32>,
     /// Chunks of these which an installation that was cut short meant to end, or had just begun.
@@ -50,13 +55,13 @@ pub struct Allotted {
 impl Allotted {
     /// What is written before anything refers to it.
     pub fn before(&self) -> Vec<(u32, ClassChunk)> {
-        let fresh = self.fresh.iter().map(|(index, chunk)| (*index, *chunk));
+        let fresh = self.fresh.iter().copied();
         fresh.chain(self.mended.iter().copied()).chain(self.ended.iter().copied()).collect()
     }
 
     /// The fresh chunks as they are for good, once the flip is done.
     pub fn settled(&self) -> Vec<(u32, ClassChunk)> {
-        self.fresh.iter().map(|(&index, &chunk)| (index, ClassChunk { from: 0, ..chunk })).collect()
+        self.fresh.iter().map(|&(index, chunk)| (index, ClassChunk { from: 0, ..chunk })).collect()
     }
 }
 
@@ -71,7 +76,7 @@ impl Known {
         if chunk.count == 0 {
             self.idle.push(index);
         } else if live != 0 && chunk.stands(live) {
-            self.chunks.insert(index, chunk);
+            self.chunks.add(index, chunk);
         } else {
             self.parked.push((index, chunk));
         }
@@ -79,26 +84,26 @@ impl Known {
 
     /// Finds the classes among the chunks.
     fn name(&mut self) {
-        for (&index, first) in self.chunks.iter().filter(|(_, chunk)| chunk.ports_id != 0) {
-            let content = content(self.chain(index).iter().flat_map(|(_, chunk)| used(chunk)));
-            self.ids.insert(opened(&content), first.ports_id);
+        self.classes = HashTable::with_capacity(self.chunks.len());
+        for (index, first) in self.chunks.iter().filter(|(_, chunk)| chunk.ports_id != 0) {
+            let content = self.content(*index);
+            self.ids.entry(opened(&content)).or_insert(first.ports_id);
             self.last_id = self.last_id.max(first.ports_id);
-            self.classes.insert(content, index);
+            let hash = self.hasher.hash_one(&content);
+            self.classes.insert_unique(hash, (hash, *index), |(hash, _)| *hash);
         }
     }
 
-    /// The chunks of a class.
-    pub fn chain(&self, class: u32) -> Vec<(u32, ClassChunk)> {
-        let mut chunks = Vec::new();
-        let mut index = class;
-        while index != 0
-            && chunks.len() < CHUNKS as usize
-            && let Some(chunk) = self.chunks.get(&index)
-        {
-            chunks.push((index, *chunk));
-            index = chunk.next;
-        }
-        chunks
+    /// What a class of the live generation opens.
+    fn content(&self, class: u32) -> Content {
+        content(self.chunks.chain(class).flat_map(|(_, chunk)| used(chunk)))
+    }
+
+    /// The live class that opens this very thing.
+    fn find(&self, content: &Content) -> Option<u32> {
+        let hash = self.hasher.hash_one(content);
+        let is = |&(known, index): &(u64, u32)| known == hash && self.content(index) == *content;
+        self.classes.find(hash, is).map(|(_, index)| *index)
     }
 
     /// Whether every entry is idle, of a class that has stood since before the live generation and has no end, or of one that
@@ -107,7 +112,7 @@ impl Known {
         if self.parked.iter().any(|(_, chunk)| chunk.from > live && chunk.from != NONE) {
             return false;
         }
-        let tails: HashSet<u32> = self.chunks.values().map(|chunk| chunk.next).collect();
+        let tails: HashSet<u32> = self.chunks.iter().map(|(_, chunk)| chunk.next).filter(|next| *next != 0).collect();
         // A first chunk that says not what it opens was made for a change, which did not come to its end.
         let whole = |index: &u32, chunk: &ClassChunk| chunk.ports_id != 0 || tails.contains(index);
         let begun = |from: u32| from == 0 || (on_trial && from == live);
@@ -144,16 +149,16 @@ impl Known {
     /// [`Error::Ports`] for a class of too many ranges, [`Error::Full`] where no entry is idle.
     pub fn allot(&mut self, policy: &Compiled, grants: &[u32], generation: u32) -> Result<Allotted, Error> {
         let mut allotted = Allotted::default();
-        for class in &policy.classes {
+        for class in policy.classes.iter() {
             let ranges = lowered(class, grants)?;
             let content = content(ranges.iter().copied());
             if content.is_empty() {
                 allotted.index.push(0);
                 continue;
             }
-            if let Some(&index) = self.classes.get(&content) {
+            if let Some(index) = self.find(&content) {
                 if allotted.kept.insert(index) {
-                    let cut = self.chain(index).into_iter().filter(|(_, chunk)| chunk.from | chunk.gone != 0);
+                    let cut = self.chunks.chain(index).filter(|(_, chunk)| chunk.from | chunk.gone != 0);
                     allotted.mended.extend(cut.map(|(index, chunk)| (index, ClassChunk { from: 0, gone: 0, ..chunk })));
                 }
                 allotted.index.push(index);
@@ -166,13 +171,13 @@ impl Known {
             let template = ClassChunk { from: generation, ..ClassChunk::default() };
             let chunks = self.place(&ranges, ports_id, template)?;
             allotted.index.push(chunks.first().map_or(0, |(index, _)| *index));
-            allotted.fresh.extend(chunks);
+            chunks.into_iter().for_each(|(index, chunk)| allotted.fresh.add(index, chunk));
         }
         // What a change that was cut short had made for the time of it goes with them.
         let kept: HashSet<u32> =
-            allotted.kept.iter().flat_map(|class| self.chain(*class)).map(|(index, _)| index).collect();
+            allotted.kept.iter().flat_map(|class| self.chunks.chain(*class)).map(|(index, _)| index).collect();
         let ended = self.chunks.iter().filter(|(index, _)| !kept.contains(index));
-        allotted.ended = ended.map(|(&index, &chunk)| (index, ClassChunk { gone: generation, ..chunk })).collect();
+        allotted.ended = ended.map(|&(index, chunk)| (index, ClassChunk { gone: generation, ..chunk })).collect();
         Ok(allotted)
     }
 
@@ -209,7 +214,8 @@ impl Known {
         generation: u32,
         chunks: &mut Vec<(u32, ClassChunk)>,
     ) -> Result<u32, Error> {
-        let (was, becomes) = (self.chain(old), self.chain_in(new, allotted));
+        let was: Vec<_> = self.chunks.chain(old).collect();
+        let becomes = self.chain_in(new, allotted);
         if was.len() + becomes.len() > CHUNKS as usize {
             let ranges = (was.len() + becomes.len()) * CHUNK_PORTS;
             return Err(Error::Ports { ranges, most: CHUNK_PORTS * CHUNKS as usize });
@@ -231,13 +237,8 @@ impl Known {
 
     /// The chunks of a class that is live, or fresh.
     fn chain_in(&self, class: u32, allotted: &Allotted) -> Vec<(u32, ClassChunk)> {
-        let mut chain = Vec::new();
-        let mut index = class;
-        while let Some(&chunk) = allotted.fresh.get(&index) {
-            chain.push((index, chunk));
-            index = chunk.next;
-        }
-        if chain.is_empty() { self.chain(class) } else { chain }
+        let fresh: Vec<_> = allotted.fresh.chain(class).collect();
+        if fresh.is_empty() { self.chunks.chain(class).collect() } else { fresh }
     }
 }
 
@@ -340,7 +341,7 @@ impl Datapath {
 
 /// What a class of a policy opens, in the kernel's terms and the policy's order: of several grants that open the same the first
 /// counts as the one by which a packet passes.
-fn lowered(class: &Class, grants: &[u32]) -> Result<Vec<PortRange>, Error> {
+fn lowered(class: Class<'_>, grants: &[u32]) -> Result<Vec<PortRange>, Error> {
     let most = CHUNK_PORTS * CHUNKS as usize;
     if class.ports.len() > most {
         return Err(Error::Ports { ranges: class.ports.len(), most });
@@ -377,6 +378,6 @@ fn opened(content: &Content) -> Opened {
     opened
 }
 
-fn used(chunk: &ClassChunk) -> impl Iterator<Item = PortRange> {
+fn used(chunk: ClassChunk) -> impl Iterator<Item = PortRange> {
     chunk.ports.into_iter().take(chunk.count as usize)
 }

@@ -39,7 +39,7 @@ impl Datapath {
         let mut indices = Vec::with_capacity(policy.grants.len());
         let mut fresh = Vec::new();
         for grant in &policy.grants {
-            let key = self::key(grant.key.as_bytes());
+            let key = grant.key;
             let index = match known.get(&key) {
                 Some(&(index, entry)) => {
                     if entry.until != u32::MAX {
@@ -62,9 +62,11 @@ impl Datapath {
             };
             indices.push(index);
         }
-        // What passed by the grant that had the index before is not this one's.
-        for (index, _) in fresh.iter().filter(|(_, entry)| entry.from == generation) {
-            self.grant_hits.clear(*index)?;
+        // What passed by the grant that had the index before is not this one's. Before the first policy there was none.
+        if live != 0 {
+            for (index, _) in fresh.iter().filter(|(_, entry)| entry.from == generation) {
+                self.grant_hits.clear(*index)?;
+            }
         }
         self.grants.set_all(&fresh)?;
         Ok(indices)
@@ -85,9 +87,4 @@ impl Datapath {
         })?;
         self.grants.set_all(&ended)
     }
-}
-
-/// FNV-1a, 64 bit: a grant's key as the kernel's table has it.
-pub(super) fn key(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -28,6 +28,9 @@ use crate::policy::Compiled;
 /// Programs that began under the old generation are done long before this: they run for microseconds.
 pub(super) const IN_FLIGHT: Duration = Duration::from_millis(5);
 
+/// So many addresses of names are written together.
+const TOGETHER: usize = 4096;
+
 /// An address that a name was learned to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Learned {
@@ -221,11 +224,16 @@ impl Datapath {
     ) -> Result<usize, Error> {
         let exact: HashSet<&str> = policy.exact_names.iter().map(|name| name.as_str()).collect();
         let (first, rest): (Vec<_>, Vec<_>) = learned.iter().partition(|known| exact.contains(known.name.as_str()));
-        let mut missing = 0;
+        let (mut missing, mut together) = (0, Vec::new());
         for learned in first.into_iter().chain(rest) {
-            missing += lost(self.learn_into(policy, class_index, epoch, [learned]))?;
+            // Many names a call: one has a few addresses.
+            together.extend(opened(policy, class_index, learned).1);
+            if together.len() >= TOGETHER {
+                missing += lost(self.write_addresses(epoch, &together))?;
+                together.clear();
+            }
         }
-        Ok(missing)
+        Ok(missing + lost(self.write_addresses(epoch, &together))?)
     }
 
     /// Writes addresses of names into the live generation, as `policy` (the live one) allows. Gives how many of the names a rule wants.
@@ -257,15 +265,11 @@ impl Datapath {
         epoch: u32,
         learned: impl IntoIterator<Item = &'a Learned>,
     ) -> Result<usize, Error> {
-        let mut wanted = 0;
-        let mut addresses = Vec::new();
+        let (mut wanted, mut addresses) = (0, Vec::new());
         for learned in learned {
-            let found = policy.match_name(&learned.name);
-            wanted += usize::from(!found.classes.is_empty());
-            for class in &found.classes {
-                let Some(&index) = class_index.get(*class as usize) else { continue };
-                addresses.extend(learned.addresses.iter().map(|&(address, expiry)| (address, index, expiry)));
-            }
+            let (is_wanted, opened) = opened(policy, class_index, learned);
+            wanted += usize::from(is_wanted);
+            addresses.extend(opened);
         }
         self.write_addresses(epoch, &addresses)?;
         Ok(wanted)
@@ -389,6 +393,16 @@ pub(super) fn connection_key(local: SocketAddr, remote: SocketAddr, zone: u8) ->
         zone,
         pad: 0,
     }
+}
+
+/// Whether any rule wants a name, and its addresses with each class that has it.
+fn opened(policy: &Compiled, class_index: &[u32], learned: &Learned) -> (bool, Vec<(IpAddr, u32, Ticks)>) {
+    let found = policy.match_name(&learned.name);
+    let classes = found.classes.iter().filter_map(|class| class_index.get(*class as usize));
+    let addresses = classes
+        .flat_map(|&index| learned.addresses.iter().map(move |&(address, expiry)| (address, index, expiry)))
+        .collect();
+    (!found.classes.is_empty(), addresses)
 }
 
 /// How many learned addresses had no room.

@@ -8,6 +8,7 @@ mod adopt;
 mod aliases;
 mod attach;
 mod change;
+mod chunks;
 mod classes;
 mod clock;
 mod clsact;

@@ -4,11 +4,7 @@
 //! policy says: a name's entry holds both, and a prefix has meanwhile a class that opens the one until the flip and the other
 //! from then on. What is left of the old policy afterwards is taken out at leisure: the new generation does not see it.
 
-use std::{
-    collections::{HashMap, HashSet},
-    hash::Hash,
-    net::IpAddr,
-};
+use std::{cmp::Ordering, collections::HashMap, net::IpAddr};
 
 use egress_ebpf::abi::{self, ClassChunk, NameEntry, NameValue, PrefixKey4, PrefixKey6};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -19,7 +15,7 @@ use super::{
     lower::{self, Place},
     sys,
 };
-use crate::policy::{Compiled, NameKey, PrefixEntry};
+use crate::policy::{self, Compiled, PrefixEntry};
 
 /// What two policies differ in, as elements of one epoch.
 #[derive(Debug, Default)]
@@ -114,25 +110,22 @@ impl Patch {
         let mut patch = Self { names: names(old, new), ..Self::default() };
         let mut turns =
             Turns { known, allotted, generation: new.place.generation, made: HashMap::new(), chunks: Vec::new() };
-        let nets = |side: Side<'_>, entries: &[PrefixEntry], addresses: bool| -> HashMap<IpNet, u32> {
-            let wanted = entries.iter().filter(|entry| !addresses || !lower::is_address(&entry.net));
-            wanted.map(|entry| (entry.net, side.place.classes[entry.class as usize])).collect()
-        };
         let epoch = new.place.epoch;
-        let allow = (nets(old, &old.policy.addresses, true), nets(new, &new.policy.addresses, true));
-        let deny = (nets(old, &old.policy.denies, false), nets(new, &new.policy.denies, false));
+        let allow = (nets(old, &old.policy.addresses, false), nets(new, &new.policy.addresses, false));
+        let deny = (nets(old, &old.policy.denies, true), nets(new, &new.policy.denies, true));
         turns.prefixes(&allow.0, &allow.1, |net| v4(net).map(|net| lower::key4(epoch, net)), &mut patch.prefixes_4)?;
         turns.prefixes(&allow.0, &allow.1, |net| v6(net).map(|net| lower::key6(epoch, net)), &mut patch.prefixes_6)?;
         turns.prefixes(&deny.0, &deny.1, |net| v4(net).map(|net| lower::key4(epoch, net)), &mut patch.denies_4)?;
         turns.prefixes(&deny.0, &deny.1, |net| v6(net).map(|net| lower::key6(epoch, net)), &mut patch.denies_6)?;
         patch.turns = turns.chunks;
-        let addresses = |side: Side<'_>| -> HashSet<(IpAddr, u32)> {
-            let single = side.policy.addresses.iter().filter(|entry| lower::is_address(&entry.net));
-            single.map(|entry| (entry.net.addr(), side.place.classes[entry.class as usize])).collect()
-        };
         let (had, has) = (addresses(old), addresses(new));
-        patch.addresses = has.difference(&had).copied().collect();
-        patch.ended = had.difference(&has).copied().collect();
+        for pair in side_by_side(&had, &has, |a, b| a.cmp(b)) {
+            match pair {
+                (None, Some(at)) => patch.addresses.push(has[at]),
+                (Some(at), None) => patch.ended.push(had[at]),
+                _ => {}
+            }
+        }
         Ok(Some(patch))
     }
 
@@ -151,56 +144,80 @@ fn v6(net: &IpNet) -> Option<Ipv6Net> {
     if let IpNet::V6(net) = net { Some(*net) } else { None }
 }
 
-/// The keys of two tables that say different things, each once.
-fn differing<'a, K: Eq + Hash, V: PartialEq>(
-    old: &'a HashMap<K, V>,
-    new: &'a HashMap<K, V>,
-) -> impl Iterator<Item = &'a K> {
-    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(*value)).map(|(key, _)| key);
-    changed.chain(old.keys().filter(|key| !new.contains_key(*key)))
+/// What of two lists, each sorted by `order` and without repetitions, is equal by it, or stands in one alone: the places in both.
+fn side_by_side<'a, T>(
+    old: &'a [T],
+    new: &'a [T],
+    order: impl Fn(&T, &T) -> Ordering + 'a,
+) -> impl Iterator<Item = (Option<usize>, Option<usize>)> + 'a {
+    let (mut had, mut has) = (0, 0);
+    std::iter::from_fn(move || {
+        let order = match (old.get(had), new.get(has)) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => order(old, new),
+        };
+        let pair = (order.is_le().then_some(had), order.is_ge().then_some(has));
+        (had, has) = (had + usize::from(order.is_le()), has + usize::from(order.is_ge()));
+        Some(pair)
+    })
 }
 
-/// The names of a policy: whether exact, the name, and what the kernel is told of it.
-type Values<'a> = HashMap<(bool, &'a str), NameValue>;
+/// Prefixes and their classes, sorted as the policy's tables are; with `single` also those that are one address.
+fn nets(side: Side<'_>, entries: &[PrefixEntry], single: bool) -> Vec<(IpNet, u32)> {
+    let wanted = entries.iter().filter(|entry| single || !lower::is_address(&entry.net));
+    wanted.map(|entry| (entry.net, side.place.classes[entry.class as usize])).collect()
+}
+
+/// Single addresses and their classes, sorted.
+fn addresses(side: Side<'_>) -> Vec<(IpAddr, u32)> {
+    let single = side.policy.addresses.iter().filter(|entry| lower::is_address(&entry.net));
+    let mut addresses: Vec<_> =
+        single.map(|entry| (entry.net.addr(), side.place.classes[entry.class as usize])).collect();
+    // They are already, as the policy's tables are; sorting what is sorted is one look.
+    addresses.sort_unstable();
+    addresses
+}
 
 fn names(old: Side<'_>, new: Side<'_>) -> Changes<abi::NameKey, NameEntry> {
+    let values = |side: Side<'_>| lower::name_values(side.policy, side.place).collect::<Vec<_>>();
     let (had, has) = (values(old), values(new));
-    let keys: HashMap<(bool, &str), &NameKey> =
-        old.policy.names.iter().chain(&new.policy.names).map(|entry| (part(&entry.key), &entry.key)).collect();
     let mut changes = Changes::default();
-    for at in differing(&had, &has) {
-        let Some(key) = keys.get(at) else { continue };
-        let key = lower::name_key(new.place.epoch, key);
-        let entry = NameEntry { since: new.place.generation, now: said(&has, *at), before: said(&had, *at) };
-        changes.before.push((key, entry));
-        if !has.contains_key(at) {
+    let order = |a: &policy::NameEntry, b: &policy::NameEntry| a.key.order(&b.key);
+    for pair in side_by_side(&old.policy.names, &new.policy.names, order) {
+        if let (Some(old), Some(new)) = pair
+            && had[old] == has[new]
+        {
+            continue;
+        }
+        let ((Some(entry), _) | (None, Some(entry))) =
+            (pair.1.map(|at| &new.policy.names[at]), pair.0.map(|at| &old.policy.names[at]))
+        else {
+            continue;
+        };
+        let name = entry.key.name().as_str();
+        let key = lower::name_key(new.place.epoch, &entry.key);
+        let now = said(new, &has, pair.1, name);
+        let before = said(old, &had, pair.0, name);
+        changes.before.push((key, NameEntry { since: new.place.generation, now, before }));
+        if pair.1.is_none() {
             changes.gone.push(key);
         }
     }
     changes
 }
 
-fn part(key: &NameKey) -> (bool, &str) {
-    match key {
-        NameKey::Exact(name) => (true, name.as_str()),
-        NameKey::Suffix(name) => (false, name.as_str()),
-    }
-}
-
-fn values<'a>(side: Side<'a>) -> Values<'a> {
-    let keys = side.policy.names.iter().map(|entry| part(&entry.key));
-    keys.zip(lower::name_values(side.policy, side.place)).collect()
-}
-
-/// What a table says of a name, or of all names below it: its own entry's value, or that of the nearest suffix above.
-fn said(values: &Values<'_>, (exact, name): (bool, &str)) -> NameValue {
-    if let Some(value) = values.get(&(exact, name)) {
-        return *value;
+/// What a table says of a name, or of all names below it: the value of its own entry, which stands at `at`, or that of the nearest
+/// suffix above.
+fn said(side: Side<'_>, values: &[NameValue], at: Option<usize>, name: &str) -> NameValue {
+    if let Some(at) = at {
+        return values[at];
     }
     let above = std::iter::successors(name.split_once('.').map(|(_, rest)| rest), |name| {
         name.split_once('.').map(|(_, rest)| rest)
     });
-    above.filter_map(|suffix| values.get(&(false, suffix))).next().copied().unwrap_or_default()
+    above.filter_map(|suffix| side.policy.place_of(suffix, true)).next().map(|at| values[at]).unwrap_or_default()
 }
 
 /// The classes of a change, each made once.
@@ -215,16 +232,18 @@ struct Turns<'a> {
 impl Turns<'_> {
     fn prefixes<K: Copy>(
         &mut self,
-        old: &HashMap<IpNet, u32>,
-        new: &HashMap<IpNet, u32>,
+        old: &[(IpNet, u32)],
+        new: &[(IpNet, u32)],
         key: impl Fn(&IpNet) -> Option<K>,
         changes: &mut Changes<K, u32>,
     ) -> Result<(), Error> {
-        for net in differing(old, new) {
+        for (had, has) in side_by_side(old, new, |a, b| a.0.cmp(&b.0)) {
+            let (had, has) = (had.map(|at| &old[at]), has.map(|at| &new[at]));
+            let Some((net, _)) = has.or(had).filter(|_| had != has) else { continue };
             let Some(key) = key(net) else { continue };
             let class = self.class(covering(old, net), covering(new, net))?;
-            match new.get(net) {
-                Some(&own) if own != class => changes.after.push((key, own)),
+            match has {
+                Some(&(_, own)) if own != class => changes.after.push((key, own)),
                 Some(_) => {}
                 None => changes.gone.push(key),
             }
@@ -235,7 +254,7 @@ impl Turns<'_> {
 
     /// The class that opens what `old` does until the flip, and what `new` does from then on.
     fn class(&mut self, old: u32, new: u32) -> Result<u32, Error> {
-        if old == new || (old == 0 && self.allotted.fresh.contains_key(&new)) {
+        if old == new || (old == 0 && self.allotted.fresh.get(new).is_some()) {
             return Ok(new);
         }
         if let Some(class) = self.made.get(&(old, new)) {
@@ -248,7 +267,8 @@ impl Turns<'_> {
 }
 
 /// The class of the narrowest prefix that covers `net`, itself among them; 0 for none.
-fn covering(prefixes: &HashMap<IpNet, u32>, net: &IpNet) -> u32 {
+fn covering(prefixes: &[(IpNet, u32)], net: &IpNet) -> u32 {
     let wider = std::iter::successors(Some(*net), |net| net.supernet());
-    wider.filter_map(|net| prefixes.get(&net)).next().copied().unwrap_or(0)
+    let class = |net: IpNet| prefixes.binary_search_by(|(known, _)| known.cmp(&net)).ok().map(|at| prefixes[at].1);
+    wider.filter_map(class).next().unwrap_or(0)
 }

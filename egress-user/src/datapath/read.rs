@@ -43,18 +43,21 @@ impl Datapath {
         Ok(counts?.into_iter().filter(|(_, count)| *count != 0).collect())
     }
 
-    /// Until when the live generation has `address` open by what `policy`, the live one, says of `name`.
-    pub fn open_until(&self, policy: &Compiled, name: &str, address: IpAddr) -> Result<Option<Ticks>, Error> {
+    /// Until when the live generation has each of `addresses` open by what `policy`, the live one, says of `name`.
+    pub fn open_until(&self, policy: &Compiled, name: &str, addresses: &[IpAddr]) -> Result<Vec<Option<Ticks>>, Error> {
         let epoch = self.epoch(self.generation()?)?;
-        let entry = match address.to_canonical() {
-            IpAddr::V4(address) => self.addresses_4.get(&AddressKey4 { address: address.octets(), epoch })?,
-            v6 => self.addresses_6.get(&AddressKey6 { address: v6.into(), epoch, pad: 0 })?,
-        };
         let classes = policy.match_name(name).classes;
         let index = |class: &u32| self.class_index.get(*class as usize).copied();
         let classes: Vec<u32> = classes.iter().filter_map(index).collect();
         let now = boot_ticks();
-        let slots = entry.unwrap_or_default().slots.into_iter().map(Slot::unpack);
-        Ok(slots.filter(|slot| slot.lives(now) && classes.contains(&slot.class)).map(|slot| slot.expiry).max())
+        let open = |address: &IpAddr| {
+            let entry = match address.to_canonical() {
+                IpAddr::V4(address) => self.addresses_4.get(&AddressKey4 { address: address.octets(), epoch })?,
+                v6 => self.addresses_6.get(&AddressKey6 { address: v6.into(), epoch, pad: 0 })?,
+            };
+            let slots = entry.unwrap_or_default().slots.into_iter().map(Slot::unpack);
+            Ok(slots.filter(|slot| slot.lives(now) && classes.contains(&slot.class)).map(|slot| slot.expiry).max())
+        };
+        addresses.iter().map(open).collect()
     }
 }

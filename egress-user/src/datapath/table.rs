@@ -4,6 +4,7 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
 };
 
 use egress_ebpf::abi::Hits;
@@ -59,13 +60,8 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// The value of `key`.
     pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
         let mut value = V::new_zeroed();
-        // `Immutable + Copy` values are plain bytes; a copy is filled and read back.
-        let mut bytes = value.as_bytes().to_vec();
-        let found = sys::map_lookup(self.fd(), key.as_bytes(), &mut bytes)
+        let found = sys::map_lookup(self.fd(), key.as_bytes(), value.as_mut_bytes())
             .map_err(|source| Error::map("read", self.name, source))?;
-        if found {
-            value = V::read_from_bytes(&bytes).unwrap_or(value);
-        }
         Ok(found.then_some(value))
     }
 
@@ -89,9 +85,14 @@ impl<K: Plain, V: Plain> Table<K, V> {
 
     /// Writes many elements.
     pub fn set_all(&self, elements: &[(K, V)]) -> Result<(), Error> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
         for chunk in elements.chunks(BATCH) {
-            let keys: Vec<u8> = chunk.iter().flat_map(|(key, _)| key.as_bytes().to_vec()).collect();
-            let values: Vec<u8> = chunk.iter().flat_map(|(_, value)| value.as_bytes().to_vec()).collect();
+            keys.clear();
+            values.clear();
+            for (key, value) in chunk {
+                keys.extend_from_slice(key.as_bytes());
+                values.extend_from_slice(value.as_bytes());
+            }
             sys::map_update_batch(self.fd(), &keys, &values, chunk.len() as u32)
                 .map_err(|source| Error::map("write", self.name, source))?;
         }
@@ -106,19 +107,17 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// Every key. Elements that come or go meanwhile may be missing, or be there twice.
     pub fn keys(&self) -> Result<Vec<K>, Error> {
         let mut keys = Vec::new();
-        let mut next = vec![0; size_of::<K>()];
-        let mut last: Option<Vec<u8>> = None;
+        let mut next = K::new_zeroed();
+        let mut last: Option<K> = None;
         loop {
-            let more = sys::map_next_key(self.fd(), last.as_deref(), &mut next)
+            let more = sys::map_next_key(self.fd(), last.as_ref().map(K::as_bytes), next.as_mut_bytes())
                 .map_err(|source| Error::map("walk", self.name, source))?;
             // A key that was deleted under the walk starts it anew: bound it by what can be there at all.
             if !more || keys.len() > self.capacity as usize * 2 {
                 return Ok(keys);
             }
-            if let Ok(key) = K::read_from_bytes(&next) {
-                keys.push(key);
-            }
-            last = Some(next.clone());
+            keys.push(next);
+            last = Some(next);
         }
     }
 
@@ -157,6 +156,16 @@ impl<K: Plain, V: Plain> Table<K, V> {
     }
 }
 
+/// How many CPUs there can be, which a file says that is not read for each of thousands of counters.
+fn cpus() -> Result<usize, Error> {
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    if let Some(cpus) = CPUS.get() {
+        return Ok(*cpus);
+    }
+    let cpus = aya::util::nr_cpus().map_err(|(what, source)| Error::Cpus { what, source })?;
+    Ok(*CPUS.get_or_init(|| cpus))
+}
+
 impl Table<u32, Hits> {
     /// The sum of a per-CPU element over all CPUs.
     pub fn sum(&self, index: u32) -> Result<Hits, Error> {
@@ -172,7 +181,7 @@ impl Table<u32, Hits> {
 impl Table<u32, Hits> {
     /// Sets a per-CPU element to nothing on all CPUs.
     pub fn clear(&self, index: u32) -> Result<(), Error> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, source)| Error::Cpus { what, source })?;
+        let cpus = cpus()?;
         let nothing = vec![0; size_of::<Hits>() * cpus];
         sys::map_update(self.fd(), index.as_bytes(), &nothing, sys::ANY)
             .map_err(|source| Error::map("write", self.name, source))
@@ -181,7 +190,7 @@ impl Table<u32, Hits> {
 
 impl<V: Plain> Table<u32, V> {
     fn per_cpu<T: Plain>(&self, index: u32) -> Result<Vec<T>, Error> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, source)| Error::Cpus { what, source })?;
+        let cpus = cpus()?;
         // Each CPU's value is padded to 8 bytes (the kernel's `round_up(value_size, 8)`).
         let stride = size_of::<T>().next_multiple_of(8);
         let mut bytes = vec![0; stride * cpus];

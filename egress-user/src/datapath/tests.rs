@@ -126,8 +126,8 @@ fn a_learned_address_is_carried_over_where_its_name_opens_the_same() {
     let new = policy(&["a.example.com:80", "c.example.com:80"]);
     let next = datapath.install(&new, &settings, &[]).unwrap().epoch;
     assert_eq!(expiries(&datapath, stays, next), [soon]);
-    assert_eq!(datapath.open_until(&new, "a.example.com", stays.into()).unwrap(), Some(soon));
-    assert_eq!(datapath.open_until(&new, "c.example.com", stays.into()).unwrap(), None);
+    assert_eq!(datapath.open_until(&new, "a.example.com", &[stays.into()]).unwrap(), [Some(soon)]);
+    assert_eq!(datapath.open_until(&new, "c.example.com", &[stays.into()]).unwrap(), [None]);
     assert_eq!(expiries(&datapath, goes, next), [0; 0]);
     assert_eq!(expiries(&datapath, late, next), [0; 0]);
     assert_eq!(addresses(&datapath, next), 1);

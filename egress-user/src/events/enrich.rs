@@ -239,8 +239,8 @@ fn protocol(number: u8) -> String {
     known.to_owned()
 }
 
-/// Addresses whose names are remembered after they expired: the oldest go first.
-const ADDRESSES: usize = 65_536;
+/// Addresses whose names are remembered after they expired: the oldest go first. Few, since [`Known`] remembers the others for a while.
+const ADDRESSES: usize = 4096;
 /// Names of one address.
 const NAMES: usize = 8;
 

@@ -50,12 +50,13 @@ fn read(text: &str) -> Loaded {
 }
 
 fn items(text: &str) -> Vec<String> {
-    let mut items: Vec<String> = read(text)
-        .compiled
+    let compiled = read(text).compiled;
+    let mut items: Vec<String> = compiled
         .grants
         .iter()
         .map(|grant| {
-            let ports: Vec<String> = grant.ports.iter().map(ToString::to_string).collect();
+            let ports: Vec<String> =
+                compiled.rules[grant.rule as usize].ports.iter().map(ToString::to_string).collect();
             format!("{} {}", grant.item, ports.join(","))
         })
         .collect();

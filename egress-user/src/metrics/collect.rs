@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 
 use super::Measures;
-use crate::api::{SinkStatus, Source, Status};
+use crate::api::{NameCounts, SinkStatus, Source, Status};
 
 /// Rules that have a label of their own; what further rules did is summed up under `_other`.
 const RULES: usize = 500;
@@ -29,7 +29,7 @@ impl fmt::Debug for StatusCollector {
 
 impl Collector for StatusCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let status = self.source.status();
+        let (status, names) = self.source.summary();
         packets(&status, &mut encoder)?;
         rules(&status, &mut encoder)?;
         let map = |map: &crate::api::MapFill, value| (vec![("map", map.name.clone())], value);
@@ -42,12 +42,12 @@ impl Collector for StatusCollector {
         let learning = status.learning.iter().map(|row| (vec![("what", row.what.clone())], row.count));
         counters(&mut encoder, "egress_learning", "What became of DNS questions, answers and their records", learning)?;
         attach_points(&status, &mut encoder)?;
-        self.rest(&status, &mut encoder)
+        self.rest(&status, names, &mut encoder)
     }
 }
 
 impl StatusCollector {
-    fn rest(&self, status: &Status, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    fn rest(&self, status: &Status, names: NameCounts, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let lost = [(Labels::new(), status.events_lost)];
         counters(encoder, "egress_events_lost", "Events that the kernel's ring buffer had no room for", lost)?;
         let sink = |sink: &SinkStatus, value| (vec![("sink", sink.sink.clone())], value);
@@ -55,14 +55,11 @@ impl StatusCollector {
         counters(encoder, "egress_sink_events", "Events that a sink took", written)?;
         let missed = status.sinks.iter().map(|one| sink(one, one.lost));
         counters(encoder, "egress_sink_events_lost", "Events that a sink missed", missed)?;
-        let known = status.names.iter().filter(|name| !name.addresses.is_empty()).count();
-        let failing = status.names.iter().filter(|name| name.last_error.is_some()).count();
-        let addresses: usize = status.names.iter().map(|name| name.addresses.len()).sum();
         let age = crate::events::Timestamp::now().seconds().saturating_sub(self.measures.applied().seconds());
         let single = [
-            ("egress_names", "Names that have addresses now", known as u64),
-            ("egress_names_failing", "Exact names whose last question failed", failing as u64),
-            ("egress_name_addresses", "Addresses that names open now", addresses as u64),
+            ("egress_names", "Names that have addresses now", names.known as u64),
+            ("egress_names_failing", "Exact names whose last question failed", names.failing as u64),
+            ("egress_name_addresses", "Addresses that names open now", names.addresses as u64),
             ("egress_policy_generation", "The generation of the policy in force", u64::from(status.generation)),
             ("egress_policy_age_seconds", "Since the policy in force was put there", age),
             ("egress_policy_rules", "Rules of the policy in force", status.policy.rules as u64),

@@ -58,10 +58,10 @@ pub fn compile(
     let mut allows: Vec<(IpNet, u32)> = Vec::new();
     let mut denies: Vec<(IpNet, u32)> = Vec::new();
     for (index, rule) in document.rules.iter().enumerate() {
-        let ports: Arc<[Ports]> = rule.ports.clone().into();
+        let (ports, text): (Arc<[Ports]>, _) = (rule.ports.clone().into(), port_text(&rule.ports));
         for item in &rule.to {
             let grant = number(grants.len());
-            grants.push(compiled_grant(number(index), rule, &item.target));
+            grants.push(compiled_grant(number(index), rule, &text, &item.target));
             grant_ports.push(Arc::clone(&ports));
             let nets = if rule.action == Action::Deny { &mut denies } else { &mut allows };
             match &item.target {
@@ -153,27 +153,37 @@ fn compiled_rule(rule: &Rule, files: &[Arc<SourceFile>]) -> CompiledRule {
         }
         None => RuleSource { file: rule.origin.to_owned(), line: 0 },
     };
-    CompiledRule { name: rule.name.clone(), why: rule.why.clone(), action: rule.action, source }
+    let (name, why, ports) = (rule.name.clone(), rule.why.clone(), rule.ports.clone());
+    CompiledRule { name, why, action: rule.action, ports, source }
 }
 
-fn compiled_grant(rule_index: u32, rule: &Rule, target: &Target) -> Grant {
+/// `ports` are those of the rule, as [`port_text`] has them.
+fn compiled_grant(rule_index: u32, rule: &Rule, ports: &str, target: &Target) -> Grant {
     let item = target.to_string();
     let action = match rule.action {
         Action::Allow => "allow",
         Action::Deny => "deny",
     };
     // The name comes last: it is the only part that can hold spaces.
-    let key = format!("{action} {item} {} {}", super::ports::list(&rule.ports).replace(", ", ","), rule.name);
-    Grant { rule: rule_index, item, ports: rule.ports.clone(), key }
+    let parts = [action, " ", &item, " ", ports, " ", &rule.name];
+    let key = parts.iter().fold(OFFSET, |hash, part| fnv1a(hash, part.as_bytes()));
+    Grant { rule: rule_index, item: item.into(), key }
 }
 
+/// Ports as a grant's key has them.
+fn port_text(ports: &[Ports]) -> String {
+    super::ports::list(ports).replace(", ", ",")
+}
+
+/// What [`fnv1a`] begins with.
+pub(super) const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
 /// FNV-1a, 64 bit: short, without seed, and the same on every machine and version.
-fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 fn content_hash(document: &Document, mode: super::compiled::Mode, dns: &Dns, builtins: Builtins) -> u64 {
-    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     let head = format!("1 {mode:?} {dns:?} {builtins:?}");
     // Rules are hashed each by itself and summed, so that their order does not count.
     document.rules.iter().fold(fnv1a(OFFSET, head.as_bytes()), |sum, rule| {

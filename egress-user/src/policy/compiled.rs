@@ -23,8 +23,8 @@ pub struct Compiled {
     pub rules: Vec<CompiledRule>,
     /// One for each `to` item of each rule.
     pub grants: Vec<Grant>,
-    /// Sets of grants, without duplicates; `classes[0]` is the empty one.
-    pub classes: Vec<Class>,
+    /// Sets of grants, without duplicates; class 0 is the empty one.
+    pub classes: Classes,
     /// Sorted by key. One longest match on the reversed name answers: exact beats suffix, longer beats shorter.
     pub names: Vec<NameEntry>,
     /// Allow prefixes, sorted. One longest-prefix match answers: each class holds the covering prefixes' grants too.
@@ -105,6 +105,8 @@ pub struct CompiledRule {
     pub name: String,
     pub why: Option<String>,
     pub action: Action,
+    /// Normalised: sorted, nothing overlaps or touches. Every item of the rule has them.
+    pub ports: Vec<Ports>,
     /// Where the rule stands: `file:line`, `aks-required.yaml:12` for an embedded one, `--allow` for the command line.
     pub source: RuleSource,
 }
@@ -130,22 +132,66 @@ pub struct Grant {
     /// Index into [`Compiled::rules`].
     pub rule: u32,
     /// The item in canonical form: `api.example.com`, `*.example.com`, `10.0.0.0/8`, `any`.
-    pub item: String,
-    /// Normalised: sorted, nothing overlaps or touches.
-    pub ports: Vec<Ports>,
-    /// The same for the same grant in every compile: rule name, item, canonical ports and action.
-    pub key: String,
+    pub item: Box<str>,
+    /// The same for the same grant in every compile: FNV-1a (64 bit) of rule name, item, canonical ports and action.
+    pub key: u64,
+}
+
+/// Classes one behind the other: a large policy has as many as items, most of them of one grant.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Classes {
+    grants: Vec<u32>,
+    ports: Vec<PortRange>,
+    /// Where each one ends in both, and its `ports_id`.
+    ends: Vec<(u32, u32, u32)>,
 }
 
 /// What a set of grants opens.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Class {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class<'a> {
     /// Sorted indices into [`Compiled::grants`].
-    pub grants: Vec<u32>,
+    pub grants: &'a [u32],
     /// Sorted; the ranges of different grants may overlap.
-    pub ports: Vec<PortRange>,
+    pub ports: &'a [PortRange],
     /// Equal for two classes that open the same ports, whichever grants do it. 0 for the empty class only.
     pub ports_id: u32,
+}
+
+impl Classes {
+    /// Adds a class; its number is how many there were.
+    pub(super) fn push(&mut self, class: Class<'_>) {
+        self.grants.extend_from_slice(class.grants);
+        self.ports.extend_from_slice(class.ports);
+        // Bounded by the compiler's limit on what a policy multiplies out to.
+        self.ends.push((self.grants.len() as u32, self.ports.len() as u32, class.ports_id));
+    }
+
+    /// How many there are, the empty one among them.
+    #[allow(clippy::len_without_is_empty, reason = "there is always class 0")]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The class of this number.
+    pub fn get(&self, class: u32) -> Option<Class<'_>> {
+        let &(grants, ports, ports_id) = self.ends.get(class as usize)?;
+        let before = class.checked_sub(1).map_or((0, 0, 0), |before| self.ends[before as usize]);
+        let grants = &self.grants[before.0 as usize..grants as usize];
+        Some(Class { grants, ports: &self.ports[before.1 as usize..ports as usize], ports_id })
+    }
+
+    /// [`Classes::get`] of one that is there, as all that the tables name are.
+    ///
+    /// # Panics
+    /// Where it is not.
+    pub fn of(&self, class: u32) -> Class<'_> {
+        self.get(class).expect("the tables name classes that are there")
+    }
+
+    /// All, in the order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = Class<'_>> {
+        (0..self.ends.len() as u32).map(|class| self.of(class))
+    }
 }
 
 /// Ports of one protocol that a grant opens (or, in a deny, closes).

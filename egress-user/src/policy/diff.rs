@@ -186,7 +186,7 @@ fn prefixes(
 fn side(policy: &Compiled, classes: &[u32]) -> (Set, Vec<String>) {
     let mut set = Set::default();
     let mut rules = Vec::new();
-    for range in classes.iter().flat_map(|class| &policy.classes[*class as usize].ports) {
+    for range in classes.iter().flat_map(|class| policy.classes.of(*class).ports) {
         let grant = &policy.grants[range.grant as usize];
         rules.push(policy.rules[grant.rule as usize].name.clone());
         use super::compiled::Proto;

@@ -70,11 +70,16 @@ impl Compiled {
     }
 
     pub(super) fn find(&self, name: &str, suffix: bool) -> Option<&NameEntry> {
+        self.place_of(name, suffix).map(|index| &self.names[index])
+    }
+
+    /// Where an entry stands in [`Compiled::names`].
+    pub(crate) fn place_of(&self, name: &str, suffix: bool) -> Option<usize> {
         let order = |entry: &NameEntry| {
             let is_suffix = matches!(entry.key, NameKey::Suffix(_));
             compare_reversed(entry.key.name().as_str(), name).then(is_suffix.cmp(&suffix))
         };
-        self.names.binary_search_by(order).ok().map(|index| &self.names[index])
+        self.names.binary_search_by(order).ok()
     }
 
     /// The class of the longest suffix that covers everything below `base`; 0 where none does.
@@ -130,13 +135,21 @@ impl Compiled {
     /// The first range of the class that holds this protocol and port. `port` is not looked at for other protocols
     /// than TCP and UDP; [`Proto::Any`] asks for a protocol that is neither TCP, UDP nor ICMP.
     pub fn class_opens(&self, class: u32, proto: Proto, port: u16) -> Option<&PortRange> {
-        self.classes[class as usize].ports.iter().find(|range| range_matches(range, proto, port))
+        self.classes.of(class).ports.iter().find(|range| range_matches(range, proto, port))
     }
 }
 
 fn range_matches(range: &PortRange, proto: Proto, port: u16) -> bool {
     range.proto == Proto::Any
         || (range.proto == proto && (proto == Proto::Icmp || (range.from..=range.to).contains(&port)))
+}
+
+impl NameKey {
+    /// The order of [`Compiled::names`].
+    pub(crate) fn order(&self, other: &Self) -> Ordering {
+        let is_suffix = |key: &Self| matches!(key, Self::Suffix(_));
+        compare_reversed(self.name().as_str(), other.name().as_str()).then(is_suffix(self).cmp(&is_suffix(other)))
+    }
 }
 
 fn compare_reversed(a: &str, b: &str) -> Ordering {

@@ -187,7 +187,7 @@ fn nets(target: &Target) -> Option<Vec<IpNet>> {
 /// The rule of another grant of the class whose ports cover this rule's. Of two equal grants the later one is covered.
 fn other<'a>(document: &'a Document, compiled: &Compiled, rule: &Rule, class: u32, grant: u32) -> Option<&'a Rule> {
     let this = &compiled.grants[grant as usize];
-    compiled.classes[class as usize].grants.iter().take(LOOKED_AT).find_map(|number| {
+    compiled.classes.of(class).grants.iter().take(LOOKED_AT).find_map(|number| {
         let grant_of = &compiled.grants[*number as usize];
         if *number == grant || grant_of.rule == this.rule && grant_of.item == this.item {
             return None;

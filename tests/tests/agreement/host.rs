@@ -66,7 +66,7 @@ fn one_policy(random: &mut Random, dns: &mut Work, differ: &mut Disagreements) -
     let grants: Vec<u32> = (1..).take(compiled.grants.len()).collect();
     let classes = KnownClasses::empty(1 << 16).allot(&compiled, &grants, GENERATION).expect("they fit");
     let place = Place { generation: GENERATION, epoch: GENERATION, classes: &classes.index, inner: INNER };
-    let mut tables = Memory::new(lower(&compiled, &settings(&policy), place), classes.fresh);
+    let mut tables = Memory::new(lower(&compiled, &settings(&policy), place), classes.fresh.iter().copied().collect());
     let standing =
         Standing { compiled: &compiled, grants: &grants, generation: GENERATION, epoch: GENERATION, now: NOW };
     let mut left_out = 0;

@@ -87,8 +87,7 @@ struct Seen {
 ///
 /// What passes does so by a grant of `policy`; by which, where several open the same, is not the same in every table.
 fn seen(datapath: &Datapath, policy: &Compiled) -> Seen {
-    let grants: BTreeSet<u64> =
-        policy.grants.iter().map(|grant| super::super::grants::key(grant.key.as_bytes())).collect();
+    let grants: BTreeSet<u64> = policy.grants.iter().map(|grant| grant.key).collect();
     let config = datapath.config_now(boot_ticks()).unwrap().unwrap();
     let key = |grant: u32| datapath.grants.get(&grant).unwrap().unwrap().key;
     let mut verdicts = Vec::new();

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     super::{
-        compiled::Class,
+        compiled::{self, Class},
         ports::{self, Ports},
     },
     number, port_range,
@@ -39,29 +39,24 @@ impl Classes {
         class
     }
 
-    pub fn finish(self, grant_ports: &[GrantPorts]) -> Vec<Class> {
+    pub fn finish(self, grant_ports: &[GrantPorts]) -> compiled::Classes {
         let mut ids: HashMap<Vec<Ports>, u32> = HashMap::new();
-        self.sets
-            .into_iter()
-            .map(|set| {
-                let ports_of = |grant: u32| grant_ports[grant as usize].iter().map(move |ports| (*ports, grant));
-                let mut ranges: Vec<_> = set
-                    .iter()
-                    .flat_map(|grant| ports_of(*grant))
-                    .map(|(ports, grant)| port_range(ports, grant))
-                    .collect();
-                ranges.sort_unstable();
-                let mut open: Vec<Ports> =
-                    set.iter().flat_map(|grant| ports_of(*grant)).map(|(ports, _)| ports).collect();
-                ports::normalise(&mut open);
-                let ports_id = if set.is_empty() {
-                    0
-                } else {
-                    let next = number(ids.len()) + 1;
-                    *ids.entry(open).or_insert(next)
-                };
-                Class { grants: set.to_vec(), ports: ranges, ports_id }
-            })
-            .collect()
+        let mut classes = compiled::Classes::default();
+        for set in self.sets {
+            let ports_of = |grant: u32| grant_ports[grant as usize].iter().map(move |ports| (*ports, grant));
+            let mut ranges: Vec<_> =
+                set.iter().flat_map(|grant| ports_of(*grant)).map(|(ports, grant)| port_range(ports, grant)).collect();
+            ranges.sort_unstable();
+            let mut open: Vec<Ports> = set.iter().flat_map(|grant| ports_of(*grant)).map(|(ports, _)| ports).collect();
+            ports::normalise(&mut open);
+            let ports_id = if set.is_empty() {
+                0
+            } else {
+                let next = number(ids.len()) + 1;
+                *ids.entry(open).or_insert(next)
+            };
+            classes.push(Class { grants: &set, ports: &ranges, ports_id });
+        }
+        classes
     }
 }

@@ -174,7 +174,7 @@ impl Compiled {
 
     /// All grants of these classes that open the destination's port.
     fn opening(&self, classes: &[u32], destination: &Destination) -> Vec<u32> {
-        let ranges = classes.iter().flat_map(|class| &self.classes[*class as usize].ports);
+        let ranges = classes.iter().flat_map(|class| self.classes.of(*class).ports);
         let mut grants: Vec<u32> = ranges
             .filter(|range| super::range_matches(range, destination.proto, destination.port))
             .map(|range| range.grant)

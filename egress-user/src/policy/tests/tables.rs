@@ -127,8 +127,8 @@ fn port_matches(ports: &str, proto: Proto, port: u16) -> bool {
 
 /// The rules and items behind some classes.
 fn grants(compiled: &Compiled, classes: &[u32]) -> BTreeSet<(u32, String)> {
-    let numbers = classes.iter().flat_map(|class| &compiled.classes[*class as usize].grants);
-    numbers.map(|grant| &compiled.grants[*grant as usize]).map(|grant| (grant.rule, grant.item.clone())).collect()
+    let numbers = classes.iter().flat_map(|class| compiled.classes.of(*class).grants);
+    numbers.map(|grant| &compiled.grants[*grant as usize]).map(|grant| (grant.rule, grant.item.to_string())).collect()
 }
 
 /// The items that match, in canonical form.
@@ -199,12 +199,12 @@ proptest! {
     #[test]
     fn the_tables_keep_their_promises(rules in vec(rule(), 0..12), internal in vec(name(), 0..3)) {
         let compiled = compiled(&text(&rules, &internal));
-        prop_assert!(compiled.classes[0].grants.is_empty() && compiled.classes[0].ports_id == 0);
-        let sets: BTreeSet<_> = compiled.classes.iter().map(|class| &class.grants).collect();
+        prop_assert!(compiled.classes.of(0).grants.is_empty() && compiled.classes.of(0).ports_id == 0);
+        let sets: BTreeSet<_> = compiled.classes.iter().map(|class| class.grants).collect();
         prop_assert_eq!(sets.len(), compiled.classes.len(), "a class is there twice");
         for (a, b) in compiled.classes.iter().zip(compiled.classes.iter().skip(1)) {
             prop_assert!(b.ports_id != 0);
-            let opens = |class: &super::super::Class, proto, port| class.ports.iter().any(|range| {
+            let opens = |class: super::super::Class<'_>, proto, port| class.ports.iter().any(|range| {
                 range.proto == Proto::Any || range.proto == proto && (range.from..=range.to).contains(&port)
             });
             let same = [Proto::Tcp, Proto::Udp, Proto::Icmp, Proto::Any].into_iter().all(|proto| {

@@ -3,6 +3,7 @@
 mod flip;
 mod names;
 mod reload;
+mod scale;
 mod starts;
 
 use std::fmt::Write as _;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use flip::Flips;
 use names::Fresh;
 use reload::Sends;
+use scale::Scale;
 use starts::{Policy, Starts};
 
 use super::statistics::Spread;
@@ -49,6 +51,10 @@ enum Part {
     Fresh,
     /// What a reload does to packets.
     Sends,
+    /// A million learned addresses beside as many names as the big policies have.
+    Learned,
+    /// Ten times as many addresses as the big policies have, names, prefixes and rules in one.
+    Whole,
 }
 
 impl Default for Options {
@@ -64,12 +70,14 @@ struct Measured {
     flips: Vec<Flips>,
     fresh: Option<Fresh>,
     sends: Vec<Sends>,
+    scale: Vec<Scale>,
 }
 
 /// Measures, prints, and, if it was all, writes `daemon.md` and `daemon.json`.
 pub fn run(options: &Options, out: &Path) -> Result<()> {
     let asked = |part| options.only.is_none_or(|only| only == part);
-    let mut measured = Measured { starts: Vec::new(), flips: Vec::new(), fresh: None, sends: Vec::new() };
+    let mut measured =
+        Measured { starts: Vec::new(), flips: Vec::new(), fresh: None, sends: Vec::new(), scale: Vec::new() };
     if asked(Part::Starts) {
         for policy in [Policy::Addresses(100), Policy::Addresses(options.big), Policy::Names(options.big)] {
             eprintln!("bench: starts with {policy}");
@@ -83,6 +91,14 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
     if asked(Part::Flips) {
         eprintln!("bench: one policy after another");
         measured.flips = [100, options.big].into_iter().map(flip::measure).collect::<Result<_>>()?;
+    }
+    if asked(Part::Learned) {
+        eprintln!("bench: addresses learned beside {} wildcards", options.big);
+        measured.scale.push(scale::learned(options.big)?);
+    }
+    if asked(Part::Whole) {
+        eprintln!("bench: {} addresses and more in one policy", options.big * 10);
+        measured.scale.push(scale::whole(options.big * 10)?);
     }
     if asked(Part::Fresh) {
         eprintln!("bench: {} names kept fresh for {} s", options.names, options.seconds);
@@ -117,6 +133,9 @@ fn markdown(measured: &Measured) -> String {
     }
     if let Some(fresh) = &measured.fresh {
         let _ = writeln!(text, "\n{fresh}\n");
+    }
+    for scale in &measured.scale {
+        let _ = writeln!(text, "\n{scale}\n");
     }
     if !measured.sends.is_empty() {
         text.push_str(

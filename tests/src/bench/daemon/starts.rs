@@ -32,7 +32,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    fn text(self) -> String {
+    pub fn text(self) -> String {
         match self {
             Self::Addresses(count) => peer::policy(count),
             Self::Names(count) => {

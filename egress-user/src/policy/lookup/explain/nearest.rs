@@ -81,16 +81,16 @@ impl Compiled {
     }
 
     fn first_grant(&self, class: u32) -> Option<u32> {
-        let grants = &self.classes[class as usize].grants;
+        let grants = self.classes.of(class).grants;
         // That `any` is open on some other port says nothing about this destination.
-        grants.iter().copied().find(|grant| self.grants[*grant as usize].item != "any")
+        grants.iter().copied().find(|grant| self.grants[*grant as usize].item.as_ref() != "any")
     }
 
     fn other_port(&self, classes: &[u32]) -> Option<Nearest> {
         let grant = classes.iter().find_map(|class| self.first_grant(*class))?;
         let mut ranges: Vec<String> = classes
             .iter()
-            .flat_map(|class| &self.classes[*class as usize].ports)
+            .flat_map(|class| self.classes.of(*class).ports)
             .filter(|range| range.grant == grant)
             .map(ToString::to_string)
             .collect();
