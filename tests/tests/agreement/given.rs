@@ -61,7 +61,7 @@ impl Given {
         let before = standing.generation - 1;
         let index = item_of(case).map(|(rule, item)| {
             let is_it = |grant: &egress_user::policy::Grant| {
-                standing.compiled.rules[grant.rule as usize].name == rule && &*grant.item == item
+                standing.compiled.rules[grant.rule as usize].name == rule && *grant.item == *item
             };
             let grant = standing.compiled.grants.iter().position(is_it).expect("the item has a grant");
             standing.grants[grant]
