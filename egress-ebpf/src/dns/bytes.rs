@@ -22,6 +22,7 @@ pub fn opaque(value: u64) -> u64 {
 /// What a lookup found, so that LLVM does not make one call of it and of a lookup in another map: where the verifier knows a
 /// call's map it has the map's own function called, else one that finds it by a pointer, past the kernel's guards (retpolines).
 #[inline(always)]
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read or written by the pointer there")]
 pub fn apart<T>(found: Option<&T>) -> Option<&T> {
     #[cfg(target_arch = "bpf")]
     {
