@@ -8,18 +8,18 @@ use egress_user::datapath::{Object, Sizes};
 const BOUNDS: [(&str, u32, u32); 14] = [
     ("denial_egress", 4_300, 208),
     ("socket_egress", 21_200, 512),
-    ("socket_ingress", 15_000, 448),
+    ("socket_ingress", 15_300, 448),
     ("uplink_egress", 18_100, 512),
     ("uplink_egress_l3", 16_700, 512),
-    ("uplink_ingress", 15_000, 448),
-    ("uplink_ingress_l3", 14_800, 448),
+    ("uplink_ingress", 15_300, 448),
+    ("uplink_ingress_l3", 15_100, 448),
     ("workload_ingress", 16_000, 480),
     ("connect4", 5_150, 384),
     ("connect6", 5_150, 384),
     ("sendmsg4", 5_250, 384),
     ("sendmsg6", 5_300, 384),
     ("socket_create", 250, 96),
-    ("control", 3_150, 320),
+    ("control", 3_450, 320),
 ];
 
 #[test]
