@@ -180,7 +180,14 @@ fn to_resolver<T: Tables>(tables: &T, config: &Config, destination: &Destination
     if destination.proto != PROTO_UDP || destination.port != policy::PORT_DNS {
         return None;
     }
-    Some(tables.policy(config, destination, now)).filter(|verdict| matches!(verdict.reason, Reason::Dns))
+    let verdict = tables.policy(config, destination, now);
+    let asks = match verdict.reason {
+        Reason::Dns => true,
+        // A deny rule has been found before the resolver was looked for.
+        Reason::Denied => is_resolver(tables, config, destination),
+        _ => false,
+    };
+    asks.then_some(verdict)
 }
 
 /// The origin to write down of a datagram that arrives, where `known` is known of its flow: none for the answer to what
@@ -205,6 +212,13 @@ fn from_resolver<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> boo
     }
     let (generation, address, port) = (config.generation, packet.source, packet.source_port);
     tables.resolver(&ResolverKey { generation, address, port, pad: 0 }).is_some()
+}
+
+// Not inlined: rare, and its key would crowd the stack.
+#[inline(never)]
+fn is_resolver<T: Tables>(tables: &T, config: &Config, destination: &Destination) -> bool {
+    let Destination { address, port, .. } = *destination;
+    tables.resolver(&ResolverKey { generation: config.generation, address, port, pad: 0 }).is_some()
 }
 
 /// Whether the packet is a fragment that its own headers do not decide: [`fragment`] does.

@@ -95,11 +95,10 @@ fn answers(packet: &Packet) -> bool {
     }
 }
 
-/// Whether it is a datagram to a trusted resolver that no rule denies: a query, whatever came from there before (P5).
+/// Whether it is a datagram to a trusted resolver: a query, whatever came from there before (P5).
 fn asks(policy: &Policy, packet: &Packet) -> bool {
     matches!(packet.transport, Transport::Udp { destination: 53, .. })
         && policy.dns.resolvers.contains(&packet.destination)
-        && denied(policy, packet).is_none()
 }
 
 fn denied<'a>(policy: &'a Policy, packet: &Packet) -> Option<&'a Rule> {
