@@ -11,7 +11,7 @@ use crate::bench::picture::{self, COLOURS};
 
 const WIDTH: f64 = 900.0;
 /// Where the bars begin, and where the longest ends.
-const LEFT: f64 = 190.0;
+const LEFT: f64 = 215.0;
 const RIGHT: f64 = 800.0;
 const BAR: f64 = 13.0;
 /// Ratios beyond this are cut, with their number told.
