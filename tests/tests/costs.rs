@@ -19,7 +19,7 @@ const BOUNDS: [(&str, u32, u32); 14] = [
     ("sendmsg4", 5_250, 384),
     ("sendmsg6", 5_300, 384),
     ("socket_create", 250, 96),
-    ("control", 3_600, 336),
+    ("control", 3_950, 336),
 ];
 
 #[test]

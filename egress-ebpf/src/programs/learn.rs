@@ -16,7 +16,10 @@ use egress_ebpf::{
         Ticks,
     },
     atomic,
-    dns::{self, bytes::opaque},
+    dns::{
+        self,
+        bytes::{apart, opaque},
+    },
     learn::{self, Addresses, Inserted, Outcome},
     repeat::{Step, repeat},
 };
@@ -45,8 +48,8 @@ impl Addresses for Kernel {
         // before, see `learn::DELETING`.
         unsafe {
             match v4(address) {
-                Some(address) => maps::ADDRESSES_4.get(&AddressKey4 { address, epoch }),
-                None => maps::ADDRESSES_6.get(&AddressKey6 { address: *address, epoch, pad: 0 }),
+                Some(address) => apart(maps::ADDRESSES_4.get(&AddressKey4 { address, epoch })),
+                None => apart(maps::ADDRESSES_6.get(&AddressKey6 { address: *address, epoch, pad: 0 })),
             }
         }
     }
