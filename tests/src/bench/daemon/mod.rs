@@ -24,7 +24,7 @@ use super::statistics::Spread;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Exact names that are kept fresh.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     names: u32,
     /// For how long, in seconds.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
@@ -33,7 +33,7 @@ pub struct Options {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     ttl: u32,
     /// Addresses, and wildcards, of the big policies.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     big: u32,
     /// Only this part, printed and not written.
     #[arg(long)]
