@@ -1,6 +1,6 @@
 //! P6: what happens when a table is full, as `docs/limits.md` says for each. The tables are made small, or filled by hand.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
@@ -107,6 +107,31 @@ fn full_flow_tables_judge_anew() {
     assert!(tcp(&test.beside, "203.0.113.10:7000").unwrap().echoed, "a new connection");
     assert_eq!(status["health"]["healthy"], true);
     assert_closed(&test);
+}
+
+/// A connection that its socket resets was judged there to the last packet, though the socket has given its port back by then: the
+/// uplink judges nothing anew, which could refuse it, and remembers nothing.
+#[test]
+fn resets_take_no_place_among_the_flows() {
+    const CONNECTIONS: u64 = 100;
+    let test = governed(&[]);
+    let flows = || map(&test.daemon.status().unwrap(), "FLOWS")["entries"].as_u64().unwrap();
+    let connect = |place: &Place| {
+        let connected = place.fork(LIMIT, || {
+            for _ in 0..CONNECTIONS {
+                let stream = TcpStream::connect("203.0.113.10:7000")?;
+                let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+                nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger)?;
+            }
+            Ok(())
+        });
+        connected.unwrap();
+    };
+    connect(&test.inside);
+    assert_eq!(flows(), 0);
+    // Sockets that are not governed are the uplink's to judge: so flows are seen here at all.
+    connect(&test.beside);
+    assert!(flows() >= CONNECTIONS, "{}", flows());
 }
 
 /// A server that more clients ask than are remembered answers those that asked last; whoever was forgotten gets nothing, and what is

@@ -9,7 +9,7 @@ use egress_ebpf::{
         ResolverKey, ZONE_UPLINK,
     },
     decision::{self, Tables, Verdict},
-    packet::{ETHERNET_HEADER, EtherType, Fragment, Packet, link, plain},
+    packet::{ETHERNET_HEADER, EtherType, Fragment, Packet, TCP_RST, link, plain},
     reason::Reason,
 };
 
@@ -147,7 +147,7 @@ fn established(skb: *mut __sk_buff, config: &Config, offset: usize) -> u64 {
     if packet.destination_port == 53 || config.has(Config::RESOLVER_PORTS) || is_left {
         return 0;
     }
-    if judged_by_cgroup(skb, config, packet.proto, packet.source_port, packet.destination_port) {
+    if judged_by_cgroup(skb, config, &packet) {
         return Verdict::plain(Reason::Judged).pack();
     }
     if packet.opens_tcp() {
@@ -178,13 +178,12 @@ fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
 pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32) -> Verdict {
     let now = now();
     let has_headers = packet.has_ports() && matches!(packet.fragment, Fragment::Whole | Fragment::First);
-    let verdict =
-        if has_headers && judged_by_cgroup(skb, config, packet.proto, packet.source_port, packet.destination_port) {
-            Verdict::plain(Reason::Judged)
-        } else {
-            let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
-            decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
-        };
+    let verdict = if has_headers && judged_by_cgroup(skb, config, packet) {
+        Verdict::plain(Reason::Judged)
+    } else {
+        let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
+        decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
+    };
     if verdict.reason.passes() && !rehearsal::is_on(skb, config) {
         maps::remember_fragment(packet, &verdict, ZONE_UPLINK, now);
         if verdict.remember != ORIGIN_NONE {
@@ -217,23 +216,30 @@ fn remember(packet: &Packet, verdict: &Verdict, generation: u32, now: u32) {
 /// A tunnel's outer packet still carries the inner one's socket, so the headers must be the socket's own. Raw and packet
 /// sockets write what they like and are judged here again.
 #[inline(always)]
-fn judged_by_cgroup(skb: *mut __sk_buff, config: &Config, proto: u8, near: u16, remote: u16) -> bool {
+fn judged_by_cgroup(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> bool {
     // What is forwarded has no socket: that is seen without a call.
     // SAFETY: the context is valid.
     let has_socket = unsafe { !(*skb).__bindgen_anon_2.sk.is_null() };
-    has_socket && config.cgroup_id != 0 && is_sockets_own(skb, config, proto, near, remote)
+    // A function takes five arguments.
+    let kind = u32::from(packet.proto) | u32::from(packet.tcp_flags) << 8;
+    has_socket
+        && config.cgroup_id != 0
+        && is_sockets_own(skb, config, kind, packet.source_port, packet.destination_port)
 }
 
 #[inline(never)]
-fn is_sockets_own(skb: *mut __sk_buff, config: &Config, proto: u8, near: u16, remote: u16) -> bool {
+fn is_sockets_own(skb: *mut __sk_buff, config: &Config, kind: u32, near: u16, remote: u16) -> bool {
     let Some(sk) = socket(skb) else { return false };
+    let (proto, flags) = (kind & 0xff, kind >> 8);
     // SAFETY: `sk` is a full socket, the context is valid, and helper 83 takes it.
     unsafe {
         let family = (*sk).family;
-        let far = u16::from_be((*sk).dst_port);
+        let (from, far) = ((*sk).src_port, u16::from_be((*sk).dst_port));
+        // A TCP socket has given its port back before it resets its connection (`tcp_disconnect` and `__tcp_close` in net/ipv4/tcp.c).
+        let resets = from == 0 && proto == u32::from(PROTO_TCP) && flags & u32::from(TCP_RST) != 0;
         (family == AF_INET || family == AF_INET6)
-            && (*sk).protocol == u32::from(proto)
-            && (*sk).src_port == u32::from(near)
+            && (*sk).protocol == proto
+            && (from == u32::from(near) || resets)
             && (far == 0 || far == remote)
             && bpf_skb_ancestor_cgroup_id(skb, config.cgroup_level as i32) == config.cgroup_id
     }
