@@ -1,8 +1,9 @@
 //! The address tables over time: expired addresses leave them, those in use stay (P6), and CNAME targets outlive a reload.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
-use egress_tests::probe::tcp;
+use egress_tests::probe::{converse, tcp};
 use egress_tests::{Fault, Governed, Service, World, learned};
 use serde_json::Value;
 
@@ -48,6 +49,28 @@ fn expired_addresses_leave_the_tables() {
     assert!(!tcp(&test.inside, "198.51.100.7:7000").unwrap().echoed, "an expired address");
     assert!(ask(7).ok());
     assert!(tcp(&test.inside, "198.51.100.7:7000").unwrap().echoed, "learned anew");
+}
+
+/// A connection outlives its name's address, to the last packet: that the client resets it is no refusal.
+#[test]
+fn a_connection_outlives_its_address() {
+    let test = Governed::over(world(), POLICY).unwrap();
+    assert!(test.inside.run("getent", &["ahosts", "n1.wild.example.com"], LIMIT).unwrap().ok());
+    let reset = test.inside.fork(LIMIT, || {
+        let mut stream = TcpStream::connect("198.51.100.1:7000")?;
+        std::thread::sleep(Duration::from_millis(3500));
+        assert!(TcpStream::connect("198.51.100.1:7000").is_err(), "the address has not expired");
+        assert!(converse(&mut stream, b"still")?);
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger)?;
+        Ok(())
+    });
+    reset.unwrap();
+    let status = test.daemon.status().unwrap();
+    let told = status["counters"].as_array().unwrap().iter().filter(|counter| counter["passes"] == false);
+    // The attempt above, by connect alone.
+    let refused: u64 = told.map(|counter| counter["packets"].as_u64().unwrap()).sum();
+    assert_eq!(refused, 1, "{:#}", status["counters"]);
 }
 
 /// What the kernel did not learn is told, and why.
