@@ -1,21 +1,36 @@
 //! The short way: packets of a flow that needs nothing but its verdict. What these functions say, the whole decision says
 //! too; where they say nothing it is to be asked.
 
-use super::{Verdict, policy::PORT_DNS};
+use super::{Verdict, policy::PORT_DNS, socket::is_asked};
 use crate::{
-    abi::{Address, Config, Flow, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, SocketState, Ticks},
+    abi::{Address, BUILTIN_LOOPBACK, Config, Flow, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, SocketState, Ticks},
     packet::Packet,
     reason::Reason,
 };
 
-/// Whether a packet that arrives, at a socket or on an uplink, is of a TCP connection that is under way, and no resolver's: nothing is
-/// learned or to be remembered of it.
+/// Whether nothing is learned of a packet that arrives, at a socket or on an uplink, and nothing remembered: it is no resolver's, and of a
+/// TCP connection that is under way, or arrives by a loopback interface.
 #[inline(always)]
-pub fn tells_nothing(config: &Config, packet: &Packet) -> bool {
-    packet.proto == PROTO_TCP
-        && !packet.opens_tcp()
+pub fn tells_nothing(config: &Config, packet: &Packet, loopback: bool) -> bool {
+    ((packet.proto == PROTO_TCP && !packet.opens_tcp()) || loopback)
         && packet.source_port != PORT_DNS
         && !config.has(Config::RESOLVER_PORTS)
+}
+
+/// The same of a datagram that arrives at a socket, by what is known of the socket.
+#[inline(always)]
+pub fn tells_nothing_to(config: &Config, packet: &Packet, state: &SocketState) -> bool {
+    packet.source_port != PORT_DNS && !config.has(Config::RESOLVER_PORTS) && is_asked(state, packet)
+}
+
+/// The verdict for a packet that leaves a governed socket by a loopback interface and asks no stub: see [`super::leaves_socket`].
+#[inline(always)]
+pub fn by_loopback(config: &Config, packet: &Packet) -> Option<Verdict> {
+    let stays = config.builtins & BUILTIN_LOOPBACK != 0
+        && packet.destination_port != PORT_DNS
+        && !config.has(Config::RESOLVER_PORTS)
+        && !config.has(Config::REHEARSAL);
+    stays.then_some(Verdict::plain(Reason::Loopback))
 }
 
 /// The verdict for a packet of the flow that a socket carries, not by a loopback interface, where there is nothing new to

@@ -12,7 +12,7 @@ mod uplink;
 mod workload;
 
 pub use builtin::{builtin, ethertype};
-pub use established::{established_at_socket, established_at_uplink, tells_nothing};
+pub use established::{by_loopback, established_at_socket, established_at_uplink, tells_nothing, tells_nothing_to};
 pub use policy::{Destination, opens, policy};
 pub use socket::{Sender, SocketKind, accepted_key, answers, arrives_at_socket, leaves_socket};
 pub use uplink::{arrives_at_uplink, leaves_uplink};

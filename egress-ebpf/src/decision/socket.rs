@@ -230,15 +230,17 @@ pub fn arrives_at_socket<T: Tables>(
     if from_resolver(tables, config, packet) {
         return ORIGIN_NONE;
     }
-    // The answer to what the socket sent is no new arrival: else a removed rule's flow would turn into a reply.
-    if let Some(state) = state
-        && state.flow.origin == ORIGIN_OUT
-        && state.remote_port == packet.source_port
-        && state.remote == packet.source
-    {
+    if state.is_some_and(|state| is_asked(state, packet)) {
         return ORIGIN_NONE;
     }
     datagram_arrives(config, peer(tables, cookie, &packet.source, packet.source_port), now)
+}
+
+/// Whether a datagram that arrives is the answer to what the socket sent, which is no new arrival: else a removed rule's flow would turn into
+/// a reply.
+#[inline(always)]
+pub(super) fn is_asked(state: &SocketState, packet: &Packet) -> bool {
+    state.flow.origin == ORIGIN_OUT && state.remote_port == packet.source_port && state.remote == packet.source
 }
 
 /// The flow key of a connection whose SYN arrives at a governed socket.

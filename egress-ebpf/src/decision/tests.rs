@@ -269,18 +269,80 @@ fn what_tells_nothing_is_not_remembered() {
                 let packet = Packet { source_port, proto, tcp_flags: flags, ..tcp(STRANGER, 443, flags) };
                 for resolver_ports in [0, Config::RESOLVER_PORTS] {
                     let config = Config { flags: CONFIG.flags | resolver_ports, ..CONFIG };
-                    if !tells_nothing(&config, &packet) {
-                        continue;
+                    for loopback in [false, true] {
+                        if !tells_nothing(&config, &packet, loopback) {
+                            continue;
+                        }
+                        passed_over += 1;
+                        assert!(source_port != 53 && resolver_ports == 0, "{packet:?}");
+                        let origin = arrives_at_socket(&fake, &config, &packet, COOKIE, loopback, None, || NOW);
+                        assert_eq!(origin, ORIGIN_NONE, "{packet:?}");
+                        if !loopback {
+                            assert_eq!(arrives_at_uplink(&fake, &config, &packet, || NOW), ORIGIN_NONE);
+                        }
                     }
-                    passed_over += 1;
-                    assert!(source_port != 53 && resolver_ports == 0 && !packet.opens_tcp(), "{packet:?}");
-                    assert_eq!(arrives_at_uplink(&fake, &config, &packet, || NOW), ORIGIN_NONE);
-                    assert_eq!(arrives_at_socket(&fake, &config, &packet, COOKIE, false, None, || NOW), ORIGIN_NONE);
                 }
             }
         }
     }
-    assert_eq!(passed_over, 2 * 3);
+    // Of two ports: segments but the first by either way, and everything by loopback.
+    assert_eq!(passed_over, 2 * (3 + 8));
+}
+
+/// The answer to what a socket sent is passed over; what another sent, what it sent first, and what may be a resolver's is not.
+#[test]
+fn answers_to_a_socket_are_not_remembered() {
+    let fake = Fake::new();
+    let state = |origin| SocketState {
+        remote: STRANGER,
+        remote_port: 443,
+        proto: PROTO_UDP,
+        flow: Flow { seen: NOW, generation: 5, grant: GRANT, origin },
+        ..Default::default()
+    };
+    let arrives = |source, source_port| Packet { source, source_port, ..udp(STRANGER, 40_000) };
+    let asked = state(ORIGIN_OUT);
+    let answer = arrives(STRANGER, 443);
+    assert!(tells_nothing_to(&CONFIG, &answer, &asked));
+    assert_eq!(arrives_at_socket(&fake, &CONFIG, &answer, COOKIE, false, Some(&asked), || NOW), ORIGIN_NONE);
+    for (config, packet, state) in [
+        (CONFIG, arrives(STRANGER, 444), asked),
+        (CONFIG, arrives(DENIED, 443), asked),
+        (CONFIG, answer, state(ORIGIN_IN)),
+        (CONFIG, answer, state(ORIGIN_NONE)),
+        (CONFIG, arrives(STRANGER, 53), SocketState { remote_port: 53, ..asked }),
+        (Config { flags: CONFIG.flags | Config::RESOLVER_PORTS, ..CONFIG }, answer, asked),
+    ] {
+        assert!(!tells_nothing_to(&config, &packet, &state), "{packet:?} {state:?}");
+    }
+}
+
+/// Whatever the short way says of what leaves by loopback, the whole decision says too, of every kind of socket; what may be a query it leaves.
+#[test]
+fn the_short_way_by_loopback_agrees_with_the_whole_decision() {
+    let fake = Fake::new();
+    let mut short = 0;
+    for (port, flags, builtins) in
+        [(443, 0, u32::MAX), (53, 0, u32::MAX), (443, Config::RESOLVER_PORTS, u32::MAX), (443, 0, 0)]
+    {
+        let config = Config { flags: CONFIG.flags | flags, builtins, ..CONFIG };
+        for packet in
+            [tcp(STRANGER, port, TCP_SYN), tcp(RESOLVER, port, TCP_ACK), udp(RESOLVER, port), udp(DENIED, port)]
+        {
+            let Some(verdict) = by_loopback(&config, &packet) else { continue };
+            short += 1;
+            assert!(port != 53 && flags == 0 && builtins != 0);
+            for kind in [SocketKind::STREAM, SocketKind::DATAGRAM, SocketKind::RAW] {
+                let sender = Sender { kind, cookie: COOKIE, loopback: true };
+                assert_eq!(
+                    verdict,
+                    leaves_socket(&fake, &config, |_| false, &packet, &sender, None, NOW),
+                    "{packet:?}"
+                );
+            }
+        }
+    }
+    assert_eq!(short, 4);
 }
 
 /// Whatever the short way says of a flow, the whole decision says too, and it asks for nothing else to be written down.

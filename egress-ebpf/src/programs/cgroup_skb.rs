@@ -107,16 +107,24 @@ fn is_answered_below(skb: *mut __sk_buff, config: &Config, source: &Address) -> 
     maps::UPLINKS.get_ifindex(unsafe { (*skb).ifindex }).is_some()
 }
 
-/// The short way, for a packet of the flow that its socket carries.
+/// The short way, for a packet of the flow that its socket carries, and for what stays on this node.
 #[inline(always)]
 fn established(skb: *mut __sk_buff, config: &Config) -> Option<Verdict> {
-    // SAFETY: the context is valid.
-    if unsafe { (*skb).ifindex } == LOOPBACK_IFINDEX {
+    let packet = plain(Direct(skb), 0)?;
+    if is_by_loopback(skb) {
+        return decision::by_loopback(config, &packet);
+    }
+    if packet.opens_tcp() {
         return None;
     }
-    let packet = plain(Direct(skb), 0).filter(|packet| !packet.opens_tcp())?;
     let state = sockets::state_of(skb)?;
     decision::established_at_socket(config, &packet, state, now)
+}
+
+#[inline(always)]
+fn is_by_loopback(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid.
+    unsafe { (*skb).ifindex == LOOPBACK_IFINDEX }
 }
 
 /// Decides, and writes down what the decision asks to be remembered.
@@ -124,8 +132,8 @@ fn established(skb: *mut __sk_buff, config: &Config) -> Option<Verdict> {
 pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     // The hook runs for full sockets only.
     let Some(sk) = socket(skb) else { return Verdict::plain(Reason::Malformed) };
-    // SAFETY: `sk` is a full socket, `skb` the context.
-    let (own, loopback) = unsafe { ((*sk).type_, (*skb).ifindex == LOOPBACK_IFINDEX) };
+    // SAFETY: `sk` is a full socket.
+    let (own, loopback) = (unsafe { (*sk).type_ }, is_by_loopback(skb));
     let rehearsed = opaque(u64::from(rehearsal::kind_of(skb, config))) as u32;
     let kind = SocketKind::of(opaque(u64::from(if rehearsed == 0 { own } else { rehearsed })) as u32);
     let cookie = cookie(skb, packet);
@@ -163,8 +171,7 @@ fn believes(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16,
         return false;
     }
     // By loopback only a resolver of this node answers; anyone with a raw socket can write what arrives there.
-    // SAFETY: the context is valid.
-    if unsafe { (*skb).ifindex } == LOOPBACK_IFINDEX && trust & LEARN_BY_LOOPBACK == 0 {
+    if is_by_loopback(skb) && trust & LEARN_BY_LOOPBACK == 0 {
         return false;
     }
     // A namespace of a workload's own making has a resolver of its own making.
@@ -197,7 +204,7 @@ pub fn refused(skb: *mut __sk_buff, config: &Config, packet: &Packet, what: u32)
 pub fn socket_ingress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(config) = live() else { return PASS };
-    if plain(Direct(skb), 0).is_some_and(|packet| decision::tells_nothing(config, &packet)) {
+    if tells_nothing(skb, config) {
         return PASS;
     }
     let mut packet = Packet::UNKNOWN;
@@ -218,14 +225,24 @@ pub fn socket_ingress(ctx: SkBuffContext) -> i32 {
     PASS
 }
 
+/// The short way, for what nothing is learned or remembered of.
+#[inline(always)]
+fn tells_nothing(skb: *mut __sk_buff, config: &Config) -> bool {
+    let Some(packet) = plain(Direct(skb), 0) else { return false };
+    if decision::tells_nothing(config, &packet, is_by_loopback(skb)) {
+        return true;
+    }
+    packet.proto == PROTO_UDP
+        && sockets::state_of(skb).is_some_and(|state| decision::tells_nothing_to(config, &packet, state))
+}
+
 #[inline(never)]
 fn arrive(skb: *mut __sk_buff, config: &Config, packet: &Packet) {
     let Some(sk) = socket(skb) else { return };
     let cookie = cookie(skb, packet);
-    // SAFETY: the context is valid.
-    let loopback = unsafe { (*skb).ifindex } == LOOPBACK_IFINDEX;
     let state = sockets::state(sk);
-    let origin = decision::arrives_at_socket(&Kernel, config, packet, cookie, loopback, state.as_deref(), now);
+    let origin =
+        decision::arrives_at_socket(&Kernel, config, packet, cookie, is_by_loopback(skb), state.as_deref(), now);
     if origin != ORIGIN_IN {
         return;
     }

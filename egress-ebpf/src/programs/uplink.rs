@@ -280,7 +280,8 @@ fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
         let EtherType::Ip(offset) = ethertype else { return NEXT };
         // Behind VLAN tags only the long way, or the verifier would walk the short one for each number of them.
         let bare = if ethernet { ETHERNET_HEADER } else { 0 };
-        if offset == bare && plain(headers, bare).is_some_and(|packet| decision::tells_nothing(config, &packet)) {
+        if offset == bare && plain(headers, bare).is_some_and(|packet| decision::tells_nothing(config, &packet, false))
+        {
             return NEXT;
         }
         let offset = offset as u32;
