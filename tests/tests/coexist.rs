@@ -2,14 +2,21 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
 
 use egress_tests::bench::raw;
+use egress_tests::mntns::BPFFS;
 use egress_tests::probe::tcp;
 use egress_tests::skip::has_tcx;
 use egress_tests::world::UPLINK;
-use egress_tests::{Cgroup, Governed, Service, World};
-use egress_user::datapath::sys::{self, AttachType};
+use egress_tests::{Cgroup, Daemon, Governed, Service, World};
+use egress_user::datapath::{
+    Pins,
+    sys::{self, AttachType},
+};
 
+const LIMIT: Duration = Duration::from_secs(5);
 const POLICY: &str = "version: 1\nrules:\n  - {name: one, to: [203.0.113.10], ports: [7000/tcp]}\n";
 
 /// Links of programs that let everything pass: both ways at a cgroup and, with tcx, at the uplink.
@@ -49,4 +56,23 @@ fn programs_of_others_stay_and_open_nothing() {
     assert!(tcp(&test.inside, "198.51.100.77:7000").unwrap().echoed);
     let standing = links.iter().filter(|link| sys::link_info(link.as_fd()).is_ok_and(|info| info.target != 0)).count();
     assert_eq!(standing, if tcx { 8 } else { 4 });
+}
+
+/// P1: where a program of somebody else lets no other beside it, the start says so, and leaves nothing behind that judges: the node goes on
+/// as before.
+#[test]
+fn a_start_that_cannot_attach_leaves_nothing_behind() {
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    let cgroup = Cgroup::new("alone").unwrap();
+    let [_, (connect, at)] = raw::empty_hooks().unwrap();
+    raw::attach_alone(connect.as_fd(), File::open(cgroup.path()).unwrap().as_fd(), at as u32).unwrap();
+    let run = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).run_to_end(LIMIT).unwrap();
+    assert_eq!(run.code(), Some(3), "{run:?}");
+    assert!(run.stderr.contains("connect4") && run.stderr.contains(&*cgroup.path().to_string_lossy()), "{run:?}");
+    for place in [world.node().in_cgroup(&cgroup), world.node()] {
+        assert!(tcp(&place, "203.0.113.11:7000").unwrap().echoed, "what no rule allows");
+    }
+    let left = world.mounts.run(|| Pins::new(Path::new(BPFFS)).detach_all().unwrap());
+    assert!(left.is_empty(), "pinned still: {left:?}");
 }

@@ -1,14 +1,17 @@
 //! Start, reload, restart, crash and detach: no gap, no half policy, always a way back (P2, P6, P7, P8).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use egress_ebpf::abi::{AddressEntry, AddressKey4};
 use egress_tests::daemon::egress;
 use egress_tests::held::{FLOOD, python};
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::{tcp, udp};
 use egress_tests::{Cgroup, Daemon, Fault, Governed, Held, Place, Run, Service, World};
+use egress_user::datapath::{Pins, Table, sys};
 use nix::sys::signal::Signal;
 
 const POLICY: &str = "version: 1
@@ -202,6 +205,37 @@ fn a_removed_rule_cuts_its_flows_alone() {
     let cut = "203.0.113.11".parse().unwrap();
     test.world.sniffer.assert_none("a removed rule's flow", |frame| frame.goes_to(cut, 6, None));
     assert!(tcp(&test.inside, TWO).unwrap().refused());
+}
+
+/// Files that say what is in force are read, and nothing more: the policy is not compiled again, and no table is written. Where what is in
+/// force is not what they say any more, it is put right.
+#[test]
+fn a_reload_that_changes_nothing_compiles_nothing() {
+    const NOTHING: &str = "nothing was changed";
+    const CHANGED: &str = "a policy was put in force";
+    let test = Governed::over(world(), POLICY).unwrap();
+    let generation = || test.daemon.status().unwrap()["generation"].as_u64().unwrap();
+    let said = |what: &str| test.daemon.output().matches(what).count();
+    let reloaded = |nothing: usize, changed: usize| {
+        test.daemon.signal(Signal::SIGHUP).unwrap();
+        let start = std::time::Instant::now();
+        while said(NOTHING) + said(CHANGED) < nothing + changed {
+            assert!(start.elapsed() < LIMIT, "{}", test.daemon.output());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!((said(NOTHING), said(CHANGED)), (nothing, changed), "{}", test.daemon.output());
+    };
+    let first = generation();
+    reloaded(1, 0);
+    reloaded(2, 0);
+    assert_eq!(generation(), first);
+    // Somebody takes an element away: the files are compiled and written.
+    test.world.mounts.run(|| {
+        let map = sys::open_pin(&Pins::new(Path::new(BPFFS)).map("ADDRESSES_4")).unwrap();
+        Table::<AddressKey4, AddressEntry>::new("ADDRESSES_4", map).unwrap().remove_where(|_| true).unwrap();
+    });
+    reloaded(2, 1);
+    assert_enforced(&test, "after it was put right");
 }
 
 /// P2: a second daemon at the same socket is refused, says why, and disturbs nothing.

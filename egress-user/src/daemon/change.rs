@@ -112,7 +112,9 @@ impl Changer {
 
     fn read_files(&self, state: &mut State) -> bool {
         if self.says_the_same(state) && matches!(self.core.is_in_force(), Ok(true)) {
-            self.in_force();
+            self.ask();
+            let generation = self.core.active().installed.generation;
+            tracing::info!(generation, "the policy files say what is in force: nothing was changed");
             return true;
         }
         match self.base.read(state.system.as_ref()) {
@@ -196,12 +198,17 @@ impl Changer {
     }
 
     fn in_force(&self) {
+        self.ask();
+        tracing::info!(generation = self.core.active().installed.generation, "a policy was put in force");
+    }
+
+    /// Has the names asked for that the policy in force has, where it says.
+    fn ask(&self) {
         let active = self.core.active();
         self.resolver.set_resolvers(&asked(&active.settings));
         self.refresher.reconfigure(resolve_settings(&active.policy), allow_private(&active.policy));
         self.refresher.set_names(active.policy.exact_names.iter().map(DomainName::as_str));
         self.refresher.retry_now();
-        tracing::info!(generation = active.installed.generation, "a policy was put in force");
     }
 
     /// Follows the kernel where a policy's time ran out.

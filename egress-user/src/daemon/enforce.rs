@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use crate::{
     beside::Beside,
     datapath::{
-        self, Attached, Cgroup, Datapath, Error, Installed, Object, Pins, Room, Settings, Settled, Sizes, Uplink,
+        self, Ahead, Attached, Before, Cgroup, Datapath, Error, Installed, Object, Pins, Room, Settings, Settled,
+        Sizes, Uplink,
     },
     policy::Compiled,
 };
@@ -57,7 +58,7 @@ impl Enforcement {
     /// that only remember are attached before those that drop.
     ///
     /// # Errors
-    /// On an error nothing new stays attached that is not pinned; what an earlier daemon pinned goes on as it was.
+    /// On an error before all is attached, nothing new stays attached, or pinned; what an earlier daemon pinned goes on.
     ///
     /// A policy that an earlier daemon put on trial is ended, where it is not the one to start with and `on_trial` says so.
     ///
@@ -70,6 +71,7 @@ impl Enforcement {
             }
             None => None,
         };
+        let mut attempt = Attempt::begin(scope)?;
         // Where BPF LSM is off its programs would load, attach, and never be called.
         let bpf_lsm = datapath::bpf_lsm();
         let object = load(policy, scope, on_trial)?;
@@ -111,19 +113,8 @@ impl Enforcement {
         loading.finish();
         // All that judge, before the first one takes the place of an earlier daemon's.
         judges(scope).try_for_each(|name| object.program(name).map(drop))?;
-        let mut attached = datapath::attach_cgroup(datapath.object(), &scope.cgroup, scope.pins.as_ref())?;
-        let mut ahead = judging.finish();
-        for uplink in &scope.uplinks {
-            attached.extend(datapath::attach_uplink(datapath.object(), uplink, scope.pins.as_ref(), &mut ahead)?);
-        }
-        let mut ahead = answering.finish();
-        for interface in &scope.answered {
-            match datapath::attach_uplink(datapath.object(), interface, scope.pins.as_ref(), &mut ahead) {
-                Ok(points) => attached.extend(points),
-                // The cgroup's hook refuses all the same.
-                Err(error) => tracing::warn!(%error, "refused names get an error there, not an answer"),
-            }
-        }
+        let mut attached = attach(&mut datapath, scope, judging, answering)?;
+        attempt.succeeded = true;
         let mut warnings = super::machine_warnings();
         if scope.cgroup.level.is_none() {
             warnings.push(format!("cgroup {}: {}", scope.cgroup.path.display(), super::NAMESPACED));
@@ -171,6 +162,59 @@ impl Enforcement {
             waits: waits && on_trial,
             warnings,
         })
+    }
+}
+
+/// Attaches all but the LSM programs. `judging` and `answering` are links made ahead.
+fn attach(
+    datapath: &mut Datapath,
+    scope: &Scope,
+    judging: Beside<Vec<Ahead>>,
+    answering: Beside<Vec<Ahead>>,
+) -> Result<Vec<Attached>, Error> {
+    let (object, pins) = (datapath.object(), scope.pins.as_ref());
+    let mut attached = datapath::attach_cgroup(object, &scope.cgroup, pins)?;
+    let mut ahead = judging.finish();
+    for uplink in &scope.uplinks {
+        attached.extend(datapath::attach_uplink(object, uplink, pins, &mut ahead)?);
+    }
+    let mut ahead = answering.finish();
+    for interface in &scope.answered {
+        match datapath::attach_uplink(object, interface, pins, &mut ahead) {
+            Ok(points) => attached.extend(points),
+            // The cgroup's hook refuses all the same.
+            Err(error) => tracing::warn!(%error, "refused names get an error there, not an answer"),
+        }
+    }
+    Ok(attached)
+}
+
+/// A start that may fail. Dropped before it has succeeded, it leaves the node as it was, not half governed.
+struct Attempt<'a> {
+    scope: &'a Scope,
+    before: Option<Before>,
+    succeeded: bool,
+}
+
+impl<'a> Attempt<'a> {
+    fn begin(scope: &'a Scope) -> Result<Self, Error> {
+        let before = scope.pins.as_ref().map(Pins::before).transpose()?;
+        Ok(Self { scope, before, succeeded: false })
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        let (Some(pins), Some(before), false) = (&self.scope.pins, &self.before, self.succeeded) else { return };
+        if let Err(error) = pins.go_back(before) {
+            tracing::error!(%error, "a part of the start that failed may stay in force; `egress detach` ends it");
+        }
+        // Filters of clsact are pinned nowhere: they are an earlier daemon's where anything is.
+        if before.is_nothing() {
+            for interface in self.scope.uplinks.iter().chain(&self.scope.answered) {
+                datapath::remove_clsact(&interface.name);
+            }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! A live generation taken up as it is, where it is this very policy's.
 
-use egress_ebpf::abi::Config;
+use std::net::IpAddr;
+
+use egress_ebpf::abi::{AddressKey4, AddressKey6, Config, NEVER, Slot};
 
 use super::{
     Datapath, Error, Installed, Plain, Table,
@@ -30,6 +32,8 @@ impl Datapath {
         let place = Place { generation: live, epoch, classes: &allotted.index, inner: self.inner_base(epoch) };
         let elements = lower::lower(policy, settings, place);
         if !self.holds(&elements, place.inner)? {
+            // Somebody else has been at the tables: what comes next is written whole, not over what is not there.
+            self.whole = false;
             return Ok(None);
         }
         self.class_index = allotted.index;
@@ -60,7 +64,23 @@ impl Datapath {
             && all(&self.prefixes_4, &elements.prefixes_4)?
             && all(&self.prefixes_6, &elements.prefixes_6)?
             && all(&self.resolvers, &elements.resolvers)?
-            && all(&self.inner, &numbered(inner, &elements.inner))?)
+            && all(&self.inner, &numbered(inner, &elements.inner))?
+            && self.has_addresses(epoch, &elements.addresses)?)
+    }
+
+    /// Whether the policy's own addresses are there, each with its class.
+    fn has_addresses(&self, epoch: u32, addresses: &[(IpAddr, u32)]) -> Result<bool, Error> {
+        for &(address, class) in addresses {
+            let entry = match address {
+                IpAddr::V4(address) => self.addresses_4.get(&AddressKey4 { address: address.octets(), epoch })?,
+                IpAddr::V6(_) => self.addresses_6.get(&AddressKey6 { address: address.into(), epoch, pad: 0 })?,
+            };
+            let own = Slot { class, expiry: NEVER }.pack();
+            if entry.is_none_or(|entry| !entry.slots.contains(&own)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Reads back what was written, before it counts.

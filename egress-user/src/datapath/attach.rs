@@ -257,7 +257,7 @@ pub fn keep_uplinks(object: &Object, wanted: &[&Uplink], pins: Option<&Pins>) ->
         let mut wanted = wanted.iter().filter(|uplink| uplink.index == index);
         wanted.any(|uplink| uplink.hooks().iter().all(|(hook, _)| in_force(uplink, hook)))
     };
-    uplinks(object)?.retain(|index| !kept(*index)).map(drop)
+    uplinks(object)?.remove_where(|index| !kept(*index)).map(drop)
 }
 
 fn uplink_hooks(

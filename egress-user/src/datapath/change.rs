@@ -129,7 +129,7 @@ impl Datapath {
         patch.prefixes_6.finish(&self.prefixes_6)?;
         patch.denies_4.finish(&self.denies_4)?;
         patch.denies_6.finish(&self.denies_6)?;
-        self.resolvers.retain(|key| key.generation != generation)?;
+        self.resolvers.remove_where(|key| key.generation != generation)?;
         self.classes.set_all(&allotted.settled())?;
         if !patch.turns.is_empty() {
             // A program that read a prefix's class before it was written anew has gone on by then.

@@ -322,16 +322,16 @@ impl Datapath {
         // short left begun makes packets look twice, and ends with this one.
         let begun = self.reclaims.get(&REMOVALS_BEGUN)?.unwrap_or(0) + 1;
         self.reclaims.set(&REMOVALS_BEGUN, &begun, sys::ANY)?;
-        self.addresses_4.retain(|key| key.epoch != epoch)?;
-        self.addresses_6.retain(|key| key.epoch != epoch)?;
+        self.addresses_4.remove_where(|key| key.epoch != epoch)?;
+        self.addresses_6.remove_where(|key| key.epoch != epoch)?;
         self.reclaims.set(&REMOVALS_ENDED, &begun, sys::ANY)?;
-        self.prefixes_4.retain(|key| key.epoch != epoch)?;
-        self.prefixes_6.retain(|key| key.epoch != epoch)?;
-        self.denies_4.retain(|key| key.epoch != epoch)?;
-        self.denies_6.retain(|key| key.epoch != epoch)?;
-        self.resolvers.retain(|key| key.generation != keep)?;
-        self.names.retain(|key| key.epoch != epoch as u16)?;
-        self.aliases.retain(|key| key.epoch != epoch as u16)?;
+        self.prefixes_4.remove_where(|key| key.epoch != epoch)?;
+        self.prefixes_6.remove_where(|key| key.epoch != epoch)?;
+        self.denies_4.remove_where(|key| key.epoch != epoch)?;
+        self.denies_6.remove_where(|key| key.epoch != epoch)?;
+        self.resolvers.remove_where(|key| key.generation != keep)?;
+        self.names.remove_where(|key| key.epoch != epoch as u16)?;
+        self.aliases.remove_where(|key| key.epoch != epoch as u16)?;
         Ok(())
     }
 

@@ -47,7 +47,7 @@ pub use install::{Datapath, Installed, Learned};
 pub use judge::Judged;
 pub use lower::{Elements, Place, Resolver, Settings, lower};
 pub use object::{Loading, Object, Room, Sizes, prepare};
-pub use pins::Pins;
+pub use pins::{Before, Pins};
 pub use recent::{FlowTables, Passed};
 pub use reclaim::{Reclaimed, Walk};
 pub use rehearse::{Rehearsed, Scene, packet};

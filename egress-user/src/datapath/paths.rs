@@ -19,14 +19,14 @@ impl Datapath {
             let link = pins.and_then(|pins| pin(pins).ok());
             link.is_some_and(|link| sys::link_info(link.as_fd()).is_ok_and(|info| info.target == index))
         };
-        veths(&self.object)?.retain(|index| !in_force(*index)).map(drop)
+        veths(&self.object)?.remove_where(|index| !in_force(*index)).map(drop)
     }
 
     /// Forgets all veths but these.
     pub fn keep_only_veths(&self, wanted: impl Fn(u32) -> bool) -> Result<(), Error> {
-        veths(&self.object)?.retain(|index| !wanted(*index))?;
+        veths(&self.object)?.remove_where(|index| !wanted(*index))?;
         // Where governed sockets asked; another veth may get the index later.
-        self.object.table::<u32, u32>("ASKING")?.retain(|index| !wanted(*index)).map(drop)
+        self.object.table::<u32, u32>("ASKING")?.remove_where(|index| !wanted(*index)).map(drop)
     }
 
     /// From here on refused queries are left to this veth's program, or no more.
@@ -39,7 +39,7 @@ impl Datapath {
     /// refused queries get an error.
     pub fn set_insides(&self, wanted: &BTreeMap<InsideKey, u32>) -> Result<(), Error> {
         let table = self.object.table::<InsideKey, u32>("INSIDES")?;
-        table.retain(|inside| !wanted.contains_key(inside))?;
+        table.remove_where(|inside| !wanted.contains_key(inside))?;
         for (inside, host) in wanted.iter().take(INSIDES_MAX as usize) {
             if table.get(inside)? != Some(*host) {
                 table.set(inside, host, ANY)?;

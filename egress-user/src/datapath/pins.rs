@@ -3,6 +3,7 @@
 //! The version is part of the path, so that maps of another version are never taken for this one's.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
@@ -64,6 +65,21 @@ pub const MAPS: &[&str] = &[
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+}
+
+/// What was pinned before a start.
+#[derive(Debug)]
+pub struct Before {
+    links: BTreeSet<String>,
+    /// Maps, or another version's pins.
+    rest: bool,
+}
+
+impl Before {
+    /// Nothing was.
+    pub fn is_nothing(&self) -> bool {
+        self.links.is_empty() && !self.rest
+    }
 }
 
 impl Pins {
@@ -151,6 +167,32 @@ impl Pins {
         remove_pin(&path)
     }
 
+    /// What is pinned now, for [`Pins::go_back`].
+    pub fn before(&self) -> Result<Before, Error> {
+        let links = self.links()?.into_iter().map(|(name, _)| name).collect();
+        let others = self.versions()?.next().is_some();
+        Ok(Before { links, rest: others || MAPS.iter().any(|name| self.map(name).exists()) })
+    }
+
+    /// Detaches the links that were not pinned before, and forgets the maps where nothing was.
+    ///
+    /// # Errors
+    /// The first thing that could not be removed; the rest is tried all the same.
+    pub fn go_back(&self, before: &Before) -> Result<(), Error> {
+        let links = self.links()?;
+        let new = links.iter().filter(|(name, _)| !before.links.contains(name));
+        let detached = new.map(|(name, _)| self.detach(name)).fold(Ok(()), Result::and);
+        let forgotten = if before.is_nothing() { self.forget_maps() } else { Ok(()) };
+        detached.and(forgotten)
+    }
+
+    /// The directories of other versions.
+    fn versions(&self) -> Result<impl Iterator<Item = fs::DirEntry>, Error> {
+        let entries = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
+        let own = self.version();
+        Ok(entries.filter_map(Result::ok).filter(move |entry| entry.path() != own))
+    }
+
     /// Whether maps of this version are pinned, all of them: some alone have lost what belongs together.
     pub fn has_maps(&self) -> bool {
         MAPS.iter().all(|name| self.map(name).exists())
@@ -169,8 +211,7 @@ impl Pins {
     pub fn retire_versions(&self) -> Result<Vec<String>, Error> {
         use std::os::fd::AsFd as _;
         let mut retired = Vec::new();
-        let entries = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
-        for entry in entries.filter_map(Result::ok).filter(|entry| entry.path() != self.version()) {
+        for entry in self.versions()? {
             for (_, link) in links_in(&entry.path().join("links"))? {
                 // A link whose cgroup or interface is gone is detached already.
                 let _ = sys::link_detach(link.as_fd());

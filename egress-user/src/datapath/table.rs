@@ -145,7 +145,7 @@ impl<K: Plain, V: Plain> Table<K, V> {
     }
 
     /// Deletes every element whose key `doomed` says; gives how many.
-    pub fn retain(&self, mut doomed: impl FnMut(&K) -> bool) -> Result<usize, Error> {
+    pub fn remove_where(&self, mut doomed: impl FnMut(&K) -> bool) -> Result<usize, Error> {
         let mut removed = 0;
         for key in self.keys()? {
             if doomed(&key) && self.remove(&key)? {

@@ -158,7 +158,7 @@ fn what_is_not_read_back_as_written_is_not_adopted() {
     assert_eq!(datapath.adopt(&named, &settings).unwrap(), Some(first));
     let key = datapath.names.keys().unwrap()[0];
     let value = datapath.names.get(&key).unwrap().unwrap();
-    datapath.names.retain(|known| *known == key).unwrap();
+    datapath.names.remove_where(|known| *known == key).unwrap();
     assert_eq!(datapath.adopt(&named, &settings).unwrap(), None);
     let other = egress_ebpf::abi::NameValue { class: value.now.class + 1, ..value.now };
     datapath.names.set(&key, &egress_ebpf::abi::NameEntry::new(other), sys::ANY).unwrap();

@@ -70,7 +70,7 @@ impl Datapath {
     pub fn set_workloads(&self, workloads: &[Workload]) -> Result<(), Error> {
         let table = self.object.table::<u32, u32>("WORKLOADS")?;
         let wanted = elements(workloads);
-        table.retain(|index| !wanted.contains_key(index))?;
+        table.remove_where(|index| !wanted.contains_key(index))?;
         let mut first = Ok(());
         for (index, device) in &wanted {
             if table.get(index)? != Some(*device) {

@@ -9,6 +9,7 @@ pub use egress_user::datapath::sys::CLASSIFIER;
 use egress_user::datapath::sys::{ANY, AttachType, bare_program, bare_program_for, map_update};
 
 const MAP_CREATE: u32 = 0;
+const PROG_ATTACH: u32 = 8;
 const LINK_CREATE: u32 = 28;
 
 /// `BPF_MAP_TYPE_HASH`.
@@ -53,6 +54,14 @@ pub fn empty(kind: u32) -> io::Result<OwnedFd> {
 pub fn empty_hooks() -> io::Result<[(OwnedFd, AttachType); 2]> {
     let hook = |kind, at: AttachType| io::Result::Ok((bare_program_for(kind, at as u32, &saying(1))?, at));
     Ok([hook(CGROUP_SOCK, AttachType::CgroupSockCreate)?, hook(CGROUP_SOCK_ADDR, AttachType::CgroupConnect4)?])
+}
+
+/// Attaches a program to a cgroup for good, without the flag by which others may attach theirs too. `attach_type`: `enum bpf_attach_type`.
+pub fn attach_alone(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<()> {
+    let attr = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, attach_type, 0];
+    // SAFETY: the attributes of that command, which the kernel only reads.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, attr.as_ptr(), size_of_val(&attr)) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Attaches a program to an interface of this namespace after all that are there. `attach_type`: `enum bpf_attach_type`.

@@ -59,6 +59,8 @@ struct Row {
     passes: bool,
     /// What else the policy has: `Config` flags.
     flags: u32,
+    /// Whether it goes by loopback, not by the uplink.
+    loopback: bool,
 }
 
 /// One figure.
@@ -147,6 +149,8 @@ fn measure(options: &Options, addresses: u32, ifindex: u32, figures: &mut Figure
         for (row, [own, base]) in rows.iter().zip(&mut taken) {
             place.configure(row.flags)?;
             let empty = &empty[usize::from(!row.program.starts_with("socket"))];
+            // Loopback has the same index in every network namespace.
+            let ifindex = if row.loopback { 1 } else { ifindex };
             let input = || sys::TestInput { packet: &row.frame, ifindex, output: None, repeat: options.repeat };
             base.push(sys::test_run(std::os::fd::AsFd::as_fd(empty), input())?.nanoseconds);
             let ran = sys::test_run(place.object.program(row.program)?, input())?;
@@ -203,7 +207,7 @@ fn rows() -> Vec<Row> {
             for program in ["socket_egress", "uplink_egress"] {
                 let far = SocketAddr::new(to, 443);
                 let frame = wire::frame(proto, SocketAddr::new(near, 40_000 + u16::from(proto)), far, flags, &[0; 32]);
-                rows.push(Row { what, program, frame, passes, flags: policy });
+                rows.push(Row { what, program, frame, passes, flags: policy, loopback: false });
             }
         };
         // The first run of a row opens its flow; every later one is an established packet's. A SYN is judged each time.
@@ -216,20 +220,49 @@ fn rows() -> Vec<Row> {
         add(leak("no rule"), TCP, none, SYN, false, 0);
         // A test run's socket is of no family, as below a workload's sockets: the way with a look at the routes.
         let frame = wire::frame(TCP, SocketAddr::new(near, 40_000), SocketAddr::new(learned, 443), ACK, &[0; 32]);
-        rows.push(Row { what: leak("from a workload"), program: "workload_ingress", frame, passes: true, flags: 0 });
+        rows.push(Row {
+            what: leak("from a workload"),
+            program: "workload_ingress",
+            frame,
+            passes: true,
+            flags: 0,
+            loopback: false,
+        });
         let far = SocketAddr::new(learned, 443);
         for program in ["socket_ingress", "uplink_ingress"] {
             let reply =
                 |proto| wire::frame(proto, far, SocketAddr::new(near, 40_000 + u16::from(proto)), ACK, &[0; 32]);
-            rows.push(Row { what: leak("reply in tcp"), program, frame: reply(TCP), passes: true, flags: 0 });
-            rows.push(Row { what: leak("reply in udp"), program, frame: reply(UDP), passes: true, flags: 0 });
+            rows.push(Row {
+                what: leak("reply in tcp"),
+                program,
+                frame: reply(TCP),
+                passes: true,
+                flags: 0,
+                loopback: false,
+            });
+            rows.push(Row {
+                what: leak("reply in udp"),
+                program,
+                frame: reply(UDP),
+                passes: true,
+                flags: 0,
+                loopback: false,
+            });
         }
     }
+    for (what, program) in [("by loopback", "socket_egress"), ("in by loopback", "socket_ingress")] {
+        // Nobody's flow, in both directions: the same frame serves.
+        let far = SocketAddr::new(place::STUB.ip(), 8080);
+        let frame = wire::frame(UDP, place::NEAR, far, 0, &[0; 32]);
+        rows.push(Row { what, program, frame, passes: true, flags: 0, loopback: true });
+    }
+    let frame = wire::frame(UDP, place::NEAR, place::STUB, 0, &wire::query(1, place::NAME));
+    rows.push(Row { what: "query to a stub", program: "socket_egress", frame, passes: true, flags: 0, loopback: true });
     for (what, name, passes) in [("query", place::NAME, true), ("query refused", "tunnel.example.org", false)] {
         // A refused query is turned round by the uplink's program, and in the next run of its row would be an answer.
         for program in ["socket_egress", "uplink_egress"].into_iter().take(if passes { 2 } else { 1 }) {
             let frame = wire::frame(UDP, place::CLIENT, place::RESOLVER, 0, &wire::query(1, name));
-            rows.push(Row { what, program, frame, passes, flags: 0 });
+            rows.push(Row { what, program, frame, passes, flags: 0, loopback: false });
         }
     }
     rows

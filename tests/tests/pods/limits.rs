@@ -30,9 +30,9 @@ fn a_pod_without_room_gets_errors_until_an_allowed_name_was_asked() {
     let node = Node::new(&[CLUSTER_DNS]);
     assert!(is_answered(&node), "known by its address");
     let insides = table::<InsideKey, u32>(&node, "INSIDES");
-    assert!(insides.retain(|_| true).unwrap() > 0);
+    assert!(insides.remove_where(|_| true).unwrap() > 0);
     // As the kernel gives up the one unheard of for longest; it keeps those in use, so that filling the table would not do it.
-    assert!(table::<PathKey, abi::Path>(&node, "PATHS").retain(|_| true).unwrap() > 0);
+    assert!(table::<PathKey, abi::Path>(&node, "PATHS").remove_where(|_| true).unwrap() > 0);
     assert!(!is_answered(&node), "nothing says where it leads");
     assert_not_asked(&node, "without a way");
     let server = format!("@{CLUSTER_DNS}");
@@ -47,7 +47,7 @@ fn a_pod_without_room_gets_errors_until_an_allowed_name_was_asked() {
 fn a_pod_behind_a_veth_without_room_gets_errors() {
     let node = Node::new(&[CLUSTER_DNS]);
     assert!(is_answered(&node));
-    assert!(table::<u32, u64>(&node, "VETHS").retain(|_| true).unwrap() > 0);
+    assert!(table::<u32, u64>(&node, "VETHS").remove_where(|_| true).unwrap() > 0);
     for _ in 0..3 {
         assert!(!is_answered(&node), "nothing there would judge it again");
     }

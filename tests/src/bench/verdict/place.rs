@@ -11,6 +11,9 @@ use egress_user::datapath::{Object, Plain, Sizes, Table, sys};
 
 pub const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 53)), 53);
 pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 1, 1)), 40_053);
+/// A stub of the node, and who asks it.
+pub const STUB: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), 53);
+pub const NEAR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 40_053);
 pub const NAME: &str = "mcr.microsoft.com";
 
 const GENERATION: u32 = 4;
@@ -105,9 +108,12 @@ impl Place {
 
     fn fill(&self) -> Result<()> {
         let (generation, epoch) = (GENERATION, GENERATION);
-        let key = ResolverKey { generation, address: RESOLVER.ip().into(), port: 53, pad: 0 };
         let table: Table<ResolverKey, ResolverTrust> = self.table("RESOLVERS")?;
-        table.set(&key, &(LEARN_AT_CGROUP | LEARN_AT_UPLINK), sys::ANY)?;
+        let resolvers = [(RESOLVER, LEARN_AT_CGROUP | LEARN_AT_UPLINK), (STUB, LEARN_AT_CGROUP | LEARN_BY_LOOPBACK)];
+        for (resolver, trust) in resolvers {
+            let key = ResolverKey { generation, address: resolver.ip().into(), port: 53, pad: 0 };
+            table.set(&key, &trust, sys::ANY)?;
+        }
         let mut open = ClassChunk { ports_id: 1, count: 2, ..ClassChunk::default() };
         open.ports[0] = PortRange::new(PROTO_TCP, 443, 443, 1);
         open.ports[1] = PortRange::new(PROTO_UDP, 443, 443, 2);
