@@ -14,7 +14,7 @@ mod workload;
 pub use builtin::{builtin, ethertype};
 pub use established::{by_loopback, established_at_socket, established_at_uplink, tells_nothing, tells_nothing_to};
 pub use policy::{Destination, opens, policy};
-pub use socket::{Sender, SocketKind, accepted_key, answers, arrives_at_socket, leaves_socket};
+pub use socket::{Sender, SocketKind, accepted_key, arrives_at_socket, leaves_socket};
 pub use uplink::{arrives_at_uplink, leaves_uplink};
 pub use workload::{Entry, Route, enters_from_workload};
 
@@ -70,15 +70,6 @@ pub trait Tables {
         Self: Sized,
     {
         opens(self, class, key, generation)
-    }
-
-    /// See [`answers`].
-    #[inline(always)]
-    fn answers(&self, packet: &Packet, kind: SocketKind) -> bool
-    where
-        Self: Sized,
-    {
-        answers(self, packet, kind)
     }
 
     /// See [`builtin`].

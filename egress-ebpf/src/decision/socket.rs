@@ -113,7 +113,7 @@ pub fn leaves_socket<T: Tables>(
     if goes_on(tables, config, &known, &verdict) {
         return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
-    if replies_without_state(tables, about_arrival, packet, sender.kind) {
+    if replies_without_state(tables, about_arrival, packet, sender) {
         // A raw socket writes its own headers: what one packet answers says nothing of the next.
         let remember = if sender.kind.is_raw() { ORIGIN_NONE } else { ORIGIN_IN };
         return Verdict::by(Reason::Reply, 0, remember);
@@ -179,29 +179,35 @@ fn peer<'a, T: Tables>(tables: &'a T, cookie: u64, remote: &Address, remote_port
 }
 
 /// Whether the packet answers what came in, by tables that outlive the socket's own storage.
+// Not inlined: rare, and its keys would crowd the stack.
 #[inline(always)]
 fn replies_without_state<T: Tables>(
     tables: &T,
     about_arrival: impl FnOnce(&Packet) -> bool,
     packet: &Packet,
-    kind: SocketKind,
+    sender: &Sender,
 ) -> bool {
-    if packet.is_icmp_error() {
-        return kind.is_raw() && about_arrival(packet);
+    if sender.kind.is_datagram() {
+        return false;
     }
-    tables.answers(packet, kind)
+    let segment = packet.proto == PROTO_TCP && !packet.opens_tcp();
+    if sender.kind.is_stream() {
+        // A connection that was accepted: its SYN was seen, or it was there before Egress was.
+        return segment && arrived(tables, packet, ZONE_SOCKET);
+    }
+    // The kernel's own answers (RST, echo replies, errors) leave by raw control sockets. A workload's raw socket
+    // looks the same, so only what an uplink saw come in counts, which no workload can forge.
+    if packet.is_icmp_error() {
+        return about_arrival(packet);
+    }
+    (segment || packet.is_echo_reply()) && arrived(tables, packet, ZONE_UPLINK)
 }
 
-/// Whether a packet that is no ICMP error answers what map `FLOWS` knows to have come in.
-#[inline(always)]
-pub fn answers<T: Tables>(tables: &T, packet: &Packet, kind: SocketKind) -> bool {
-    let segment = packet.proto == PROTO_TCP && !packet.opens_tcp();
-    // A connection that was accepted: its SYN was seen, or it was there before Egress was. The kernel's own answers (RST, echo
-    // replies) leave by raw control sockets. A workload's raw socket looks the same, so only what an uplink saw come in counts, which no
-    // workload can forge.
-    let zone = if kind.is_stream() { ZONE_SOCKET } else { ZONE_UPLINK };
-    let may = segment || (kind.is_raw() && packet.is_echo_reply());
-    may && !kind.is_datagram() && tables.flow(&outward_key(packet, zone)).is_some_and(|flow| flow.origin == ORIGIN_IN)
+/// Whether the packet's flow was opened from outside.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn arrived<T: Tables>(tables: &T, packet: &Packet, zone: u8) -> bool {
+    tables.flow(&outward_key(packet, zone)).is_some_and(|flow| flow.origin == ORIGIN_IN)
 }
 
 /// What to remember of a packet that arrives at a governed socket: the origin to write, or [`ORIGIN_NONE`].

@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use egress_ebpf::{
     abi::{Config, Ticks},
-    decision::{self, Destination, SocketKind, Verdict},
+    decision::{self, Destination, Verdict},
     packet::{Packet, Parsed, ipv4, ipv6, parse_into},
     reason::Reason,
 };
@@ -113,15 +113,6 @@ extern "C" fn egress_about_arrival(skb: *mut __sk_buff, offset: u32, error: *con
 #[inline(never)]
 pub extern "C" fn egress_opens(class: u32, key: u32, generation: u32) -> u32 {
     decision::opens(&Kernel, class, key, generation)
-}
-
-/// [`decision::answers`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn egress_answers(packet: *const Packet, kind: u32) -> u32 {
-    // SAFETY: null or valid, as the verifier makes sure.
-    let Some(packet) = (unsafe { packet.as_ref() }) else { return 0 };
-    u32::from(decision::answers(&Kernel, packet, SocketKind::of(kind)))
 }
 
 /// [`decision::builtin`].

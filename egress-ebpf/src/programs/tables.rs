@@ -8,7 +8,7 @@ use egress_ebpf::{
         Address, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry,
         Live, PeerKey, REMOVALS_BEGUN, REMOVALS_ENDED, ResolverKey, ResolverTrust, Ticks,
     },
-    decision::{Destination, SocketKind, Tables, Verdict},
+    decision::{Destination, Tables, Verdict},
     dns::bytes::apart,
     packet::Packet,
 };
@@ -153,11 +153,6 @@ impl Tables for Kernel {
     #[inline(always)]
     fn opens(&self, class: u32, key: u32, generation: u32) -> u32 {
         global::egress_opens(class, key, generation)
-    }
-
-    #[inline(always)]
-    fn answers(&self, packet: &Packet, kind: SocketKind) -> bool {
-        global::egress_answers(packet, kind.number()) != 0
     }
 
     #[inline(always)]
