@@ -17,7 +17,7 @@ use flip::Flips;
 use names::Fresh;
 use reload::Sends;
 use scale::Scale;
-use starts::{Policy, Starts};
+use starts::{Loads, Policy, Starts};
 
 use super::statistics::Spread;
 
@@ -67,6 +67,7 @@ impl Default for Options {
 #[derive(Debug, Serialize)]
 struct Measured {
     starts: Vec<Starts>,
+    loads: Option<Loads>,
     flips: Vec<Flips>,
     fresh: Option<Fresh>,
     sends: Vec<Sends>,
@@ -76,13 +77,20 @@ struct Measured {
 /// Measures, prints, and, if it was all, writes `daemon.md` and `daemon.json`.
 pub fn run(options: &Options, out: &Path) -> Result<()> {
     let asked = |part| options.only.is_none_or(|only| only == part);
-    let mut measured =
-        Measured { starts: Vec::new(), flips: Vec::new(), fresh: None, sends: Vec::new(), scale: Vec::new() };
+    let mut measured = Measured {
+        starts: Vec::new(),
+        loads: None,
+        flips: Vec::new(),
+        fresh: None,
+        sends: Vec::new(),
+        scale: Vec::new(),
+    };
     if asked(Part::Starts) {
         for policy in [Policy::Addresses(100), Policy::Addresses(options.big), Policy::Names(options.big)] {
             eprintln!("bench: starts with {policy}");
             measured.starts.push(starts::measure(policy)?);
         }
+        measured.loads = Some(starts::loads()?);
     }
     if asked(Part::Sends) {
         eprintln!("bench: packets during a reload of {} addresses", options.big);
@@ -127,6 +135,14 @@ fn markdown(measured: &Measured) -> String {
     for of in &measured.starts {
         let (run, exec, reload) = (around(of.run), around(of.exec), around(of.reload));
         let _ = writeln!(text, "| {} | {run} | {exec} | {reload} | {:.1} | {:.2} |", of.policy, of.resident, of.idle);
+    }
+    if let Some(Loads { one, all }) = measured.loads {
+        let (one, all) = (around(one), around(all));
+        let _ = writeln!(
+            text,
+            "\n| the programs of a start, loaded with nothing else going on | ms |\n|---|---|\n\
+             | on one processor | {one} |\n| on all | {all} |"
+        );
     }
     if !measured.flips.is_empty() {
         let _ = writeln!(text, "\n{}", flips_table(&measured.flips));

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, bail};
+use egress_user::datapath::{CGROUP_HOOKS, DENIAL_HOOK, Object, Sizes};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
@@ -20,6 +21,10 @@ const STARTS: usize = 7;
 const SETTLED: Duration = Duration::from_secs(6);
 /// How long it is left alone to see whether it stays idle.
 const IDLE: Duration = Duration::from_secs(5);
+
+/// Tables as small as can be: they are not what is measured.
+const SMALL: Sizes =
+    Sizes { addresses: 1024, prefixes: 64, classes: 64, grants: 64, names: 64, inner: 64, flows: 1024 };
 
 /// What a policy is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -108,6 +113,35 @@ pub fn measure(policy: Policy) -> Result<Starts> {
         reloads.push(milliseconds(start.elapsed()));
     }
     Ok(Starts { policy, run: Spread::of(&starts), exec: exec(&world)?, reload: Spread::of(&reloads), resident, idle })
+}
+
+/// What of a start the kernel's verifier takes at least: all programs that must be in force at a cgroup and one uplink, loaded again and again
+/// with nothing else going on.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Loads {
+    /// On one processor, one after the other; milliseconds.
+    pub one: Spread,
+    /// On all processors, as a start does it.
+    pub all: Spread,
+}
+
+/// Measures that.
+pub fn loads() -> Result<Loads> {
+    let uplink = ["uplink_ingress", "uplink_egress", "control"];
+    let hooks = CGROUP_HOOKS.iter().map(|(name, _)| *name);
+    let names: Vec<_> = [DENIAL_HOOK].into_iter().chain(uplink).chain(hooks).collect();
+    let (mut one, mut all) = (Vec::new(), Vec::new());
+    for _ in 0..STARTS {
+        let object = Object::load(&SMALL, None)?;
+        let start = Instant::now();
+        names.iter().try_for_each(|name| object.program(name).map(drop))?;
+        one.push(milliseconds(start.elapsed()));
+        let object = Object::load(&SMALL, None)?;
+        let start = Instant::now();
+        object.load_programs(&names);
+        all.push(milliseconds(start.elapsed()));
+    }
+    Ok(Loads { one: Spread::of(&one), all: Spread::of(&all) })
 }
 
 /// `egress exec --policy aks-required -- true`, less `true` alone.
