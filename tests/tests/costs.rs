@@ -9,7 +9,7 @@ const BOUNDS: [(&str, u32, u32); 14] = [
     ("denial_egress", 4_300, 208),
     ("socket_egress", 25_700, 512),
     ("socket_ingress", 15_300, 448),
-    ("uplink_egress", 20_200, 512),
+    ("uplink_egress", 18_100, 512),
     ("uplink_egress_l3", 16_700, 512),
     ("uplink_ingress", 15_300, 448),
     ("uplink_ingress_l3", 15_100, 448),

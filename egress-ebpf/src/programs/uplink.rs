@@ -67,7 +67,7 @@ fn egress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
     let EtherType::Ip(offset) = ethertype else {
         return not_ip(skb, config, ethertype);
     };
-    let known = established(skb, config, offset);
+    let known = if offset == bare(ethernet) { established(skb, config, bare(ethernet)) } else { 0 };
     if known != 0 {
         let verdict = Verdict::unpack(known);
         if rehearsed {
@@ -155,6 +155,13 @@ fn established(skb: *mut __sk_buff, config: &Config, offset: usize) -> u64 {
     }
     let Some(flow) = Kernel.flow(&decision::outward_key(&packet, ZONE_UPLINK)) else { return 0 };
     decision::established_at_uplink(config, &packet, flow, now).map_or(0, Verdict::pack)
+}
+
+/// Where a packet's network header is which has no VLAN tags in its bytes. Behind such there is only the long way, or the verifier would
+/// walk the short one for each number of them.
+#[inline(always)]
+const fn bare(ethernet: bool) -> usize {
+    if ethernet { ETHERNET_HEADER } else { 0 }
 }
 
 #[inline(never)]
@@ -278,8 +285,7 @@ fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
         let headers = Direct(skb);
         let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };
         let EtherType::Ip(offset) = ethertype else { return NEXT };
-        // Behind VLAN tags only the long way, or the verifier would walk the short one for each number of them.
-        let bare = if ethernet { ETHERNET_HEADER } else { 0 };
+        let bare = bare(ethernet);
         if offset == bare && plain(headers, bare).is_some_and(|packet| decision::tells_nothing(config, &packet, false))
         {
             return NEXT;

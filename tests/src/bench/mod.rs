@@ -26,7 +26,7 @@ pub struct Options {
     #[arg(long, global = true)]
     quick: bool,
     /// Where tables, JSON and plots go.
-    #[arg(long, global = true, default_value = "target/bench")]
+    #[arg(long, global = true, default_value = "target/bench", overrides_with = "out")]
     out: PathBuf,
 }
 

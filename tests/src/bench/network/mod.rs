@@ -123,6 +123,8 @@ struct Figure {
     value: Spread,
     /// Over what was measured without enforcement in the same round.
     ratio: Spread,
+    /// The best round's over the best one's without enforcement: what else goes on on the machine's host only ever adds.
+    best: f64,
 }
 
 impl Figure {
@@ -183,10 +185,17 @@ impl Table {
         let of = |(&(metric, peer), values): (&(Metric, usize), &BTreeMap<usize, f64>)| {
             let without = &self.values[&(metric, 0)];
             let ratios: Vec<f64> = values.iter().map(|(round, value)| value / without[round]).collect();
+            let best = best(metric, values) / best(metric, without);
             let values: Vec<f64> = values.values().copied().collect();
             let (value, ratio) = (Spread::of(&values), Spread::of(&ratios));
-            Figure { peer: self.peers[peer], destinations: self.destinations, metric, value, ratio }
+            Figure { peer: self.peers[peer], destinations: self.destinations, metric, value, ratio, best }
         };
         self.values.iter().map(of).collect()
     }
+}
+
+/// The best of a metric's rounds.
+fn best(metric: Metric, rounds: &BTreeMap<usize, f64>) -> f64 {
+    let better = if metric.more_is_better() { f64::max } else { f64::min };
+    rounds.values().copied().reduce(better).unwrap_or(f64::NAN)
 }

@@ -36,7 +36,7 @@ pub fn behind(figures: &[Figure]) -> Vec<String> {
 pub fn markdown(measured: &Measured) -> String {
     let mut text = format!(
         "Kernel {}, {} processors, {:.0} s. Median ± half the distance between the quartiles; in brackets the ratio to \
-         no enforcement within the same round.\n",
+         no enforcement within the same round, and that of the best rounds of both.\n",
         measured.kernel, measured.processors, measured.seconds
     );
     let mut sizes: Vec<u32> =
@@ -82,8 +82,8 @@ fn table(text: &mut String, figures: &[&Figure]) {
             figures.iter().find(of).map_or_else(String::new, |figure| {
                 let digits = if figure.value.median < 100.0 { 1 } else { 0 };
                 format!(
-                    "{:.digits$} ± {:.digits$} ({:.2} ± {:.2})",
-                    figure.value.median, figure.value.spread, figure.ratio.median, figure.ratio.spread
+                    "{:.digits$} ± {:.digits$} ({:.2} ± {:.2}; {:.2})",
+                    figure.value.median, figure.value.spread, figure.ratio.median, figure.ratio.spread, figure.best
                 )
             })
         };
