@@ -114,7 +114,8 @@ fn established(skb: *mut __sk_buff, config: &Config) -> Option<Verdict> {
     if is_by_loopback(skb) {
         return decision::by_loopback(config, &packet);
     }
-    if packet.opens_tcp() {
+    // What may be a query is judged each time.
+    if packet.opens_tcp() || packet.destination_port == 53 {
         return None;
     }
     let state = sockets::state_of(skb)?;
