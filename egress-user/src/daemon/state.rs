@@ -159,7 +159,6 @@ impl Core {
 
     /// Notes what is in force now.
     pub(super) fn took(&self, active: Active, message: String) {
-        *lock(&self.trouble) = None;
         self.measures.policy_applied();
         let change = PolicyChange {
             generation: active.installed.generation,
@@ -169,6 +168,8 @@ impl Core {
             message,
         };
         self.active.store(Arc::new(active));
+        // Afterwards: whoever sees that it is over sees this policy.
+        *lock(&self.trouble) = None;
         self.freed.tell();
         self.hub.publish(Event::new(Timestamp::now(), Kind::Policy(change)));
     }

@@ -146,10 +146,12 @@ fn sink_status(tally: &Tally) -> SinkStatus {
 
 impl Core {
     fn status_with(&self, names: impl FnOnce(&Self, &Active, Ticks) -> Vec<NameStatus>) -> Status {
+        // Before the policy: where the trouble with one is over, it is the policy after it that is told of.
+        let attach_points = self.attach_points();
+        let mut health = self.health_of(&attach_points);
         let active = self.active();
         let now = boot_ticks();
         let names = names(self, &active, now);
-        let attach_points = self.attach_points();
         let datapath = self.datapath();
         let counters = datapath.counters().unwrap_or_default();
         let (drops_lost, answers_lost) = datapath.events_lost().unwrap_or_default();
@@ -165,7 +167,6 @@ impl Core {
                 evicts: fill.evicts,
             })
             .collect();
-        let mut health = self.health_of(&attach_points);
         for map in maps.iter().filter(|map| map.name.starts_with("ADDRESSES") && map.entries >= map.capacity) {
             health.healthy = false;
             health
