@@ -127,6 +127,8 @@ pub struct LearnedEvent {
     pub classes: [u32; super::NAME_CLASSES],
     /// The name that was asked.
     pub key: super::KeyBuffer,
+    /// How many like it there were since the last one that was told, this one included.
+    pub answers: u32,
     /// The resolver's port.
     pub resolver_port: u16,
     /// The response code (RFC 1035, 4.1.1).
@@ -138,7 +140,7 @@ pub struct LearnedEvent {
     /// CNAME targets that were followed.
     pub aliases: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: [u8; 6],
     /// Addresses learned. The event ends after the last one in use: it is shorter than this type.
     pub addresses: [LearnedAddress; ANSWER_MAX],
 }
@@ -146,6 +148,66 @@ pub struct LearnedEvent {
 impl LearnedEvent {
     /// Bytes before `addresses`.
     pub const HEAD: usize = core::mem::offset_of!(LearnedEvent, addresses);
+}
+
+/// Bytes of a name that map `ANSWER_FOLDS` holds, its end included: answers for longer names are told each by itself.
+pub const FOLD_NAME: usize = 64;
+
+/// What answers have in common that say the same, in whatever order: they are told as one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AnswerKey {
+    /// A hash of the name, [`super::KeyBuffer::hash`].
+    pub hash: u64,
+    /// Of the addresses: [`address_sum`] of each, added up.
+    pub addresses: u64,
+    /// The resolver that answered.
+    pub resolver: Address,
+    /// The generation that the classes are of.
+    pub generation: u32,
+    /// The resolver's port.
+    pub resolver_port: u16,
+    /// The response code.
+    pub rcode: u8,
+    /// Addresses that were left out.
+    pub refused: u8,
+}
+
+/// How many places map `ANSWER_FOLDS` has: a power of two.
+pub const ANSWER_FOLDS: u32 = 4096;
+
+impl AnswerKey {
+    /// Where answers of this kind are folded. Two kinds that have one place are told each time that they alternate.
+    #[inline(always)]
+    pub const fn place(&self) -> u32 {
+        (self.hash.wrapping_add(self.addresses).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & (ANSWER_FOLDS - 1)
+    }
+}
+
+/// Element of map `ANSWER_FOLDS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AnswerFold {
+    /// When one was told last.
+    pub told: Ticks,
+    /// How many were not told since.
+    pub untold: u32,
+    /// Which answers these are.
+    pub key: AnswerKey,
+    /// The first bytes of their name, reversed: two names may have one hash.
+    pub name: [u64; FOLD_NAME / 8],
+    /// When the addresses that were told stop counting.
+    pub expiry: Ticks,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A number of an address, such that those of several addresses can be added up in any order, and addresses that differ a
+/// little do not come to the same.
+#[inline(always)]
+pub const fn address_sum(address: &Address) -> u64 {
+    let mixed = address.low.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(address.high);
+    (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
 }
 
 /// An address of a [`LearnedEvent`].

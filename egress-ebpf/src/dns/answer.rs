@@ -7,7 +7,7 @@ use super::{
     name::{self, TEXT_AT},
 };
 use crate::{
-    abi::{ANSWER_MAX, Address, CHAIN_MAX, NameValue},
+    abi::{ANSWER_MAX, Address, CHAIN_MAX, NameValue, address_sum},
     repeat::{Step, repeat},
 };
 
@@ -32,6 +32,8 @@ pub struct Answer {
     pub ttl: u64,
     /// Addresses found.
     pub count: u64,
+    /// [`address_sum`] of each of these, added up.
+    pub sum: u64,
     /// Addresses off the chain.
     pub refused: u64,
     /// Addresses refused as private.
@@ -245,6 +247,7 @@ impl<S: Steps> Records<'_, S> {
         found.expiry = 0;
         found.ttl = if ttl < self.work.answer.ttl { ttl } else { self.work.answer.ttl } as u32;
         self.work.answer.count = count + 1;
+        self.work.answer.sum = self.work.answer.sum.wrapping_add(address_sum(&address));
     }
 }
 

@@ -96,6 +96,43 @@ pub fn set_word<const N: usize>(bytes: &mut [u8; N], at: u64, value: u64) {
     }
 }
 
+/// Whether words are the same, wherever they start.
+///
+/// # Safety
+/// Both are valid for `words` words.
+#[inline(always)]
+pub unsafe fn same_words(a: *const u8, b: *const u8, words: usize) -> bool {
+    let (mut differ, mut at) = (0, 0);
+    while at < words * 8 {
+        // SAFETY: the caller's memory.
+        differ |= unsafe { unaligned(a.add(at)) ^ unaligned(b.add(at)) };
+        at += 8;
+    }
+    differ == 0
+}
+
+/// A word, wherever it starts.
+///
+/// # Safety
+/// It is valid for 8 bytes.
+#[inline(always)]
+unsafe fn unaligned(from: *const u8) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let value: u64;
+        // SAFETY: the caller's memory.
+        unsafe {
+            core::arch::asm!("{0} = *(u64 *)({1} + 0)", out(reg) value, in(reg) from, options(readonly, nostack, preserves_flags));
+        }
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's memory.
+    unsafe {
+        core::ptr::read_unaligned(from.cast())
+    }
+}
+
 /// Copies whole words, wherever they start: a `memcpy` would go by single bytes here, or fill the stack.
 ///
 /// # Safety

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{
-        Alias, AliasKey, InnerWildcard, LEARN_COUNTS, NameEntry, Pending, PendingKey, RING_SLOTS, RINGS, RingSlot,
-        Stream,
+        self, Alias, AliasKey, AnswerFold, InnerWildcard, LEARN_COUNTS, NameEntry, Pending, PendingKey, RING_SLOTS,
+        RINGS, RingSlot, Stream,
     },
     dns::{MESSAGE_MAX, Work},
 };
@@ -81,6 +81,10 @@ pub const WORKS: u32 = 8;
 
 #[btf_map]
 pub static WORK: PerCpuArray<Work, { WORKS as usize }> = PerCpuArray::new();
+
+/// Answers that were told of, by [`egress_ebpf::abi::AnswerKey::place`].
+#[btf_map]
+pub static ANSWER_FOLDS: Array<AnswerFold, { abi::ANSWER_FOLDS as usize }> = Array::new();
 
 #[btf_map]
 pub static LEARN_COUNTERS: PerCpuArray<u64, { LEARN_COUNTS as usize }> = PerCpuArray::new();

@@ -14,7 +14,7 @@ use egress_ebpf::{
 
 use super::{clock::exact, log, maps, maps_names};
 
-/// How often a refusal tries to be counted with others like it before it is told by itself.
+/// How often a refusal or an answer tries to be counted with others like it before it is told by itself.
 const FOLD_TRIES: u32 = 4;
 
 /// Where something was refused, and by whom it was sent.
@@ -110,13 +110,23 @@ fn fold(packet: &Packet, reason: u8, sender: &Sender, name: u32) -> Option<u32> 
         let _ = maps::DROP_FOLDS.insert(&key, &DropFold { told: tick, untold: 0 }, 0);
         return Some(1);
     };
-    // Both halves are one word, so that no CPU's refusal is lost to another's: `told` below, `untold` above.
-    let word = fold.cast::<u64>();
+    // SAFETY: an entry of an LRU map is not freed while the program runs, and the kernel aligns values to 8 bytes.
+    unsafe { fold_into(fold.cast(), tick, false) }
+}
+
+/// Adds one to a fold, which is one word so that no CPU's is lost to another's: when one was told last below, how many were not
+/// told since above. How many the next event stands for, this one included; `None` where one was told in this tick, but for
+/// `anew`.
+///
+/// # Safety
+/// As for [`atomic::replace`].
+#[inline(always)]
+pub unsafe fn fold_into(word: *mut u64, tick: Ticks, anew: bool) -> Option<u32> {
     for _ in 0..FOLD_TRIES {
-        // SAFETY: an entry of an LRU map is not freed while the program runs, and the kernel aligns values to 8 bytes.
+        // SAFETY: the caller's word.
         unsafe {
             let old = atomic::load(word);
-            if old as Ticks == tick {
+            if old as Ticks == tick && !anew {
                 if atomic::replace(word, old, old.wrapping_add(1 << 32)) {
                     return None;
                 }

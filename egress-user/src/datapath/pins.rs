@@ -40,6 +40,7 @@ pub const MAPS: &[&str] = &[
     "SOCKETS",
     "COUNTERS",
     "DROP_FOLDS",
+    "ANSWER_FOLDS",
     "EVENTS_LOST",
     "EVENTS",
     "NAMES",

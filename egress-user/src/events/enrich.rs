@@ -204,6 +204,7 @@ fn learned(event: &LearnedEvent, known: &dyn Known) -> LearnedName {
         rules: known.name_rules(&name),
         name,
         generation: event.generation,
+        count: event.answers,
     }
 }
 

@@ -256,6 +256,14 @@ pub struct LearnedName {
     pub rules: Vec<String>,
     /// The policy generation.
     pub generation: u32,
+    /// How many answers that said the same there were since the last event of one, this one included.
+    #[serde(default = "one")]
+    pub count: u32,
+}
+
+/// What events of earlier versions stand for.
+const fn one() -> u32 {
+    1
 }
 
 /// An address of an answer.

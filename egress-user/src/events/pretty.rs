@@ -119,6 +119,9 @@ fn learned_line(learned: &LearnedName) -> String {
     if learned.refused > 0 {
         let _ = write!(text, "  {} records left out", learned.refused);
     }
+    if learned.count > 1 {
+        let _ = write!(text, "  x{}", learned.count);
+    }
     text
 }
 

@@ -59,7 +59,7 @@ impl Run {
             Kind::Learned(learned) => {
                 if self.names.len() < NAMES || self.names.contains_key(&learned.name) {
                     let entry = self.names.entry(learned.name.clone()).or_default();
-                    entry.1 += 1;
+                    entry.1 += u64::from(learned.count);
                     entry.0.extend(learned.addresses.iter().take(8).map(|found| found.address.to_string()));
                 }
             }

@@ -88,8 +88,11 @@ pub fn update_and_go_on(
     value: &[u8],
     goes_on: BorrowedFd<'_>,
 ) -> io::Result<[OwnedFd; 2]> {
-    // Keys and values of maps are whole words here, so that the value lies aligned behind the key.
-    let element = [key, value].concat();
+    // A value lies aligned behind its key: keys that are no whole words are filled up.
+    let mut element = key.to_vec();
+    element.resize(key.len().next_multiple_of(8), 0);
+    let value_from = element.len();
+    element.extend_from_slice(value);
     let array = map_of(MAP_ARRAY, 4, element.len() as u32, 1, 0)?;
     map_update(array.as_fd(), &0_u32.to_ne_bytes(), &element, ANY)?;
     let programs = map_of(MAP_PROG_ARRAY, 4, 4, 1, 0)?;
@@ -103,7 +106,7 @@ pub fn update_and_go_on(
         &[instruction(0xbf, 6, 1, 0, 0)][..],
         &map_in(1, map.as_raw_fd()),
         &value_at(2, 0),
-        &value_at(3, key.len()),
+        &value_at(3, value_from),
         // bpf_map_update_elem, then bpf_tail_call
         &[instruction(0xb7, 4, 0, 0, 0), instruction(0x85, 0, 0, 0, 2), instruction(0xbf, 1, 6, 0, 0)],
         &map_in(2, programs.as_raw_fd()),

@@ -60,6 +60,8 @@ fn answers_teach_what_they_teach_on_the_host() {
         let Some(Some(name)) = fuzz::dns_query(&query) else { continue };
         kernel.name(LIVE, &name, allow(7));
         assert!(kernel.query(&query), "{file}");
+        // Several files of the corpus say the same.
+        kernel.forget_told();
         kernel.answer(&message);
         let host = fuzz::dns_answer(&message);
         let told: Vec<_> = kernel

@@ -6,7 +6,7 @@ use aya::maps::{MapData, RingBuf};
 use egress_ebpf::abi::*;
 use egress_ebpf::reason::{REASONS, Reason};
 use egress_user::datapath::{Object, Plain, Sizes, Table, sys};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros as _, IntoBytes};
 
 pub const LIVE: u32 = 4;
 pub const RESOLVER: [u8; 4] = [192, 0, 2, 53];
@@ -50,7 +50,7 @@ impl Kernel {
         self.object.table(name).expect("a map of this shape")
     }
 
-    fn set<K: Plain, V: Plain>(&self, name: &'static str, key: &K, value: &V) {
+    pub fn set<K: Plain, V: Plain>(&self, name: &'static str, key: &K, value: &V) {
         self.table(name).set(key, value, sys::ANY).expect("an element is written");
     }
 
@@ -157,6 +157,24 @@ impl Kernel {
 
     pub fn pending(&self) -> usize {
         self.table::<PendingKey, Pending>("PENDING").keys().expect("keys").len()
+    }
+
+    /// Answers that were told of.
+    pub fn folds(&self) -> Vec<(u32, AnswerFold)> {
+        let (table, mut folds) = (self.table::<u32, AnswerFold>("ANSWER_FOLDS"), Vec::new());
+        let take = |place: &u32, fold: &AnswerFold| {
+            folds.extend((fold.told != 0).then_some((*place, *fold)));
+            true
+        };
+        table.each(take).expect("read");
+        folds
+    }
+
+    /// Forgets what was told: the next answer is told whatever it says.
+    pub fn forget_told(&self) {
+        for (place, _) in self.folds() {
+            self.set("ANSWER_FOLDS", &place, &AnswerFold::new_zeroed());
+        }
     }
 
     /// How many slots of the askers' rings hold a query.

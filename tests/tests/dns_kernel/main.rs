@@ -6,4 +6,5 @@ mod corpus;
 mod kernel;
 mod learning;
 mod streams;
+mod telling;
 mod wire;

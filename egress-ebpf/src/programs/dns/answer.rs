@@ -11,12 +11,12 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{
-        ANSWER_MAX, AddressEntry, Alias, CHAIN_MAX, Config, EVENT_LEARNED, KeyBuffer, LearnCount, LearnedAddress,
-        LearnedEvent, NAME_CLASSES, NameValue, PENDING_LIFE, PROTO_TCP, Pending, SLOTS, Slot, Ticks,
+        ANSWER_MAX, AddressEntry, Alias, AnswerKey, CHAIN_MAX, Config, EVENT_LEARNED, FOLD_NAME, KeyBuffer, LearnCount,
+        LearnedAddress, LearnedEvent, NAME_CLASSES, NameValue, PENDING_LIFE, PROTO_TCP, Pending, SLOTS, Slot, Ticks,
     },
     dns::{
         self, MESSAGE_MAX, Work,
-        bytes::{self, opaque},
+        bytes::{self, copy_words, opaque, same_words},
     },
     learn::{self, Outcome},
     packet::{Fragment, Packet, TCP_SYN},
@@ -28,7 +28,8 @@ use crate::programs::{
     clock::now,
     learn::{Kernel, addresses, count, count_all},
     maps,
-    maps_names::{ALIAS_MARKS, ALIAS_MARKS_MAX, ALIASES, PENDING},
+    maps_names::{ALIAS_MARKS, ALIAS_MARKS_MAX, ALIASES, ANSWER_FOLDS, PENDING},
+    report::fold_into,
 };
 
 /// Messages that are learned from of one TCP segment, or of what was put together of several.
@@ -229,7 +230,7 @@ fn learn(config: &Config, work: &mut Work) {
     event.count = work.answer.count as u8;
     event.refused = (work.answer.refused + work.answer.private) as u8;
     event.aliases = work.answer.chain as u8;
-    event.pad = [0; 2];
+    event.pad = [0; 6];
     count(LearnCount::Answers);
     let generation = work.pending.generation;
     repeat(2, &mut Each { live: config, work, generation, now });
@@ -318,7 +319,8 @@ impl Step for Each<'_> {
             repeat(turns, &mut Aliases { work: &mut *work, epoch, expiry, flags, now: self.now });
         }
         if index == 0 {
-            tell(work);
+            work.event.classes = work.matching.classes;
+            egress_tell(work.index as u32, self.now);
         }
         true
     }
@@ -390,10 +392,16 @@ fn alias(key: &KeyBuffer, slot: Slot, flags: u32, now: Ticks, state: &mut learn:
     }
 }
 
-/// Sends the event, as long as its addresses.
-#[inline(always)]
-fn tell(work: &mut Work) {
-    work.event.classes = work.matching.classes;
+/// Sends the event, as long as its addresses, unless one that says the same was sent in this tick. A function of its own, which
+/// is verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_tell(index: u32, now: Ticks) -> u32 {
+    let Some(work) = scratch::claimed(index) else { return 0 };
+    // SAFETY: the caller's own buffer.
+    let work = unsafe { &mut *work };
+    let Some(answers) = fold(work, now) else { return 0 };
+    work.event.answers = answers;
     let used = opaque(work.answer.count);
     let used = if used > ANSWER_MAX as u64 { ANSWER_MAX as u64 } else { used };
     let size = LearnedEvent::HEAD as u64 + used * size_of::<LearnedAddress>() as u64;
@@ -403,5 +411,47 @@ fn tell(work: &mut Work) {
     if !told && let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(1) {
         // SAFETY: a per-CPU entry. A preemption between the read and the write can lose a count, nothing else.
         unsafe { *lost += 1 };
+    }
+    0
+}
+
+/// How many answers the next event stands for, this one included; `None` where one was told in this tick that says the same
+/// and lets its addresses count for as long.
+#[inline(always)]
+fn fold(work: &Work, now: Ticks) -> Option<u32> {
+    let event = &work.event;
+    let expiry = if event.count == 0 { 0 } else { event.addresses[0].expiry };
+    if event.key.len >= FOLD_NAME as u64 {
+        return Some(1);
+    }
+    let name = (&raw const event.key.name).cast::<u8>();
+    let key = AnswerKey {
+        hash: event.key.hash,
+        addresses: work.answer.sum,
+        resolver: event.resolver,
+        generation: event.generation,
+        resolver_port: event.resolver_port,
+        rcode: event.rcode,
+        refused: event.refused,
+    };
+    let Some(fold) = ANSWER_FOLDS.get_ptr_mut(key.place()) else { return Some(1) };
+    // SAFETY: an array's element. Processors that fold other answers into the same place at once may make one of both be told twice,
+    // or a tick late. The name's buffer is longer than what is read of it.
+    unsafe {
+        let known = (&raw const (*fold).key).cast();
+        let same = same_words(ptr::from_ref(&key).cast(), known, size_of::<AnswerKey>() / 8)
+            && same_words(name, (&raw const (*fold).name).cast(), FOLD_NAME / 8);
+        if !same {
+            fold.cast::<u64>().write_volatile(u64::from(now));
+            (*fold).key = key;
+            copy_words(name, (&raw mut (*fold).name).cast(), FOLD_NAME / 8);
+            (*fold).expiry = expiry;
+            return Some(1);
+        }
+        let later = expiry > (*fold).expiry;
+        if later {
+            (*fold).expiry = expiry;
+        }
+        fold_into(fold.cast(), now, later)
     }
 }

@@ -63,6 +63,7 @@ fn answered(text: &str) -> LearnedEvent {
         resolver_port: 53,
         count: 1,
         refused: 2,
+        answers: 4,
         ..LearnedEvent::new_zeroed()
     };
     event.key.name[..name.len()].copy_from_slice(&name);

@@ -38,6 +38,8 @@ pub enum Metric {
     /// Microseconds of a DNS lookup through unbound: median and 99th percentile.
     Lookup50,
     Lookup99,
+    /// DNS lookups through unbound a second, several at once.
+    Lookups,
 }
 
 impl Metric {
@@ -54,12 +56,13 @@ impl Metric {
             Self::Stream => "TCP stream, Mbit/s",
             Self::Lookup50 => "DNS lookup p50, us",
             Self::Lookup99 => "DNS lookup p99, us",
+            Self::Lookups => "DNS lookups a second",
         }
     }
 
     /// Whether more of it is better.
     pub fn more_is_better(self) -> bool {
-        self == Self::Stream
+        matches!(self, Self::Stream | Self::Lookups)
     }
 }
 

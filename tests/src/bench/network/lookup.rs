@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use serde::Serialize;
+
 use super::load::Metric;
-use crate::bench::statistics::quantile;
+use crate::bench::processor;
+use crate::bench::statistics::{Spread, quantile};
 use crate::cgroup::Cgroup;
 use crate::daemon::Daemon;
 use crate::model::dns_query;
@@ -21,6 +24,8 @@ use crate::world::{NODE_V4, World};
 
 const RUN: Duration = Duration::from_millis(600);
 const NAMES: u32 = 100;
+/// Lookups that are on their way at once where they are counted.
+const AT_ONCE: u32 = 16;
 /// Where unbound listens, in the world.
 const UNBOUND: &str = "203.0.113.99";
 
@@ -46,9 +51,24 @@ impl Kind {
     }
 }
 
+/// What a lookup takes of a processor in the process that stands in its path.
+#[derive(Debug, Clone, Serialize)]
+pub struct Spent {
+    pub peer: &'static str,
+    /// Microseconds of each lookup.
+    pub each: Spread,
+}
+
+/// What one run measured.
+pub struct Round {
+    pub figures: Vec<(Metric, f64)>,
+    /// Microseconds of a processor that each lookup took in what stands in its path, if that is a process.
+    pub spent: Option<f64>,
+}
+
 /// Dropped in this order: what is in the path, then the resolver, then its world.
 pub struct Way {
-    _daemon: Option<Daemon>,
+    daemon: Option<Daemon>,
     _empty: Option<Vec<OwnedFd>>,
     proxy: Option<Child>,
     inside: Place,
@@ -82,7 +102,7 @@ impl Way {
             }
         }
         let way = Self {
-            _daemon: daemon,
+            daemon,
             _empty: empty,
             proxy,
             inside,
@@ -111,17 +131,30 @@ impl Way {
         })
     }
 
-    pub fn measure(&self) -> Result<Vec<(Metric, f64)>> {
+    /// One run.
+    pub fn measure(&self) -> Result<Round> {
+        let path = self.daemon.as_ref().map(Daemon::pid).or_else(|| self.proxy.as_ref().map(Child::id));
+        let spent = || path.map(processor::time).transpose();
+        let before = spent()?;
         let asks = self.asks.clone();
-        let took = self.inside.fork(Duration::from_secs(20), || {
+        let (took, together) = self.inside.fork(Duration::from_secs(20), || {
             let socket = socket(&asks)?;
             let (start, mut took) = (Instant::now(), Vec::new());
             while start.elapsed() < RUN {
                 took.push(lookup(&socket, took.len() as u32 % NAMES)?);
             }
-            Ok(took)
+            Ok((took, together(&socket)?))
         })?;
-        Ok(vec![(Metric::Lookup50, quantile(&took, 0.5)), (Metric::Lookup99, quantile(&took, 0.99))])
+        // What the daemon hears late is its work too: answers are gathered for some milliseconds.
+        std::thread::sleep(Duration::from_millis(20));
+        let lookups = took.len() as f64 + f64::from(together);
+        let spent = before.zip(spent()?).map(|(before, after)| (after - before) * 1e6 / lookups);
+        let figures = vec![
+            (Metric::Lookup50, quantile(&took, 0.5)),
+            (Metric::Lookup99, quantile(&took, 0.99)),
+            (Metric::Lookups, f64::from(together) / RUN.as_secs_f64()),
+        ];
+        Ok(Round { figures, spent })
     }
 }
 
@@ -143,17 +176,49 @@ fn socket(asks: &str) -> Result<UdpSocket> {
 
 /// Microseconds of one lookup.
 fn lookup(socket: &UdpSocket, n: u32) -> Result<f64> {
-    let query = dns_query(&format!("n{n}.bench.example.com"));
-    let mut answer = [0; 512];
+    let query = query(n);
     let start = Instant::now();
     socket.send(&query)?;
+    answered(socket)?;
+    Ok(start.elapsed().as_nanos() as f64 / 1000.0)
+}
+
+/// How many lookups are answered within a run, with [`AT_ONCE`] on their way.
+fn together(socket: &UdpSocket) -> Result<u32> {
+    let queries: Vec<Vec<u8>> = (0..NAMES).map(query).collect();
+    let (start, mut asked, mut heard) = (Instant::now(), 0, 0);
+    while start.elapsed() < RUN {
+        while asked - heard < AT_ONCE {
+            // Those on their way at once are told apart by their ids (RFC 1035, section 4.1.1).
+            let mut query = queries[(asked % NAMES) as usize].clone();
+            query[..2].copy_from_slice(&(asked as u16).to_be_bytes());
+            socket.send(&query)?;
+            asked += 1;
+        }
+        answered(socket)?;
+        heard += 1;
+    }
+    let counted = heard;
+    while heard < asked {
+        answered(socket)?;
+        heard += 1;
+    }
+    Ok(counted)
+}
+
+fn query(n: u32) -> Vec<u8> {
+    dns_query(&format!("n{n}.bench.example.com"))
+}
+
+/// Waits for an answer that has an address.
+fn answered(socket: &UdpSocket) -> Result<()> {
+    let mut answer = [0; 512];
     let length = socket.recv(&mut answer).context("no answer within a second")?;
-    let took = start.elapsed().as_nanos() as f64 / 1000.0;
     // NOERROR, and at least one answer record (RFC 1035, section 4.1.1).
     if length < 12 || answer[3] & 15 != 0 || answer[7] == 0 {
-        bail!("n{n}.bench.example.com has no address");
+        bail!("a name of the bench has no address");
     }
-    Ok(took)
+    Ok(())
 }
 
 fn start_proxy(world: &World) -> Result<Child> {

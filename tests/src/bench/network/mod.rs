@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::time::Instant;
 
 use load::Metric;
-use lookup::Way;
+use lookup::{Spent, Way};
 use peer::{Kind, Peer};
 use sockets::Sockets;
 
@@ -54,6 +54,8 @@ struct Measured {
     processors: usize,
     seconds: f64,
     figures: Vec<Figure>,
+    /// What a lookup takes of a processor in what stands in its path.
+    spent: Vec<Spent>,
     sockets: Vec<Sockets>,
 }
 
@@ -63,7 +65,8 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
     let quick = Options { rounds: 3, destinations: vec![100], lookups: false, connections: false, sockets: false };
     let options = if bench.quick { &quick } else { options };
     if options.lookups {
-        println!("{}", report::alone(&lookups(options.rounds)?));
+        let (figures, spent) = lookups(options.rounds)?;
+        println!("{}\n{}", report::alone(&figures), report::spent(&spent));
         return Ok(true);
     }
     if options.connections {
@@ -81,13 +84,15 @@ pub fn run(options: &Options, bench: &super::Options) -> Result<bool> {
         figures.extend(peers(&Kind::ALL, destinations, options.rounds, load::measure)?);
     }
     eprintln!("bench: DNS lookups, {} rounds", options.rounds);
-    figures.extend(lookups(options.rounds)?);
+    let (of_lookups, spent) = lookups(options.rounds)?;
+    figures.extend(of_lookups);
     let sockets = if bench.quick { Vec::new() } else { sockets::measure(options.rounds)? };
     let measured = Measured {
         kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
         processors: std::thread::available_parallelism()?.get(),
         seconds: start.elapsed().as_secs_f64(),
         figures,
+        spent,
         sockets,
     };
     let text = report::markdown(&measured);
@@ -129,7 +134,7 @@ struct Figure {
 
 impl Figure {
     fn is_lookup(&self) -> bool {
-        matches!(self.metric, Metric::Lookup50 | Metric::Lookup99)
+        matches!(self.metric, Metric::Lookup50 | Metric::Lookup99 | Metric::Lookups)
     }
 }
 
@@ -154,17 +159,21 @@ fn peers(
 }
 
 /// Measures DNS lookups, the same way.
-fn lookups(rounds: u32) -> Result<Vec<Figure>> {
+fn lookups(rounds: u32) -> Result<(Vec<Figure>, Vec<Spent>)> {
     let ways = lookup::Kind::ALL.into_iter().map(Way::new).collect::<Result<Vec<_>>>()?;
     let names = lookup::Kind::ALL.map(lookup::Kind::name).to_vec();
     let mut table = Table { destinations: 100, peers: names, values: BTreeMap::new() };
+    let mut spent = vec![Vec::new(); ways.len()];
     for round in 0..rounds as usize {
         for turn in 0..ways.len() {
             let which = (round + turn) % ways.len();
-            table.add(round, which, ways[which].measure()?);
+            let measured = ways[which].measure()?;
+            table.add(round, which, measured.figures);
+            spent[which].extend(measured.spent);
         }
     }
-    Ok(table.figures())
+    let spent = lookup::Kind::ALL.iter().zip(spent).filter(|(_, took)| !took.is_empty());
+    Ok((table.figures(), spent.map(|(kind, took)| Spent { peer: kind.name(), each: Spread::of(&took) }).collect()))
 }
 
 /// What was measured: by metric and peer, one value a round. The first peer enforces nothing.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::load::Metric;
+use super::lookup::Spent;
 use super::{Figure, Measured};
 
 /// Ratios to no enforcement, a little behind those of the run in `docs/performance.md` (1.13, 1.07, 0.99 and 0.86): `cargo xtask
@@ -49,6 +50,7 @@ pub fn markdown(measured: &Measured) -> String {
     }
     text.push_str("\n### DNS lookups\n\n");
     table(&mut text, &measured.figures.iter().filter(|figure| figure.is_lookup()).collect::<Vec<_>>());
+    let _ = write!(text, "\n{}", spent(&measured.spent));
     if !measured.sockets.is_empty() {
         let _ = writeln!(text, "\n### Sockets\n\n{}", super::sockets::table(&measured.sockets));
     }
@@ -60,6 +62,17 @@ pub fn markdown(measured: &Measured) -> String {
 pub fn alone(figures: &[Figure]) -> String {
     let mut text = String::new();
     table(&mut text, &figures.iter().collect::<Vec<_>>());
+    text
+}
+
+/// What a lookup takes of a processor in what stands in its path.
+#[must_use]
+pub fn spent(spent: &[Spent]) -> String {
+    let mut text =
+        String::from("| what stands in the path of a lookup | takes of a processor, us a lookup |\n|---|---|\n");
+    for Spent { peer, each } in spent {
+        let _ = writeln!(text, "| {peer}, its process | {:.1} ± {:.1} |", each.median, each.spread);
+    }
     text
 }
 

@@ -207,10 +207,11 @@ impl Place {
     }
 }
 
-const MAPS: [&str; 20] = [
+const MAPS: [&str; 21] = [
     "ADDRESSES_4",
     "ADDRESSES_6",
     "ALIASES",
+    "ANSWER_FOLDS",
     "CLASSES",
     "COUNTERS",
     "DENIES_4",
