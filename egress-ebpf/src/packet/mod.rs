@@ -121,6 +121,8 @@ pub enum Fragment {
 pub const TCP_FIN: u8 = 1 << 0;
 /// TCP's SYN flag.
 pub const TCP_SYN: u8 = 1 << 1;
+/// TCP's URG flag.
+pub const TCP_URG: u8 = 1 << 5;
 /// TCP's RST flag.
 pub const TCP_RST: u8 = 1 << 2;
 /// TCP's ACK flag.

@@ -3,7 +3,7 @@
 use egress_ebpf::abi::{LearnCount, NameValue, RING_SLOTS};
 
 use crate::{
-    kernel::{CLIENT, DROP, Kernel, LIVE, PORT, RESOLVER, allow},
+    kernel::{CLIENT, DROP, Kernel, LIVE, PASS, PORT, RESOLVER, allow},
     wire::{self, Data::Address, raw_answer, raw_name, raw_query, record, wire_name},
 };
 
@@ -203,6 +203,45 @@ fn records_off_the_chain_and_other_sections_teach_nothing() {
     kernel.answer(&message);
     assert_eq!((kernel.addresses(), kernel.count(LearnCount::Answers)), (0, 1));
     assert!(!kernel.query(&wire::query(2, "bank.test")));
+}
+
+/// P5: urgent data is not part of the stream that the resolver reads, so nothing behind it is where it is judged to be.
+#[test]
+fn segments_with_urgent_data_are_refused() {
+    const URG: u8 = 0x20;
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "www.example.com", allow(7));
+    let query = wire::query(1, "www.example.com");
+    let framed = [&(query.len() as u16).to_be_bytes(), &query[..]].concat();
+    let mut sends = |flags: u8, payload: &[u8]| {
+        let segment = wire::segment((CLIENT, PORT), (RESOLVER, 53), 1, flags, payload);
+        kernel.run("uplink_egress", &segment) == PASS
+    };
+    for payload in [&framed[..], &[]] {
+        assert!(sends(0x18, payload));
+        assert!(!sends(0x18 | URG, payload), "{} bytes", payload.len());
+    }
+}
+
+/// What a client writes while earlier segments are under way goes out as one; the messages of a segment are judged each.
+#[test]
+fn every_message_of_a_segment_is_judged() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "www.example.com", allow(7));
+    let framed = |id, name: &str| {
+        let query = wire::query(id, name);
+        [&(query.len() as u16).to_be_bytes(), &query[..]].concat()
+    };
+    for count in [1, 2, 5, 15] {
+        let good: Vec<u8> = (0..count).flat_map(|id| framed(id, "www.example.com")).collect();
+        let mut sends =
+            |payload: &[u8]| kernel.run("uplink_egress", &wire::tcp(CLIENT, PORT, RESOLVER, 53, payload)) == PASS;
+        assert!(sends(&good), "{count}");
+        assert!(!sends(&[good.clone(), framed(999, "evil.test")].concat()), "{count} and a forbidden one");
+        assert!(!sends(&[good.clone(), vec![0]].concat()), "{count} and a byte");
+    }
+    let more: Vec<u8> = (0..17).flat_map(|id| framed(id, "www.example.com")).collect();
+    assert_eq!(kernel.run("uplink_egress", &wire::tcp(CLIENT, PORT, RESOLVER, 53, &more)), DROP);
 }
 
 #[test]

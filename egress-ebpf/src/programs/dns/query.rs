@@ -11,7 +11,7 @@ use egress_ebpf::{
         self, QUERY_MAX, Work,
         bytes::{copy_words, opaque},
     },
-    packet::{Fragment, Headers, Packet},
+    packet::{Fragment, Headers, Packet, TCP_URG},
     reason::Reason,
 };
 
@@ -24,8 +24,8 @@ use crate::programs::{
     skb::Direct,
 };
 
-/// Queries that one TCP segment may hold.
-const MESSAGES: u32 = 4;
+/// Queries that one TCP segment may hold. The kernel joins what a client writes while earlier segments are under way.
+const MESSAGES: u32 = 16;
 
 /// The level of the cgroup that an asker is told by: below it users and containers make cgroups as they like
 /// (`user.slice/user-1000.slice/user@1000.service`, `kubepods.slice/kubepods-burstable.slice/kubepods-pod….slice`).
@@ -48,7 +48,7 @@ const BAD_QUERY: Refused = Refused::plain(Reason::BadQuery);
 ///
 /// A datagram is one query. It must be in the buffer's linear part: pages that the sender shares (MSG_ZEROCOPY, splice)
 /// can change after they were judged. A TCP segment is whole queries from its first byte on, or has no payload. One that
-/// holds a message's length alone is refused: two bytes at a time, a stream could say anything.
+/// holds a message's length alone is refused: two bytes at a time, a stream could say anything. So is one with urgent data.
 ///
 /// # Errors
 /// [`Refused`]; with [`Config::QUERIES_ALLOWLISTED`] off, only what is malformed.
@@ -68,12 +68,15 @@ pub fn query(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Aske
 #[inline(never)]
 fn each(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Asked) -> u64 {
     let begun = egress_query_begin(skb, packet, asked);
+    if begun & 0xff != READ {
+        return begun;
+    }
     let mut found = begun;
     for _ in 0..MESSAGES {
+        found = egress_query(skb, config, (begun >> 8) as u32);
         if found & 0xff != READ {
             break;
         }
-        found = egress_query(skb, config, (begun >> 8) as u32);
     }
     found
 }
@@ -99,7 +102,10 @@ extern "C" fn egress_query_begin(skb: *mut __sk_buff, packet: *const Packet, ask
     let at = u64::from(network_offset) + u64::from(packet.payload);
     let end = u64::from(network_offset) + u64::from(packet.end);
     let tcp = packet.proto == PROTO_TCP;
-    if !matches!(packet.fragment, Fragment::Whole) || at > end {
+    // Urgent data is taken out of the stream where it is received (RFC 9293, 3.8.5): what is behind it would be read there from another
+    // byte on than here. A segment without data may point at some too.
+    let urgent = tcp && packet.tcp_flags & TCP_URG != 0;
+    if !matches!(packet.fragment, Fragment::Whole) || at > end || urgent {
         return BAD;
     }
     if at == end {
