@@ -72,10 +72,14 @@ pub struct Learning {
     pub class: u64,
 }
 
-/// The tick at which an answer of this moment stops counting: `ttl` seconds, raised to `min_ttl`, and the grace, both in
+/// Longer TTLs count as this one, in seconds: a week, as resolvers have it (RFC 8767, 4).
+pub const TTL_MAX: u32 = 604_800;
+
+/// The tick at which an answer of this moment stops counting: `ttl` seconds (at most [`TTL_MAX`]), raised to `min_ttl`, and the grace, both in
 /// ticks. Rounded up: an address lives at least as long as its answer.
 #[inline(always)]
 pub const fn expiry(now: Ticks, ttl: u32, min_ttl: Ticks, grace: Ticks) -> Ticks {
+    let ttl = if ttl > TTL_MAX { TTL_MAX } else { ttl };
     let life = (ttl as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT);
     let life = if life < min_ttl as u64 { min_ttl as u64 } else { life };
     // The tick that has begun counts as a whole one.

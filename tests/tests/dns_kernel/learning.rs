@@ -144,6 +144,19 @@ fn only_dead_entries_are_reclaimed() {
 
 /// P6: a full table takes nothing new, and gives nothing up that is in use; what is dead makes room.
 #[test]
+fn no_answer_counts_for_longer_than_a_week() {
+    let mut kernel = Kernel::load();
+    kernel.name(LIVE, "www.example.com", allow(7));
+    assert!(kernel.query(&wire::query(1, "www.example.com")));
+    let ttl = i32::MAX as u32;
+    kernel.answer(&wire::answer(1, "www.example.com", &[("www.example.com", ttl, Address("198.51.100.1"))]));
+    let life = kernel.events()[0].1[0].expiry - egress_user::datapath::boot_ticks();
+    // A tick is 2^30 ns; the grace comes on top.
+    let week = ((604_800_u64 * 1_000_000_000) >> 30) as u32;
+    assert!((week..week + 838 + 3).contains(&life), "{life} ticks");
+}
+
+#[test]
 fn full_table_evicts_nothing_and_says_so() {
     let mut kernel = Kernel::load();
     kernel.name(LIVE, "*.example.com", allow(7));
