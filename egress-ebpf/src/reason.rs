@@ -74,6 +74,8 @@ reasons! {
     ForgedResolver = 29, "forged-resolver";
     /// An IP protocol other than TCP, UDP and ICMP, which no rule can open.
     Protocol = 30, "protocol";
+    /// A workload writes headers of its own, and says that a packet for this node comes from outside.
+    ForgedSource = 31, "forged-source";
 }
 
 /// Entries of the per-CPU map `COUNTERS`: one per reason number.

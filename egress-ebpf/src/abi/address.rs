@@ -54,6 +54,12 @@ impl Address {
         self.high == 0 && self.low & MAPPED_MASK == MAPPED
     }
 
+    /// Whether it is no address: `::` or 0.0.0.0.
+    #[inline(always)]
+    pub const fn is_unspecified(self) -> bool {
+        self.high == 0 && (self.low == 0 || self.low == MAPPED)
+    }
+
     /// The bytes of an IPv4 address, in network order; of an IPv6 address its last four.
     #[inline(always)]
     pub const fn v4_bytes(self) -> [u8; 4] {

@@ -5,6 +5,7 @@ use crate::{
         Address, BUILTIN_ARP, BUILTIN_DHCPV4, BUILTIN_DHCPV6, BUILTIN_EAPOL, BUILTIN_IGMP, BUILTIN_LLDP, BUILTIN_MLD,
         BUILTIN_NEIGHBOUR_DISCOVERY, Config, PROTO_UDP,
     },
+    dns::is_private,
     packet::{EtherType, Fragment, Packet},
     reason::Reason,
 };
@@ -12,22 +13,35 @@ use crate::{
 /// IGMP's IP protocol number (RFC 3376).
 const PROTO_IGMP: u8 = 2;
 
-/// Whether a builtin lets an IP packet pass. Fragments never do: none of these protocols is sent in fragments.
+/// The longest neighbour solicitation or advertisement that goes to an address beyond the link's own: the message and a few options (RFC
+/// 4861, 4.3 and 4.4).
+const NEIGHBOUR_MAX: u16 = 72;
+
+/// Whether a builtin lets an IP packet pass. Fragments never do: none of these protocols is sent in fragments. `own` says whether
+/// the host itself sends it, not a workload.
 #[inline(always)]
-pub fn builtin(config: &Config, packet: &Packet) -> bool {
+pub fn builtin(config: &Config, packet: &Packet, own: bool) -> bool {
     if !matches!(packet.fragment, Fragment::Whole) {
         return false;
     }
     let bit = if packet.proto == PROTO_UDP {
         match (packet.version, packet.source_port, packet.destination_port) {
-            (4, 68, 67) => BUILTIN_DHCPV4,
+            (4, 68, 67) if is_dhcp_server(&packet.destination, own) => BUILTIN_DHCPV4,
             (6, 546, 547) if is_link_scoped(&packet.destination) => BUILTIN_DHCPV6,
             _ => return false,
         }
     } else if packet.version == 6 && packet.is_icmp() {
         match packet.icmp_type() {
             // RFC 4861, 7.1: a hop limit of 255 proves that no router forwarded it, nor will its receiver's peer.
-            133..=136 if packet.hops == 255 => BUILTIN_NEIGHBOUR_DISCOVERY,
+            // Of what leaves it proves nothing, so the destination must be on the link, or the message say no more than is asked of neighbours
+            // by their other addresses (7.3.1).
+            kind @ 133..=136
+                if packet.hops == 255
+                    && (is_link_scoped(&packet.destination)
+                        || (kind >= 135 && packet.end.wrapping_sub(packet.transport) <= NEIGHBOUR_MAX)) =>
+            {
+                BUILTIN_NEIGHBOUR_DISCOVERY
+            }
             130..=132 | 143 if packet.hops == 1 => BUILTIN_MLD,
             _ => return false,
         }
@@ -49,6 +63,14 @@ pub fn ethertype(config: &Config, ethertype: EtherType) -> Reason {
         EtherType::Ip(_) | EtherType::Other(_) => return Reason::EtherType,
     };
     if config.builtins & bit != 0 { Reason::Builtin } else { Reason::EtherType }
+}
+
+/// Where a DHCP client sends (RFC 2131, 4.1 and 4.4.5): to everybody on the link, or, to renew its lease, to the server. Which that is
+/// nobody tells, so it is taken for one inside, and the host's own client alone may ask it: else port 67 would be a way out to
+/// whoever listens there. A client that gets no answer asks everybody, before its lease is over.
+#[inline(always)]
+fn is_dhcp_server(address: &Address, own: bool) -> bool {
+    address.low >> 32 == u64::from(u32::MAX) || (own && is_private(address))
 }
 
 /// fe80::/10, or multicast of link scope (ff02::/16): where a DHCPv6 client sends (RFC 8415, 7.1).

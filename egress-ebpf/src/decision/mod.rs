@@ -14,14 +14,15 @@ mod workload;
 pub use builtin::{builtin, ethertype};
 pub use established::{by_loopback, established_at_socket, established_at_uplink, tells_nothing, tells_nothing_to};
 pub use policy::{Destination, opens, policy};
-pub use socket::{Sender, SocketKind, accepted_key, arrives_at_socket, leaves_socket};
+pub use socket::{Sender, SocketKind, accepted_flow, accepted_key, arrives_at_socket, leaves_socket};
 pub use uplink::{arrives_at_uplink, leaves_uplink};
-pub use workload::{Entry, Route, enters_from_workload};
+pub use workload::{Author, Entry, Route, enters_from_workload};
 
 use crate::{
     abi::{
-        Address, AddressEntry, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, ORIGIN_IN,
-        ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey, ResolverKey, ResolverTrust, Ticks, ZONE_UPLINK,
+        Address, AddressEntry, ClassChunk, Config, Flow, FlowKey, FragmentKey, GrantEntry, IDLE, LEARN_AT_UPLINK,
+        ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey, ResolverKey, ResolverTrust, Ticks,
+        ZONE_UPLINK,
     },
     dns::bytes::opaque,
     packet::{Fragment, Headers, Packet, quoted},
@@ -74,8 +75,8 @@ pub trait Tables {
 
     /// See [`builtin`].
     #[inline(always)]
-    fn builtin(&self, config: &Config, packet: &Packet) -> bool {
-        builtin(config, packet)
+    fn builtin(&self, config: &Config, packet: &Packet, own: bool) -> bool {
+        builtin(config, packet, own)
     }
 
     /// See [`policy`].
@@ -203,15 +204,28 @@ fn datagram_arrives(config: &Config, known: Option<&Flow>, now: impl FnOnce() ->
     }
 }
 
+/// Whether a packet that leaves says that it comes from a resolver whose answers are believed where they arrive at an uplink, and that is
+/// therefore not on this node: sent to a neighbour that sends it back, it would arrive there as such an answer (P3).
+#[inline(always)]
+fn forges_resolver<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> bool {
+    packet.has_ports() && resolver_of(tables, config, packet).is_some_and(|trust| trust & LEARN_AT_UPLINK != 0)
+}
+
 /// Whether a datagram that arrives is a trusted resolver's. It is nothing to reply to: else the next query to that resolver
 /// would pass as the reply to an answer, its question not judged (P5).
-#[inline(never)]
+#[inline(always)]
 fn from_resolver<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> bool {
+    resolver_of(tables, config, packet).is_some()
+}
+
+/// What is believed of the resolver that a packet's source is, if it is one.
+#[inline(never)]
+fn resolver_of<T: Tables>(tables: &T, config: &Config, packet: &Packet) -> Option<ResolverTrust> {
     if packet.source_port != policy::PORT_DNS && !config.has(Config::RESOLVER_PORTS) {
-        return false;
+        return None;
     }
     let (generation, address, port) = (config.generation, packet.source, packet.source_port);
-    tables.resolver(&ResolverKey { generation, address, port, pad: 0 }).is_some()
+    tables.resolver(&ResolverKey { generation, address, port, pad: 0 })
 }
 
 // Not inlined: rare, and its key would crowd the stack.

@@ -98,7 +98,7 @@ pub fn leaves_socket<T: Tables>(
         return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
     // None of them is TCP, and that is seen without a call.
-    if packet.proto != PROTO_TCP && tables.builtin(config, packet) {
+    if packet.proto != PROTO_TCP && tables.builtin(config, packet, is_hosts(config, state)) {
         return Verdict::plain(Reason::Builtin);
     }
     let verdict = tables.policy(config, &destination, now);
@@ -113,7 +113,8 @@ pub fn leaves_socket<T: Tables>(
     if goes_on(tables, config, &known, &verdict) {
         return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
-    if replies_without_state(tables, about_arrival, packet, sender) {
+    // What the socket opened itself is no reply, whatever arrived since with the same addresses and ports.
+    if known.origin != ORIGIN_OUT && replies_without_state(tables, about_arrival, packet, sender, state) {
         // A raw socket writes its own headers: what one packet answers says nothing of the next.
         let remember = if sender.kind.is_raw() { ORIGIN_NONE } else { ORIGIN_IN };
         return Verdict::by(Reason::Reply, 0, remember);
@@ -186,14 +187,17 @@ fn replies_without_state<T: Tables>(
     about_arrival: impl FnOnce(&Packet) -> bool,
     packet: &Packet,
     sender: &Sender,
+    state: Option<&SocketState>,
 ) -> bool {
     if sender.kind.is_datagram() {
         return false;
     }
     let segment = packet.proto == PROTO_TCP && !packet.opens_tcp();
     if sender.kind.is_stream() {
-        // A connection that was accepted: its SYN was seen, or it was there before Egress was.
-        return segment && arrived(tables, packet, ZONE_SOCKET);
+        // A connection that was accepted: its SYN was seen, or it was there before Egress was. Where its addresses are translated, what
+        // leaves has those that the uplink saw come in.
+        let netns = state.map_or(0, |state| state.netns as u32);
+        return segment && (accepted(tables, packet, netns) || arrived(tables, packet, ZONE_UPLINK));
     }
     // The kernel's own answers (RST, echo replies, errors) leave by raw control sockets. A workload's raw socket
     // looks the same, so only what an uplink saw come in counts, which no workload can forge.
@@ -201,6 +205,17 @@ fn replies_without_state<T: Tables>(
         return about_arrival(packet);
     }
     (segment || packet.is_echo_reply()) && arrived(tables, packet, ZONE_UPLINK)
+}
+
+/// Whether the packet's connection was opened from outside, to a socket of the network namespace `netns` ([`accepted_flow`]). An
+/// accepted socket is of no known one, and has opened no connection; a socket that was made by a process of the cgroup is, and what
+/// arrives in another namespace says nothing of it: whoever makes one chooses the addresses there.
+// Not inlined, for the stack's sake.
+#[inline(never)]
+fn accepted<T: Tables>(tables: &T, packet: &Packet, netns: u32) -> bool {
+    tables
+        .flow(&outward_key(packet, ZONE_SOCKET))
+        .is_some_and(|flow| flow.origin == ORIGIN_IN && (netns == 0 || flow.grant == netns))
 }
 
 /// Whether the packet's flow was opened from outside.
@@ -247,6 +262,21 @@ pub fn arrives_at_socket<T: Tables>(
 #[inline(always)]
 pub(super) fn is_asked(state: &SocketState, packet: &Packet) -> bool {
     state.flow.origin == ORIGIN_OUT && state.remote_port == packet.source_port && state.remote == packet.source
+}
+
+/// Whether the host itself sends what leaves a socket, as far as is known: sockets that were there before Egress count as its own.
+#[inline(always)]
+fn is_hosts(config: &Config, state: Option<&SocketState>) -> bool {
+    let netns = state.map_or(0, |state| state.netns);
+    config.teaching_netns == 0 || netns == 0 || netns == config.teaching_netns
+}
+
+/// What is written down of a connection whose SYN arrives at a governed socket. By no grant does it pass; there stands the network namespace
+/// of the socket that listens, the lower half of its cookie, or 0 where that is unknown.
+#[inline(always)]
+pub fn accepted_flow(config: &Config, state: Option<&SocketState>, now: Ticks) -> Flow {
+    let grant = state.map_or(0, |state| state.netns as u32);
+    Flow { seen: now, generation: config.generation, grant, origin: ORIGIN_IN }
 }
 
 /// The flow key of a connection whose SYN arrives at a governed socket.

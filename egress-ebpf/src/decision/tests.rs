@@ -78,7 +78,84 @@ fn accepted_connections_are_answered_and_not_opened_anew() {
     fake.flows = [(key(ZONE_UPLINK), flow(ORIGIN_IN, 1, 0))].into();
     assert_eq!(fake.uplink(&answer), Reason::Reply);
     assert_eq!(fake.uplink(&tcp(STRANGER, 50_000, TCP_SYN)), Reason::NoRule);
-    assert_eq!(fake.socket(SocketKind::STREAM, None, &answer), Reason::NoRule);
+    // To a listener that is called by another address or port: what leaves has those that the uplink saw.
+    assert_eq!(fake.socket(SocketKind::STREAM, None, &answer), Reason::Reply);
+    assert_eq!(fake.socket(SocketKind::STREAM, None, &tcp(STRANGER, 50_000, TCP_SYN)), Reason::NoRule);
+}
+
+/// P1: whoever makes a network namespace can have any address in it, and any connection arrive there.
+#[test]
+fn a_connection_is_accepted_in_its_own_namespace_alone() {
+    let mut fake = Fake::new();
+    let answer = tcp(STRANGER, 50_000, TCP_ACK);
+    let of = |netns, origin| SocketState { netns, ..state(&answer, flow(origin, GENERATION - 1, NOW)) };
+    let accepted = |state: &SocketState| accepted_flow(&CONFIG, Some(state), NOW);
+    fake.flows = [(outward_key(&answer, ZONE_SOCKET), accepted(&of(7, ORIGIN_NONE)))].into();
+    let reason = |state: SocketState| fake.socket(SocketKind::STREAM, Some(&state), &answer);
+    assert_eq!(reason(of(7, ORIGIN_NONE)), Reason::Reply);
+    assert_eq!(reason(of(0, ORIGIN_NONE)), Reason::Reply, "an accepted socket was made by no process");
+    assert_eq!(reason(of(8, ORIGIN_NONE)), Reason::NoRule);
+    // Nor does an arrival make a reply of what the socket opened by a rule that is gone.
+    fake.grants.clear();
+    for netns in [0, 7] {
+        let state = of(netns, ORIGIN_OUT);
+        assert_eq!(fake.socket(SocketKind::STREAM, Some(&state), &answer), Reason::NoRule);
+    }
+}
+
+/// P3: an answer that this node makes up, for a neighbour to send back.
+#[test]
+fn no_resolvers_answer_leaves_by_an_uplink() {
+    let fake = Fake::new();
+    let forged = Packet { source: RESOLVER, source_port: 53, ..udp(ALLOWED, 123) };
+    assert_eq!(fake.uplink(&forged), Reason::ForgedResolver);
+    let forwarded = leaves_uplink(&fake, &CONFIG, |_| false, &forged, false, NOW);
+    assert_eq!(forwarded.reason, Reason::Rule, "this node may be its router");
+    assert_eq!(fake.uplink(&Packet { source_port: 54, ..forged }), Reason::Rule);
+}
+
+/// P1: nobody tells which server is DHCP's, nor who is on the link.
+#[test]
+fn dhcp_and_neighbour_discovery_are_no_way_out() {
+    let config = Config { builtins: u32::MAX, teaching_netns: 7, ..CONFIG };
+    let fake = Fake::new();
+    let dhcp = |to| Packet { version: 4, source_port: 68, ..udp(to, 67) };
+    let (all, inside) = (Address::v4([255; 4]), Address::v4([10, 0, 0, 1]));
+    for (to, own, passes) in [
+        (all, true, true),
+        (all, false, true),
+        (inside, true, true),
+        (inside, false, false),
+        (STRANGER, true, false),
+        (STRANGER, false, false),
+    ] {
+        assert_eq!(builtin(&config, &dhcp(to), own), passes, "{to:?} {own}");
+        let uplink = leaves_uplink(&fake, &config, |_| false, &dhcp(to), own, NOW).reason;
+        assert_eq!(uplink == Reason::Builtin, passes, "{to:?} {own}");
+        let sender = Sender { kind: SocketKind::DATAGRAM, cookie: COOKIE, loopback: false };
+        let state = SocketState { netns: if own { 7 } else { 8 }, ..SocketState::default() };
+        let socket = leaves_socket(&fake, &config, |_| false, &dhcp(to), &sender, Some(&state), NOW).reason;
+        assert_eq!(socket == Reason::Builtin, passes, "{to:?} {own}");
+    }
+    let v6 = |text: &str| Address::v6(text.parse::<std::net::Ipv6Addr>().unwrap().octets());
+    let neighbour = |to: &str, kind: u16, bytes: u16| Packet {
+        version: 6,
+        hops: 255,
+        transport: 40,
+        end: 40 + bytes,
+        ..packet(crate::abi::PROTO_ICMPV6, v6(to), kind << 8)
+    };
+    for (to, kind, bytes, passes) in [
+        ("fe80::1", 135, 1000, true),
+        ("ff02::1:ff00:1", 135, 32, true),
+        ("ff02::2", 133, 16, true),
+        ("2001:db8::77", 135, 32, true),
+        ("2001:db8::77", 136, 73, false),
+        ("2001:db8::77", 133, 16, false),
+        ("2001:db8::77", 134, 16, false),
+    ] {
+        assert_eq!(builtin(&config, &neighbour(to, kind, bytes), true), passes, "{to} {kind} {bytes}");
+    }
 }
 
 /// P1: with CAP_NET_RAW a workload can send itself a SYN from anywhere, over its own loopback.
@@ -133,14 +210,14 @@ fn icmp_errors_pass_if_they_are_about_what_came_in() {
     let error = packet(PROTO_ICMP, STRANGER, 3 << 8);
     for about in [true, false] {
         let reason = if about { Reason::Reply } else { Reason::NoRule };
-        assert_eq!(leaves_uplink(&fake, &CONFIG, |_| about, &error, NOW).reason, reason);
+        assert_eq!(leaves_uplink(&fake, &CONFIG, |_| about, &error, true, NOW).reason, reason);
         let raw = Sender { kind: SocketKind::RAW, cookie: COOKIE, loopback: false };
         let verdict = leaves_socket(&fake, &CONFIG, |_| about, &error, &raw, None, NOW);
         assert_eq!((verdict.reason, verdict.remember), (reason, ORIGIN_NONE));
     }
     // Redirects reroute: they are no errors.
     let redirect = packet(PROTO_ICMP, STRANGER, 5 << 8);
-    assert_eq!(leaves_uplink(&fake, &CONFIG, |_| true, &redirect, NOW).reason, Reason::NoRule);
+    assert_eq!(leaves_uplink(&fake, &CONFIG, |_| true, &redirect, true, NOW).reason, Reason::NoRule);
 }
 
 #[test]
@@ -369,7 +446,7 @@ fn the_short_way_agrees_with_the_whole_decision() {
                     }
                     fake.flows.insert(outward_key(&packet, ZONE_UPLINK), flow);
                     if let Some(verdict) = established_at_uplink(&CONFIG, &packet, &flow, || NOW) {
-                        assert_eq!(verdict, leaves_uplink(&fake, &CONFIG, |_| false, &packet, NOW));
+                        assert_eq!(verdict, leaves_uplink(&fake, &CONFIG, |_| false, &packet, true, NOW));
                     }
                 }
             }

@@ -1,8 +1,8 @@
 //! The uplinks: packets without a governed socket. Forwarded ones, AF_PACKET's, tunnels', the kernel's own.
 
 use super::{
-    Destination, Tables, Verdict, datagram_arrives, fragment, fresh, from_resolver, goes_on, inward_key,
-    is_odd_fragment, outward_key, to_resolver,
+    Destination, Tables, Verdict, datagram_arrives, forges_resolver, fragment, fresh, from_resolver, goes_on,
+    inward_key, is_odd_fragment, outward_key, to_resolver,
 };
 use crate::{
     abi::{Config, Flow, ORIGIN_IN, ORIGIN_NONE, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, Ticks, ZONE_UPLINK},
@@ -10,7 +10,7 @@ use crate::{
     reason::Reason,
 };
 
-/// The verdict for an IP packet that leaves by an uplink. `about_arrival` answers for an ICMP error whether it is about a
+/// The verdict for an IP packet that leaves by an uplink. `own` says whether this node made it, and does not forward it; `about_arrival` answers for an ICMP error whether it is about a
 /// packet that came in ([`super::is_about_arrival`]).
 #[inline(always)]
 pub fn leaves_uplink<T: Tables>(
@@ -18,8 +18,12 @@ pub fn leaves_uplink<T: Tables>(
     config: &Config,
     about_arrival: impl FnOnce(&Packet) -> bool,
     packet: &Packet,
+    own: bool,
     now: Ticks,
 ) -> Verdict {
+    if own && forges_resolver(tables, config, packet) {
+        return Verdict::plain(Reason::ForgedResolver);
+    }
     if is_odd_fragment(packet) {
         return Verdict::plain(fragment(tables, packet, ZONE_UPLINK, now));
     }
@@ -37,7 +41,7 @@ pub fn leaves_uplink<T: Tables>(
         return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
     // None of them is TCP, and that is seen without a call.
-    if packet.proto != PROTO_TCP && tables.builtin(config, packet) {
+    if packet.proto != PROTO_TCP && tables.builtin(config, packet, own) {
         return Verdict::plain(Reason::Builtin);
     }
     let verdict = tables.policy(config, &Destination::of(packet), now);

@@ -33,6 +33,9 @@ use super::{
 /// The loopback interface's index, the same in every network namespace (the kernel's LOOPBACK_IFINDEX).
 pub const LOOPBACK_IFINDEX: u32 = 1;
 
+/// A TCP socket's state in `bpf_sock` (the kernel's BPF_TCP_SYN_SENT).
+const TCP_SYN_SENT: u32 = 2;
+
 const PASS: i32 = 1;
 const DROP: i32 = 0;
 
@@ -103,8 +106,7 @@ fn is_answered_below(skb: *mut __sk_buff, config: &Config, source: &Address) -> 
     if !in_the_host {
         return paths::lead_to_a_veth(skb, config, source);
     }
-    // SAFETY: the context is valid.
-    maps::UPLINKS.get_ifindex(unsafe { (*skb).ifindex }).is_some()
+    is_by_uplink(skb)
 }
 
 /// The short way, for a packet of the flow that its socket carries, and for what stays on this node.
@@ -141,7 +143,7 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     let sender = Sender { kind, cookie, loopback };
     let state = sockets::state(sk);
     let now = now();
-    let about_arrival = |error: &Packet| global::is_about_arrival(skb, 0, error);
+    let about_arrival = |error: &Packet| stays_within(skb, config) || global::is_about_arrival(skb, 0, error);
     let verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
     if verdict.reason.passes() && rehearsed == 0 {
         maps::remember_fragment(packet, &verdict, ZONE_SOCKET, now);
@@ -150,6 +152,21 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
         }
     }
     verdict
+}
+
+/// Whether the interface has the number of a governed uplink. In another network namespace it may be another interface.
+#[inline(always)]
+fn is_by_uplink(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid.
+    maps::UPLINKS.get_ifindex(unsafe { (*skb).ifindex }).is_some()
+}
+
+/// Whether the kernel itself sends the error, not by an uplink: one that a workload's packet is too large for the uplink, say. Its own
+/// sockets were made by no process, and an uplink judges what goes on from there.
+// Not inlined: rare, and what it asks would be kept in the caller's frame.
+#[inline(never)]
+fn stays_within(skb: *mut __sk_buff, config: &Config) -> bool {
+    sockets::state_of(skb).is_none() && !is_by_uplink(skb) && !rehearsal::is_on(skb, config)
 }
 
 /// The socket's cookie, by which the flows of datagrams are known; 0 for others, which spares them the call.
@@ -247,10 +264,16 @@ fn arrive(skb: *mut __sk_buff, config: &Config, packet: &Packet) {
     if origin != ORIGIN_IN {
         return;
     }
-    let flow = Flow { seen: now(), generation: config.generation, grant: 0, origin };
     if packet.proto == PROTO_TCP {
+        // A socket that connects is called by the far end only in a simultaneous open (RFC 9293, 3.5), which a workload can forge.
+        // SAFETY: `sk` is a full socket.
+        if unsafe { (*sk).state } == TCP_SYN_SENT {
+            return;
+        }
+        let flow = decision::accepted_flow(config, state.as_deref(), now());
         let _ = maps::FLOWS.insert(&decision::accepted_key(packet), &flow, 0);
     } else {
+        let flow = Flow { seen: now(), generation: config.generation, grant: 0, origin };
         sockets::remember_peer(cookie, &packet.source, packet.source_port, &flow);
     }
 }

@@ -118,10 +118,10 @@ pub extern "C" fn egress_opens(class: u32, key: u32, generation: u32) -> u32 {
 /// [`decision::builtin`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn egress_builtin(config: *const Config, packet: *const Packet) -> u32 {
+pub extern "C" fn egress_builtin(config: *const Config, packet: *const Packet, own: u32) -> u32 {
     // SAFETY: null or valid, as the verifier makes sure.
     let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) else { return 0 };
-    u32::from(decision::builtin(config, packet))
+    u32::from(decision::builtin(config, packet, own != 0))
 }
 
 /// [`decision::policy`], packed.

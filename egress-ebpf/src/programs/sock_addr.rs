@@ -15,7 +15,10 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use egress_ebpf::{
-    abi::{Address, BUILTIN_LOOPBACK, Config, HOOK_CONNECT, HOOK_SENDMSG, ORIGIN_NONE, PROTO_TCP, PROTO_UDP, PeerKey},
+    abi::{
+        Address, BUILTIN_DHCPV4, BUILTIN_DHCPV6, BUILTIN_LOOPBACK, Config, HOOK_CONNECT, HOOK_SENDMSG, ORIGIN_NONE,
+        PROTO_TCP, PROTO_UDP, PeerKey,
+    },
     decision::{Destination, Tables, Verdict},
     packet::Packet,
     reason::Reason,
@@ -84,6 +87,15 @@ fn enter(ctx: *mut bpf_sock_addr, hook: u8, family: u8) -> i32 {
     };
     let destination = Destination::new(address, if address.is_v4() { 4 } else { 6 }, proto, port);
     if stays_here(&address) && config.builtins & BUILTIN_LOOPBACK != 0 {
+        return ALLOW;
+    }
+    // A DHCP client's: by which port it sends is not known here.
+    let builtin = match port {
+        67 => BUILTIN_DHCPV4,
+        547 => BUILTIN_DHCPV6,
+        _ => 0,
+    };
+    if hook == HOOK_SENDMSG && config.builtins & builtin != 0 {
         return ALLOW;
     }
     let verdict = Kernel.policy(config, &destination, now());

@@ -156,8 +156,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn builtin(&self, config: &Config, packet: &Packet) -> bool {
-        global::egress_builtin(config, packet) != 0
+    fn builtin(&self, config: &Config, packet: &Packet, own: bool) -> bool {
+        global::egress_builtin(config, packet, u32::from(own)) != 0
     }
 
     #[inline(always)]

@@ -189,7 +189,9 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32)
         Verdict::plain(Reason::Judged)
     } else {
         let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
-        decision::leaves_uplink(&Kernel, config, about_arrival, packet, now)
+        // SAFETY: the context is valid.
+        let own = unsafe { (*skb).ingress_ifindex } == 0;
+        decision::leaves_uplink(&Kernel, config, about_arrival, packet, own, now)
     };
     if verdict.reason.passes() && !rehearsal::is_on(skb, config) {
         maps::remember_fragment(packet, &verdict, ZONE_UPLINK, now);

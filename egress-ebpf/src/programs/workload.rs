@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use egress_ebpf::{
     abi::{Address, Config, HOOK_WORKLOAD_INGRESS, PROTO_UDP, Process, ResolverKey, WORKLOADS_MAX},
-    decision::{Destination, Entry, Route, Tables as _, Verdict, enters_from_workload},
+    decision::{Author, Destination, Entry, Route, Tables as _, Verdict, enters_from_workload},
     packet::{EtherType, Packet, link},
     reason::Reason,
 };
@@ -32,6 +32,9 @@ use super::{
 /// of. The value is the interface that routes to the workload name: the bridge, or the veth itself.
 #[btf_map]
 pub static WORKLOADS: HashMap<u32, u32, { WORKLOADS_MAX as usize }, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// SOCK_RAW, the same on x86-64 and Arm.
+const SOCK_RAW: u32 = 3;
 
 /// Ingress of a veth. Before the first policy it lets everything pass: the uplinks and the cgroup are closed then.
 #[classifier]
@@ -63,7 +66,8 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
                 }
             }
         }
-        Entry::Forged => {}
+        Entry::ForgedResolver => {}
+        Entry::ForgedSource => refused = Refused::plain(Reason::ForgedSource),
         Entry::Judge => {
             let verdict = Verdict::unpack(global::egress_judge_uplink(skb, config, &raw const packet, offset));
             refused = Refused::plain(verdict.reason);
@@ -118,10 +122,16 @@ fn enter(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Entry {
     // SAFETY: the value is a plain word, copied at once.
     let own = unsafe { WORKLOADS.get(&index) }.copied().unwrap_or(index);
     // SAFETY: a full socket's fields may be read.
-    let below_sockets = socket(skb).is_some_and(|sk| unsafe { (*sk).family != AF_INET && (*sk).family != AF_INET6 });
-    enters_from_workload(&Kernel, config, packet, below_sockets, |packet, address| {
-        route(skb, own, packet.version, address)
-    })
+    let author = socket(skb).map_or(Author::Kernel, |sk| unsafe {
+        if (*sk).family != AF_INET && (*sk).family != AF_INET6 {
+            Author::BelowSockets
+        } else if (*sk).type_ == SOCK_RAW {
+            Author::RawSocket
+        } else {
+            Author::Kernel
+        }
+    });
+    enters_from_workload(&Kernel, config, packet, author, |packet, address| route(skb, own, packet.version, address))
 }
 
 /// `struct bpf_fib_lookup`, `include/uapi/linux/bpf.h`: 64 bytes in every kernel, the unions by what is used of them.

@@ -44,6 +44,11 @@ impl Wanted {
                 Err(_) => missing.push(name),
             }
         }
+        let names: Vec<String> = there.iter().map(|uplink: &Uplink| uplink.name.clone()).collect();
+        for uplink in &mut there {
+            let dir = Path::new("/sys/class/net").join(&uplink.name);
+            uplink.hears = !(dir.join("bridge").exists() && lower(&dir).iter().any(|port| names.contains(port)));
+        }
         if *self == Self::DefaultRoutes {
             // It went between the two looks.
             missing.clear();

@@ -88,6 +88,8 @@ pub struct Uplink {
     pub ethernet: bool,
     /// Whether what leaves by it is judged; else refused queries are answered there, and nothing more.
     pub judges: bool,
+    /// Whether what arrives by it came from outside. A bridge whose outer ports are uplinks themselves hands up its workloads' packets too.
+    pub hears: bool,
 }
 
 impl Uplink {
@@ -100,12 +102,12 @@ impl Uplink {
         // ARPHRD_ETHER (1) and ARPHRD_LOOPBACK (772) have Ethernet headers; TUN (65534), WireGuard and the like none.
         let kind = fs::read_to_string(format!("/sys/class/net/{name}/type")).unwrap_or_default();
         let ethernet = matches!(kind.trim(), "" | "1" | "772");
-        Ok(Self { name: name.to_owned(), index, ethernet, judges: true })
+        Ok(Self { name: name.to_owned(), index, ethernet, judges: true, hears: true })
     }
 
     /// Loopback, which local stubs are asked by: it has the same name and index in every network namespace.
     pub fn loopback() -> Self {
-        Self { name: "lo".to_owned(), index: 1, ethernet: true, judges: false }
+        Self { name: "lo".to_owned(), index: 1, ethernet: true, judges: false, hears: false }
     }
 
     fn pin(&self, hook: &str) -> String {
@@ -115,6 +117,7 @@ impl Uplink {
     /// The programs that belong there, in the order in which they are attached: what remembers before what drops.
     pub(crate) fn hooks(&self) -> &'static [(&'static str, AttachType)] {
         match (self.judges, self.ethernet) {
+            (true, true) if !self.hears => &[("uplink_egress", AttachType::TcxEgress)],
             (true, true) => &[("uplink_ingress", AttachType::TcxIngress), ("uplink_egress", AttachType::TcxEgress)],
             (true, false) => {
                 &[("uplink_ingress_l3", AttachType::TcxIngress), ("uplink_egress_l3", AttachType::TcxEgress)]

@@ -139,7 +139,7 @@ impl Datapath {
             let sender = Sender { kind: kind(scene.packet), cookie: 0, loopback: scene.ifindex == LOOPBACK };
             decision::leaves_socket(&tables, config, about_arrival, &packet, &sender, None, now)
         } else {
-            decision::leaves_uplink(&tables, config, about_arrival, &packet, now)
+            decision::leaves_uplink(&tables, config, about_arrival, &packet, true, now)
         };
         verdict.trust();
         if verdict.reason == Reason::Dns {

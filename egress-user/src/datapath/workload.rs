@@ -81,14 +81,14 @@ impl Datapath {
     }
 }
 
-/// The map's elements: each veth, and each bridge that does not lead out.
+/// The map's elements: each veth, and each bridge that does not lead out. Where one leads out, the routes by it lead outside: not all
+/// that is behind it is behind the veth.
 fn elements(workloads: &[Workload]) -> BTreeMap<u32, u32> {
     let mut elements = BTreeMap::new();
     for workload in workloads {
-        elements.insert(workload.index, workload.bridge.unwrap_or(workload.index));
-        if let Some(bridge) = workload.bridge.filter(|_| !workload.bridge_leads_out) {
-            elements.insert(bridge, bridge);
-        }
+        let bridge = workload.bridge.filter(|_| !workload.bridge_leads_out);
+        elements.insert(workload.index, bridge.unwrap_or(workload.index));
+        elements.extend(bridge.map(|bridge| (bridge, bridge)));
     }
     elements
 }
@@ -106,6 +106,6 @@ mod tests {
             bridge_leads_out,
         };
         let given = [veth(5, None, false), veth(6, Some(3), false), veth(7, Some(3), false), veth(8, Some(4), true)];
-        assert_eq!(elements(&given), BTreeMap::from([(3, 3), (5, 5), (6, 3), (7, 3), (8, 4)]));
+        assert_eq!(elements(&given), BTreeMap::from([(3, 3), (5, 5), (6, 3), (7, 3), (8, 8)]));
     }
 }

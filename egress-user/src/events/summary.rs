@@ -221,6 +221,7 @@ fn why(reason: &str) -> &str {
         "untrusted-resolver" => "not a trusted resolver",
         "bypass-socket" => "a socket that skips the egress hooks",
         "forged-resolver" => "a resolver's address as its source",
+        "forged-source" => "an address outside as its source",
         "no-policy" => "no policy is in force yet",
         other => other,
     }

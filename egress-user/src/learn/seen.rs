@@ -194,6 +194,7 @@ impl Learner {
             "denied" => "closed by a deny rule of the running policy",
             "bypass-socket" => "sockets that skip every hook (AF_XDP, PACKET_QDISC_BYPASS)",
             "forged-resolver" => "packets with a resolver's address as their source",
+            "forged-source" => "packets of containers with an address outside as their source",
             "no-rule" | "no-port" | "expired" => {
                 "multicast and broadcast: add the group's address if something needs it"
             }

@@ -73,11 +73,18 @@ fn reason(policy: &Policy, facts: &Facts, packet: &Packet) -> Reason {
 fn builtin(packet: &Packet) -> Option<Builtin> {
     match (&packet.transport, packet.destination) {
         // RFC 4861: router and neighbour solicitation and advertisement, from a neighbour. A redirect (137) is a router's.
-        (Transport::Icmp(133..=136), IpAddr::V6(_)) if packet.hops == 255 => Some(Builtin::NeighbourDiscovery),
+        (Transport::Icmp(kind @ 133..=136), IpAddr::V6(to)) if packet.hops == 255 => {
+            // A neighbour is asked by its other addresses too, and answers from them.
+            let on_link = to.is_unicast_link_local() || to.segments()[0] == 0xff02;
+            (on_link || *kind >= 135).then_some(Builtin::NeighbourDiscovery)
+        }
         // RFC 2710 and RFC 3810.
         (Transport::Icmp(130..=132 | 143), IpAddr::V6(_)) if packet.hops == 1 => Some(Builtin::MulticastListener),
         (Transport::Other(2), IpAddr::V4(_)) if packet.hops == 1 => Some(Builtin::Igmp),
-        (Transport::Udp { source: 68, destination: 67 }, IpAddr::V4(_)) => Some(Builtin::Dhcp),
+        // RFC 2131: to everybody, or to a server inside.
+        (Transport::Udp { source: 68, destination: 67 }, IpAddr::V4(to)) => {
+            (to.is_broadcast() || to.is_private() || to.is_link_local()).then_some(Builtin::Dhcp)
+        }
         (Transport::Udp { source: 546, destination: 547 }, IpAddr::V6(to)) => {
             (to.is_unicast_link_local() || to.segments()[0] == 0xff02).then_some(Builtin::Dhcp)
         }
@@ -166,7 +173,7 @@ fn stands_for(pattern: &str, policy: &Policy, facts: &Facts, name: &str) -> bool
 
 /// Whether an answer given at `at` still counts: its TTL, raised to the minimum, plus the grace.
 fn lives(policy: &Policy, now: u64, at: u64, ttl: u64) -> bool {
-    now < at + ttl.max(policy.dns.min_ttl) + policy.dns.grace
+    now < at + ttl.min(604_800).max(policy.dns.min_ttl) + policy.dns.grace
 }
 
 fn allowed_now(to: &To, policy: &Policy, facts: &Facts, address: IpAddr) -> bool {

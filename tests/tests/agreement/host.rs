@@ -102,7 +102,7 @@ fn at_uplink(tables: &Memory, dns: &mut Work, bytes: &[u8], parsed: Result<Packe
         Err(reason) => return reason,
     };
     let about_arrival = |error: &Packet| is_about_arrival(tables, bytes, 0, error);
-    let verdict = leaves_uplink(tables, &tables.elements.config, about_arrival, &packet, NOW);
+    let verdict = leaves_uplink(tables, &tables.elements.config, about_arrival, &packet, true, NOW);
     judge_query(tables, dns, &packet, bytes, verdict.reason)
 }
 

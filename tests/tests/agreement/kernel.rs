@@ -153,6 +153,8 @@ fn agrees_at(program: &Program, thread: u64, ifindex: u32) {
     let sizes =
         Sizes { addresses: 1024, prefixes: 512, classes: 512, grants: 256, names: 512, inner: 64, flows: 65536 };
     let object = Object::load(&sizes, None).expect("the object loads: needs root");
+    // Errors that the kernel sends by other interfaces pass, whatever they are about.
+    object.table::<u32, [u32; 2]>("UPLINKS").expect("a map").set(&ifindex, &[ifindex, 0], sys::ANY).expect("write");
     let mut datapath = Datapath::new(object).expect("the maps are there");
     let maps = Maps::of(datapath.object());
     let mut random = Random::new(seed(thread));

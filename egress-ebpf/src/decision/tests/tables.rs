@@ -51,7 +51,7 @@ impl Fake {
     }
 
     pub(super) fn uplink(&self, packet: &Packet) -> Reason {
-        leaves_uplink(self, &CONFIG, |_| false, packet, NOW).reason
+        leaves_uplink(self, &CONFIG, |_| false, packet, true, NOW).reason
     }
 
     pub(super) fn socket(&self, kind: SocketKind, state: Option<&SocketState>, packet: &Packet) -> Reason {
@@ -90,7 +90,7 @@ impl Tables for Fake {
         self.grants.get(&index).copied()
     }
     fn resolver(&self, key: &ResolverKey) -> Option<ResolverTrust> {
-        (key.address == RESOLVER && key.port == 53).then_some(1)
+        (key.address == RESOLVER && key.port == 53).then_some(LEARN_AT_UPLINK)
     }
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         self.flows.get(key)

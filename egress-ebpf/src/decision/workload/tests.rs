@@ -51,11 +51,11 @@ fn packet(source: Address, source_port: u16, destination: Address) -> Packet {
     Packet { source, source_port, destination, proto: PROTO_UDP, version: 4, ..Packet::UNKNOWN }
 }
 
-fn entry(packet: &Packet, below_sockets: bool, behind: &[Address]) -> Entry {
-    entry_of(53, packet, below_sockets, behind)
+fn entry(packet: &Packet, author: Author, behind: &[Address]) -> Entry {
+    entry_of(53, packet, author, behind)
 }
 
-fn entry_of(port: u16, packet: &Packet, below_sockets: bool, behind: &[Address]) -> Entry {
+fn entry_of(port: u16, packet: &Packet, author: Author, behind: &[Address]) -> Entry {
     let route = |_: &Packet, address: &Address| match *address {
         address if behind.contains(&address) => Route::Back,
         OTHER_POD => Route::Local,
@@ -63,34 +63,54 @@ fn entry_of(port: u16, packet: &Packet, below_sockets: bool, behind: &[Address])
     };
     let flags = if port == 53 { 0 } else { Config::RESOLVER_PORTS };
     let config = Config { generation: 1, flags, ..Config::default() };
-    enters_from_workload(&One(port), &config, packet, below_sockets, route)
+    enters_from_workload(&One(port), &config, packet, author, route)
 }
 
 #[test]
 fn a_resolver_may_answer_from_where_it_is() {
     let answer = packet(RESOLVER, 53, OTHER_POD);
-    for below_sockets in [false, true] {
-        assert_eq!(entry(&answer, below_sockets, &[POD]), Entry::Forged);
-        assert_eq!(entry(&answer, below_sockets, &[POD, RESOLVER]), Entry::Pass);
+    for author in [Author::Kernel, Author::RawSocket, Author::BelowSockets] {
+        assert_eq!(entry(&answer, author, &[POD]), Entry::ForgedResolver);
+        assert_eq!(entry(&answer, author, &[POD, RESOLVER]), Entry::Pass);
     }
     let over_tcp = Packet { proto: PROTO_TCP, ..answer };
-    assert_eq!(entry(&over_tcp, false, &[POD]), Entry::Forged);
+    assert_eq!(entry(&over_tcp, Author::Kernel, &[POD]), Entry::ForgedResolver);
     // What is no answer of its: the resolver's address on another port, ICMP, fragments without ports.
-    assert_eq!(entry(&packet(RESOLVER, 54, OTHER_POD), false, &[POD]), Entry::Pass);
-    assert_eq!(entry(&Packet { proto: PROTO_ICMP, ..answer }, false, &[POD]), Entry::Pass);
+    assert_eq!(entry(&packet(RESOLVER, 54, OTHER_POD), Author::Kernel, &[POD]), Entry::Pass);
+    assert_eq!(entry(&Packet { proto: PROTO_ICMP, ..answer }, Author::Kernel, &[POD]), Entry::Pass);
     let later = Packet { fragment: Fragment::Later, source_port: 0, ..answer };
-    assert_eq!(entry(&later, false, &[POD]), Entry::Pass);
+    assert_eq!(entry(&later, Author::Kernel, &[POD]), Entry::Pass);
 }
 
 #[test]
 fn a_resolver_on_another_port_is_known_too() {
-    assert_eq!(entry_of(5353, &packet(RESOLVER, 5353, OTHER_POD), false, &[POD]), Entry::Forged);
-    assert_eq!(entry_of(5353, &packet(RESOLVER, 53, OTHER_POD), false, &[POD]), Entry::Pass);
+    assert_eq!(entry_of(5353, &packet(RESOLVER, 5353, OTHER_POD), Author::Kernel, &[POD]), Entry::ForgedResolver);
+    assert_eq!(entry_of(5353, &packet(RESOLVER, 53, OTHER_POD), Author::Kernel, &[POD]), Entry::Pass);
 }
 
 #[test]
 fn what_goes_round_the_sockets_to_the_outside_is_judged() {
-    assert_eq!(entry(&packet(POD, 4000, FAR), true, &[POD]), Entry::Judge);
-    assert_eq!(entry(&packet(POD, 4000, OTHER_POD), true, &[POD]), Entry::Pass);
-    assert_eq!(entry(&packet(POD, 4000, FAR), false, &[POD]), Entry::Pass, "its socket was judged");
+    assert_eq!(entry(&packet(POD, 4000, FAR), Author::BelowSockets, &[POD]), Entry::Judge);
+    assert_eq!(entry(&packet(POD, 4000, OTHER_POD), Author::BelowSockets, &[POD]), Entry::Pass);
+    assert_eq!(entry(&packet(POD, 4000, FAR), Author::Kernel, &[POD]), Entry::Pass, "its socket was judged");
+}
+
+/// P1: what is taken for an arrival from outside came by an uplink.
+#[test]
+fn who_writes_headers_of_its_own_comes_from_where_it_is() {
+    let none = Address::v4([0; 4]);
+    for author in [Author::RawSocket, Author::BelowSockets] {
+        assert_eq!(entry(&packet(FAR, 4000, OTHER_POD), author, &[POD]), Entry::ForgedSource);
+        assert_eq!(entry(&packet(FAR, 4000, POD), author, &[POD]), Entry::ForgedSource, "back to where it came from");
+        assert_eq!(
+            entry(&packet(OTHER_POD, 4000, POD), author, &[POD]),
+            Entry::Pass,
+            "another workload's: it stays here"
+        );
+        assert_eq!(entry(&packet(POD, 4000, OTHER_POD), author, &[POD]), Entry::Pass);
+        assert_eq!(entry(&packet(none, 68, OTHER_POD), author, &[POD]), Entry::Pass, "a DHCP client");
+    }
+    assert_eq!(entry(&packet(FAR, 4000, FAR), Author::BelowSockets, &[POD]), Entry::Judge);
+    assert_eq!(entry(&packet(FAR, 4000, FAR), Author::RawSocket, &[POD]), Entry::Pass, "its socket was judged");
+    assert_eq!(entry(&packet(FAR, 4000, OTHER_POD), Author::Kernel, &[POD]), Entry::Pass);
 }
