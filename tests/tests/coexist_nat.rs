@@ -200,3 +200,19 @@ fn legacy_iptables_translates_the_same_way() {
         feed(&world.node(), "ip6tables-legacy-restore", &[], &iptables(true));
     });
 }
+
+/// P8: a connection that comes in to another port than the listener's is answered as any other.
+#[test]
+fn what_is_redirected_to_a_listener_of_the_node_is_answered() {
+    let test = Governed::new("version: 1\n").unwrap();
+    let rules = format!(
+        "table ip nat {{\n chain pre {{\n type nat hook prerouting priority dstnat\n ip daddr {NODE_V4} tcp dport 80 redirect to :2200\n }}\n}}\n"
+    );
+    feed(&test.world.node(), "nft", &["-f", "-"], &rules);
+    let _server = EchoServer::start(&test.inside, 2200).unwrap();
+    for port in [2200, 80] {
+        let got = tcp(&test.world.outside(), &format!("{NODE_V4}:{port}")).unwrap();
+        assert!(got.echoed, "port {port}: {got:?}");
+    }
+    assert!(!tcp(&test.inside, "203.0.113.10:7000").unwrap().echoed, "nothing opens outwards by it");
+}

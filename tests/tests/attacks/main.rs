@@ -1,6 +1,7 @@
 //! Attacks that must fail (P1, P3, P5), each with the real thing: real sockets, real packets, the real daemon. Messages
 //! that no real resolver or client would send are in `dns_kernel/attacks.rs`.
 
+mod arrivals;
 mod below;
 mod forged;
 mod namespaces;
