@@ -291,6 +291,22 @@ fn rebinding_answers_teach_nothing_unless_the_name_may() {
     assert_eq!(kernel.addresses(), addresses.len());
 }
 
+/// P4: containers behind a translated address are one asker at the uplink; whose queries are answered pushes out no slower one's.
+#[test]
+fn queries_that_are_answered_push_none_out_that_waits() {
+    let mut kernel = kernel();
+    let slow = wire::query(1, "slow.example.com");
+    assert!(kernel.query(&slow));
+    for id in 0..3 * RING_SLOTS as u16 {
+        let query = wire::query(id + 2, "quick.example.com");
+        assert!(kernel.query(&query));
+        kernel.answer(&raw_answer(&query, &[record(POINTER, 1, 1, 60, &[198, 51, 100, 1])]));
+    }
+    assert_eq!((kernel.count(LearnCount::Displaced), kernel.pending()), (0, 1));
+    kernel.answer(&raw_answer(&slow, &[record(POINTER, 1, 1, 60, &[198, 51, 100, 2])]));
+    assert_eq!((kernel.addresses(), kernel.pending(), kernel.waiting()), (2, 0, 0));
+}
+
 // All runs of BPF_PROG_TEST_RUN have one cgroup: that a neighbour in another one keeps its queries is for a test with
 // attached programs.
 #[test]

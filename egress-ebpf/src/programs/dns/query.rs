@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
 };
 use egress_ebpf::{
-    abi::{Config, LearnCount, NameValue, PENDING_LIFE, PROTO_TCP, PendingKey, RING_SLOTS, RINGS, Ticks},
+    abi::{Config, LearnCount, NameValue, PENDING_LIFE, PROTO_TCP, PendingKey, RING_SLOTS, RINGS, RingSlot, Ticks},
     atomic,
     dns::{
         self, QUERY_MAX, Work,
@@ -271,15 +271,26 @@ pub fn answered(ticket: u64) {
     }
 }
 
-/// Takes the next slot of a ring, and what waits in it out of [`PENDING`]. So an asker that floods has room for
-/// [`RING_SLOTS`] queries and pushes out none but its own.
+/// How many slots are looked at for a free one before a query is pushed out.
+const TRIES: u32 = 4;
+
+/// Takes the next free slot of a ring; where none of a few is free the first of these, and what waits in it out of [`PENDING`]. So an asker
+/// that floods has room for [`RING_SLOTS`] queries and pushes out none but its own; and where several share a ring (behind a translated
+/// address), one whose queries are answered pushes out no slower one's.
 #[inline(always)]
 fn displace(ring: u32, key: &PendingKey, now: Ticks) -> Option<u64> {
     // SAFETY: entries of arrays live as long as the program. The head is only used atomically. Of a slot, two programs
     // write at once only if a thousand others came between them; then a query is forgotten too late, or too early.
     unsafe {
-        let turn = atomic::fetch_add(RING_HEADS.get_ptr_mut(ring)?, 1);
-        let slot = PENDING_RINGS.get_ptr_mut(ring * RING_SLOTS as u32 + opaque(turn % RING_SLOTS as u64) as u32)?;
+        let mut turn = atomic::fetch_add(RING_HEADS.get_ptr_mut(ring)?, 1);
+        let mut slot = slot(ring, turn)?;
+        if (*slot).ticket != 0 && (*slot).key != *key {
+            let free = egress_free_turn(ring);
+            if free != 0 {
+                turn = free - 1;
+                slot = self::slot(ring, turn)?;
+            }
+        }
         // An entry with the same key is replaced anyway.
         if (*slot).ticket != 0
             && (*slot).key != *key
@@ -296,6 +307,29 @@ fn displace(ring: u32, key: &PendingKey, now: Ticks) -> Option<u64> {
         (*slot).ticket = ticket;
         Some(ticket)
     }
+}
+
+/// A ring's slot of this turn.
+#[inline(always)]
+fn slot(ring: u32, turn: u64) -> Option<*mut RingSlot> {
+    PENDING_RINGS.get_ptr_mut(ring * RING_SLOTS as u32 + opaque(turn % RING_SLOTS as u64) as u32)
+}
+
+/// The next turn of a ring whose slot no query waits in, plus 1; 0 where none of [`TRIES`] is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_free_turn(ring: u32) -> u64 {
+    let Some(head) = RING_HEADS.get_ptr_mut(ring) else { return 0 };
+    for _ in 0..TRIES {
+        // SAFETY: entries of arrays live as long as the program; the head is only used atomically.
+        unsafe {
+            let turn = atomic::fetch_add(head, 1);
+            if slot(ring, turn).is_some_and(|slot| (*slot).ticket == 0) {
+                return turn + 1;
+            }
+        }
+    }
+    0
 }
 
 /// Who asks: its cgroup, or where that is not known (forwarded packets) its address.
