@@ -112,6 +112,7 @@ impl<T: NameTable> Step for Inner<'_, T> {
             && name::starts_with(&self.key.name, self.key.len - before, &wildcard.prefix, before, 8, self.differ)
         {
             self.matching.add(wildcard.class);
+            self.matching.flags |= u32::from(wildcard.flags) & NameValue::PRIVATE;
         }
         true
     }

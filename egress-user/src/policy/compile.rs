@@ -76,7 +76,7 @@ pub fn compile(
     let mut work = Work(0);
     let tables = (|| {
         Ok((
-            names::compile(&patterns, &dns.internal, &mut classes, &mut work)?,
+            names::compile(&patterns, &dns.internal, &dns.allow_private, &mut classes, &mut work)?,
             prefixes::compile(allows, &mut classes, &mut work)?,
             prefixes::compile(denies, &mut classes, &mut work)?,
         ))

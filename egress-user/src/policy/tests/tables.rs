@@ -259,3 +259,28 @@ fn a_policy_that_multiplies_out_is_refused() {
     let error = super::compile(&document, &files, &[]).expect_err("64 million grants");
     assert!(error.title.contains("multiplies out"), "{}", error.title);
 }
+
+/// P3: names of `dns.allowPrivate` stand in the table with what opens them, and only where something does.
+#[test]
+fn names_with_private_addresses_have_entries_of_their_own() {
+    let compiled = compiled(
+        "dns: {allowPrivate: [db.corp.test, '*.sub.corp.test', 'pg-*.corp.test', a.elsewhere.test, 'b-*.elsewhere.test', '*.elsewhere.test']}
+rules:
+  - {name: corp, to: ['*.corp.test', 'pg-*.corp.test'], ports: [443/tcp]}
+  - {name: one, to: [pg-1.corp.test, x.sub.corp.test], ports: [80/tcp]}
+",
+    );
+    let entries: Vec<_> = compiled.names.iter().map(|entry| (entry.key.name().as_str(), entry.private)).collect();
+    let wanted = [
+        ("corp.test", false),
+        ("db.corp.test", true),
+        ("pg-1.corp.test", true),
+        ("sub.corp.test", true),
+        ("x.sub.corp.test", true),
+    ];
+    assert_eq!(entries, wanted);
+    let class = |at: usize| compiled.names[at].class;
+    assert_eq!((class(1), class(3)), (class(0), class(0)), "what `*.corp.test` opens");
+    let inner: Vec<_> = compiled.names[0].inner.iter().map(|inner| (&*inner.prefix, inner.private)).collect();
+    assert_eq!(inner, [("pg-", true)]);
+}
