@@ -284,3 +284,25 @@ rules:
     let inner: Vec<_> = compiled.names[0].inner.iter().map(|inner| (&*inner.prefix, inner.private)).collect();
     assert_eq!(inner, [("pg-", true)]);
 }
+
+/// The programs look at sixteen wildcards inside a label below one name: more are refused, not passed over.
+#[test]
+fn too_many_wildcards_inside_a_label_are_refused() {
+    let text = |rules: usize, private: usize| {
+        let list = |prefix: &str, count: usize| {
+            (0..count).map(|number| format!("'{prefix}{number}-*.a.test'")).collect::<Vec<_>>().join(", ")
+        };
+        let dns =
+            if private == 0 { String::new() } else { format!("dns: {{allowPrivate: [{}]}}\n", list("p", private)) };
+        format!("{dns}rules:\n  - {{name: x, to: [{}], ports: [443/tcp]}}\n", list("r", rules))
+    };
+    assert_eq!(compiled(&text(16, 0)).names[0].inner.len(), 16);
+    assert_eq!(compiled(&text(8, 8)).names[0].inner.len(), 16);
+    for (rules, private) in [(17, 0), (9, 8), (1, 16)] {
+        let text = text(rules, private);
+        let (document, files) = super::document(&[("p.yaml", &text)], &[]).unwrap();
+        let error = super::compile(&document, &files, &[]).expect_err("too many");
+        assert!(error.title.contains("too many wildcards inside a label of `a.test`"), "{}", error.title);
+        assert!(error.at.is_some() && error.hint.is_some(), "{error:?}");
+    }
+}
