@@ -150,6 +150,38 @@ fn private_addresses_are_for_the_names_that_may_have_them() {
     }
 }
 
+/// P3: what a name that may have private addresses lends to its alias ends with the policy that says so.
+#[test]
+fn an_alias_has_no_private_addresses_once_the_policy_names_none() {
+    let policy = "version: 1
+dns: {allowPrivate: [app.corp.example]}
+rules:
+  - {name: wild, to: ['*.corp.example', '*.wild.example'], ports: [7000/tcp]}
+";
+    let world = world();
+    world.world_ns.ip("route add local 10.8.0.0/24 dev lo").unwrap();
+    world.dns.cname("app.corp.example", 30, "t.wild.example");
+    world.dns.fault("app.corp.example", Fault::NoChase);
+    world.dns.set_text("t.wild.example", 30, &["10.8.0.1"]);
+    let test = Governed::over(world, policy).unwrap();
+    assert!(!reaches(&test, "t.wild.example", "10.8.0.1"), "before app led there");
+    assert_eq!(dig(&test.inside, &["app.corp.example"]), "t.wild.example.\n");
+    assert!(reaches(&test, "t.wild.example", "10.8.0.1"), "led there by app");
+    let apply = |text: &str| {
+        let path = test.world.dir().join("other.yaml");
+        std::fs::write(&path, text).unwrap();
+        let run = test.daemon.egress(&["apply", path.to_str().unwrap()]).unwrap();
+        assert!(run.ok(), "{run:?}");
+    };
+    apply(&policy.replace("dns: {allowPrivate: [app.corp.example]}\n", ""));
+    test.world.dns.set_text("t.wild.example", 30, &["10.8.0.2"]);
+    assert!(!reaches(&test, "t.wild.example", "10.8.0.2"), "the policy names none");
+    // And app lends it anew.
+    apply(policy);
+    test.world.dns.set_text("t.wild.example", 30, &["10.8.0.3"]);
+    assert!(!reaches(&test, "t.wild.example", "10.8.0.3"), "app was not asked since");
+}
+
 /// P5: a tunnel asks for names that nobody allowed; no such question leaves, over UDP or TCP, nor does one to another
 /// resolver for a name that is allowed.
 fn tunnel_fails(test: &Governed, place: &Place) {

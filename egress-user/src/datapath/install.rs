@@ -1,7 +1,7 @@
 //! Policies in the kernel: a new generation is prepared beside the live one, then a flip.
 //!
-//! Its elements are of an *epoch*. A first policy, one on trial, and one that differs in wildcards inside a label get an epoch of their own;
-//! every other change is written into the live one: see [`super::change`].
+//! Its elements are of an *epoch*. A first policy, one on trial, and one that differs in wildcards inside a label or in
+//! `dns.allowPrivate` get an epoch of their own; every other change is written into the live one: see [`super::change`].
 
 use std::{
     collections::HashSet,
