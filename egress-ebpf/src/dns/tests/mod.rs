@@ -125,7 +125,17 @@ fn public_neighbours_of_private_ranges_are_public() {
     ] {
         assert!(!is_private(&Address::v4(public.parse::<std::net::Ipv4Addr>().unwrap().octets())), "{public}");
     }
-    for public in ["2001:db8::1", "fbff::1", "fe00::1", "64:ff9b::c633:6401"] {
+    for public in [
+        "2001:db8::1",
+        "fbff::1",
+        "fe00::1",
+        "64:ff9b::c633:6401",
+        "64:ff9a:ffff:ffff::1",
+        "64:ff9b:2::1",
+        "2001:ffff::1",
+        "2002:c633:6401::1",
+        "2003:a00:1::1",
+    ] {
         assert!(!is_private(&Address::v6(public.parse::<std::net::Ipv6Addr>().unwrap().octets())), "{public}");
     }
 }
