@@ -180,6 +180,8 @@ rules:
     apply(policy);
     test.world.dns.set_text("t.wild.example", 30, &["10.8.0.3"]);
     assert!(!reaches(&test, "t.wild.example", "10.8.0.3"), "app was not asked since");
+    assert_eq!(dig(&test.inside, &["app.corp.example"]), "t.wild.example.\n");
+    assert!(reaches(&test, "t.wild.example", "10.8.0.3"), "app leads there again");
 }
 
 /// P5: a tunnel asks for names that nobody allowed; no such question leaves, over UDP or TCP, nor does one to another

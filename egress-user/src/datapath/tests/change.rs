@@ -377,4 +377,8 @@ fn other_private_names_begin_an_epoch() {
     assert_eq!(datapath.aliases.get(&key).unwrap(), None);
     key.epoch = next.epoch as u16;
     assert_eq!(datapath.aliases.get(&key).unwrap(), Some(Alias { flags: 0, ..alias }));
+    // What may have been led to by a name that may have private addresses now: the next answer says it.
+    let next = datapath.change((&new, next.generation), &old, &Settings::default(), &[]).unwrap();
+    key.epoch = next.epoch as u16;
+    assert_eq!(datapath.aliases.get(&key).unwrap(), None);
 }
