@@ -112,6 +112,78 @@ fn a_chain_over_several_answers_counts_for_the_name_that_was_asked() {
     assert!(tcp(&test.inside, "203.0.113.90:7001").unwrap().refused());
 }
 
+const PRIVATE: &str = "version: 1
+dns:
+  allowPrivate: [db.corp.example, '*.sub.corp.example', 'pg-*.corp.example', 'pg-*.inner.example']
+rules:
+  - {name: corp, to: ['*.corp.example', '*.wild.example'], ports: [7000/tcp]}
+  - {name: inner, to: ['pg-*.inner.example'], ports: [7000/tcp]}
+";
+
+/// Whether a client that asks for the name gets to the address.
+fn reaches(test: &Governed, name: &str, address: &str) -> bool {
+    assert!(dig(&test.inside, &[name]).ends_with(&format!("{address}\n")), "{name}");
+    tcp(&test.inside, &format!("{address}:7000")).unwrap().echoed
+}
+
+/// P3: `dns.allowPrivate` is for the names that it says, whatever wildcard they are allowed by.
+#[test]
+fn private_addresses_are_for_the_names_that_may_have_them() {
+    let world = world();
+    world.world_ns.ip("route add local 10.8.0.0/24 dev lo").unwrap();
+    let names = [
+        ("db.corp.example", "10.8.0.1", true),
+        ("a.db.corp.example", "10.8.0.2", false),
+        ("a.sub.corp.example", "10.8.0.3", true),
+        ("sub.corp.example", "10.8.0.4", false),
+        ("pg-1.corp.example", "10.8.0.5", true),
+        ("a.pg-1.corp.example", "10.8.0.6", false),
+        ("pg-1.inner.example", "10.8.0.7", true),
+        ("web.corp.example", "10.8.0.8", false),
+    ];
+    for (name, address, _) in names {
+        world.dns.set_text(name, 30, &[address]);
+    }
+    let test = Governed::over(world, PRIVATE).unwrap();
+    for (name, address, private) in names {
+        assert_eq!(reaches(&test, name, address), private, "{name}");
+    }
+}
+
+/// P3: what a name that may have private addresses lends to its alias ends with the policy that says so.
+#[test]
+fn an_alias_has_no_private_addresses_once_the_policy_names_none() {
+    let policy = "version: 1
+dns: {allowPrivate: [app.corp.example]}
+rules:
+  - {name: wild, to: ['*.corp.example', '*.wild.example'], ports: [7000/tcp]}
+";
+    let world = world();
+    world.world_ns.ip("route add local 10.8.0.0/24 dev lo").unwrap();
+    world.dns.cname("app.corp.example", 30, "t.wild.example");
+    world.dns.fault("app.corp.example", Fault::NoChase);
+    world.dns.set_text("t.wild.example", 30, &["10.8.0.1"]);
+    let test = Governed::over(world, policy).unwrap();
+    assert!(!reaches(&test, "t.wild.example", "10.8.0.1"), "before app led there");
+    assert_eq!(dig(&test.inside, &["app.corp.example"]), "t.wild.example.\n");
+    assert!(reaches(&test, "t.wild.example", "10.8.0.1"), "led there by app");
+    let apply = |text: &str| {
+        let path = test.world.dir().join("other.yaml");
+        std::fs::write(&path, text).unwrap();
+        let run = test.daemon.egress(&["apply", path.to_str().unwrap()]).unwrap();
+        assert!(run.ok(), "{run:?}");
+    };
+    apply(&policy.replace("dns: {allowPrivate: [app.corp.example]}\n", ""));
+    test.world.dns.set_text("t.wild.example", 30, &["10.8.0.2"]);
+    assert!(!reaches(&test, "t.wild.example", "10.8.0.2"), "the policy names none");
+    // And app lends it anew.
+    apply(policy);
+    test.world.dns.set_text("t.wild.example", 30, &["10.8.0.3"]);
+    assert!(!reaches(&test, "t.wild.example", "10.8.0.3"), "app was not asked since");
+    assert_eq!(dig(&test.inside, &["app.corp.example"]), "t.wild.example.\n");
+    assert!(reaches(&test, "t.wild.example", "10.8.0.3"), "app leads there again");
+}
+
 /// P5: a tunnel asks for names that nobody allowed; no such question leaves, over UDP or TCP, nor does one to another
 /// resolver for a name that is allowed.
 fn tunnel_fails(test: &Governed, place: &Place) {

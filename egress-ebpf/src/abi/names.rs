@@ -135,14 +135,14 @@ pub const NAME_CLASSES: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct InnerWildcard {
-    /// What a name that matches gets.
+    /// What a name that matches gets; 0 for no class.
     pub class: u32,
     /// Bytes of `prefix` in use.
     pub prefix_len: u8,
     /// Bytes of `suffix` in use.
     pub suffix_len: u8,
-    /// Zero.
-    pub pad: u16,
+    /// [`NameValue::PRIVATE`] if names that match may have private addresses, or 0.
+    pub flags: u16,
     /// The start of the label, reversed and in lower case: `md-*` has `-dm`.
     pub prefix: [u8; 64],
     /// The end of the label, reversed and in lower case.

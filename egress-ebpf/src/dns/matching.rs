@@ -84,7 +84,6 @@ pub fn find<T: NameTable>(
         }
     }
     if let Some(alias) = table.alias(key) {
-        matching.flags |= alias.flags & NameValue::PRIVATE;
         repeat(SLOTS as u32, &mut Aliases { table, alias, matching, generation, now });
     }
 }
@@ -112,6 +111,7 @@ impl<T: NameTable> Step for Inner<'_, T> {
             && name::starts_with(&self.key.name, self.key.len - before, &wildcard.prefix, before, 8, self.differ)
         {
             self.matching.add(wildcard.class);
+            self.matching.flags |= u32::from(wildcard.flags) & NameValue::PRIVATE;
         }
         true
     }
@@ -131,6 +131,8 @@ impl<T: NameTable> Step for Aliases<'_, T> {
         let slot = Slot::unpack(learn::read(&self.alias.entry, u64::from(index)));
         if slot.lives(self.now) && self.table.stands(slot.class, self.generation) {
             self.matching.add(slot.class);
+            // What led here once lends nothing any more.
+            self.matching.flags |= self.alias.flags & NameValue::PRIVATE;
         }
         // Slots fill from the first on.
         slot.class != 0

@@ -5,15 +5,25 @@ use std::collections::HashSet;
 use egress_ebpf::abi::{AddressEntry, Alias, AliasKey, NEVER, SLOTS, Slot, Ticks};
 
 use super::{Datapath, Error, sys};
+use crate::policy::Compiled;
 
 impl Datapath {
     /// Copies the living targets of the epoch `from` into the one that is made, with the classes that the new policy has too.
     ///
-    /// Whether they may have private addresses is asked anew, with the first name of the chain.
-    pub(super) fn carry_aliases(&self, from: u32, epoch: u32, now: Ticks, kept: &HashSet<u32>) -> Result<(), Error> {
+    /// None of them may have private addresses. Where a name that leads there may, by its class (`private`), the target is left behind: it is
+    /// known again, with what it may have, when the first name of its chain is asked.
+    pub(super) fn carry_aliases(
+        &self,
+        from: u32,
+        epoch: u32,
+        now: Ticks,
+        kept: &HashSet<u32>,
+        private: &HashSet<u32>,
+    ) -> Result<(), Error> {
         for key in self.aliases.keys()?.into_iter().filter(|key| key.epoch == from as u16) {
             let Some(alias) = self.aliases.get(&key)? else { continue };
-            if let Some(entry) = carried(&alias.entry, now, kept) {
+            let leads = |slot: &u64| private.contains(&Slot::unpack(*slot).class);
+            if let Some(entry) = carried(&alias.entry, now, kept).filter(|entry| !entry.slots.iter().any(leads)) {
                 let key = AliasKey { epoch: epoch as u16, ..key };
                 match self.aliases.try_set(&key, &Alias { entry, flags: 0, pad: 0 }, sys::NO_EXIST) {
                     // The kernel has learned it into the new epoch meanwhile.
@@ -26,6 +36,13 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+/// The places of the classes that names have which may have private addresses. Others may have them too.
+pub(super) fn private_classes(policy: &Compiled, class_index: &[u32]) -> HashSet<u32> {
+    let entries = policy.names.iter().filter(|entry| entry.private || entry.inner.iter().any(|inner| inner.private));
+    let classes = entries.flat_map(|entry| entry.inner.iter().map(|inner| inner.class).chain([entry.class]));
+    classes.map(|class| class_index[class as usize]).filter(|index| *index != 0).collect()
 }
 
 /// What of an entry the new epoch has too; `None` for nothing.

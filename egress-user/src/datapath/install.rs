@@ -1,7 +1,7 @@
 //! Policies in the kernel: a new generation is prepared beside the live one, then a flip.
 //!
-//! Its elements are of an *epoch*. A first policy, one on trial, and one that differs in wildcards inside a label get an epoch of their own;
-//! every other change is written into the live one: see [`super::change`].
+//! Its elements are of an *epoch*. A first policy, one on trial, and one that differs in wildcards inside a label or in
+//! `dns.allowPrivate` get an epoch of their own; every other change is written into the live one: see [`super::change`].
 
 use std::{
     collections::HashSet,
@@ -17,7 +17,7 @@ use egress_ebpf::abi::{
 };
 
 use super::{
-    Error, Object, Table, boot_ticks,
+    Error, Object, Table, aliases, boot_ticks,
     classes::Allotted,
     control,
     lower::{self, Elements, Place, Settings},
@@ -197,7 +197,8 @@ impl Datapath {
         let written: Vec<_> = elements.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
         self.write_addresses(epoch, &written)?;
         let mut missing = self.learn_all(policy, &allotted.index, epoch, learned)?;
-        missing += lost(self.carry_over(from, epoch, &allotted.kept))?;
+        let private = aliases::private_classes(policy, &allotted.index);
+        missing += lost(self.carry_over(from, epoch, &allotted.kept, &private))?;
         tell_missing(missing);
         self.verify(&elements)?;
         self.retire_grants(&grants, live)?;
@@ -283,7 +284,7 @@ impl Datapath {
     }
 
     /// Copies what the kernel learned in the epoch `from` into another one: an address keeps the classes that the new policy has too.
-    fn carry_over(&mut self, from: u32, epoch: u32, kept: &HashSet<u32>) -> Result<(), Error> {
+    fn carry_over(&mut self, from: u32, epoch: u32, kept: &HashSet<u32>, private: &HashSet<u32>) -> Result<(), Error> {
         if from == 0 {
             return Ok(());
         }
@@ -297,7 +298,7 @@ impl Datapath {
             true
         })?;
         let now = boot_ticks();
-        self.carry_aliases(from, epoch, now, kept)?;
+        self.carry_aliases(from, epoch, now, kept, private)?;
         let mut carried = Vec::new();
         for (address, entry) in old {
             let living = entry.slots.into_iter().map(abi::Slot::unpack).filter(|slot| slot.lives(now));

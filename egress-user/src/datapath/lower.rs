@@ -108,7 +108,7 @@ pub(super) fn name_values<'a>(policy: &'a Compiled, place: Place<'a>) -> impl It
         if entry.ask {
             flags |= NameValue::ASK;
         }
-        if policy.dns.allow_private.iter().any(|pattern| covers(pattern, &entry.key)) {
+        if entry.private {
             flags |= NameValue::PRIVATE;
         }
         let inner_count = entry.inner.len() as u16;
@@ -131,22 +131,9 @@ pub(super) fn inner_wildcard(inner: &policy::InnerWildcard, place: Place<'_>) ->
         class: place.classes[inner.class as usize],
         prefix_len: inner.prefix.len() as u8,
         suffix_len: inner.suffix.len() as u8,
-        pad: 0,
+        flags: if inner.private { NameValue::PRIVATE as u16 } else { 0 },
         prefix: reversed(&inner.prefix),
         suffix: reversed(&inner.suffix),
-    }
-}
-
-/// Whether a `dns.allowPrivate` pattern covers every name that a table entry answers for.
-fn covers(pattern: &crate::policy::NamePattern, key: &NameKey) -> bool {
-    use crate::policy::{DomainName, NamePattern};
-    match (pattern, key) {
-        (pattern, NameKey::Exact(name)) => pattern.matches(name),
-        (NamePattern::Below(base), NameKey::Suffix(name)) => {
-            let below = |name: &DomainName, base: &DomainName| name == base || name.is_below(base);
-            below(name, base)
-        }
-        _ => false,
     }
 }
 

@@ -94,7 +94,7 @@ impl Side<'_> {
 
 impl Patch {
     /// What has to be written for `new` to follow `old`, which is live. `None` where they differ in wildcards inside a label, whose
-    /// table cannot be changed in place.
+    /// table cannot be changed in place, or in `dns.allowPrivate`, which CNAME targets of the epoch have been told of.
     ///
     /// # Errors
     /// That there is no room for the classes of the change.
@@ -104,7 +104,7 @@ impl Patch {
         known: &mut Known,
         allotted: &Allotted,
     ) -> Result<Option<Self>, Error> {
-        if !old.inner().eq(new.inner()) {
+        if !old.inner().eq(new.inner()) || old.policy.dns.allow_private != new.policy.dns.allow_private {
             return Ok(None);
         }
         let mut patch = Self { names: names(old, new), ..Self::default() };

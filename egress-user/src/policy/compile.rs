@@ -7,13 +7,14 @@ mod prefixes;
 
 use std::{collections::HashSet, sync::Arc};
 
+use egress_ebpf::abi::INNER_MAX;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use self::classes::{Classes, GrantPorts};
 use super::{
-    compiled::{Action, Builtins, Compiled, CompiledRule, Dns, Grant, Proto, RuleSource},
+    compiled::{Action, Builtins, Compiled, CompiledRule, Dns, Grant, NameEntry, Proto, RuleSource},
     diagnostic::{Diagnostic, SourceFile},
-    document::{Document, Rule},
+    document::{Document, Item, Rule},
     name::{DomainName, NamePattern},
     ports::Ports,
     target::Target,
@@ -36,7 +37,8 @@ impl Work {
     }
 }
 
-/// Compiles. `internal` joins `dns.internal`. The only error is a policy that multiplies out too far.
+/// Compiles. `internal` joins `dns.internal`. The only errors are a policy that multiplies out too far, and one with too many
+/// wildcards inside a label below one name.
 pub fn compile(
     document: &Document,
     files: &[Arc<SourceFile>],
@@ -76,12 +78,15 @@ pub fn compile(
     let mut work = Work(0);
     let tables = (|| {
         Ok((
-            names::compile(&patterns, &dns.internal, &mut classes, &mut work)?,
+            names::compile(&patterns, &dns.internal, &dns.allow_private, &mut classes, &mut work)?,
             prefixes::compile(allows, &mut classes, &mut work)?,
             prefixes::compile(denies, &mut classes, &mut work)?,
         ))
     })();
     let (names, addresses, denies) = tables.map_err(|TooMuch| too_entangled())?;
+    if let Some(entry) = names.iter().find(|entry| entry.inner.len() > INNER_MAX as usize) {
+        return Err(too_many_inside(document, entry));
+    }
     let classes = classes.finish(&grant_ports);
 
     let exact: HashSet<&DomainName> = patterns
@@ -105,6 +110,25 @@ fn too_entangled() -> Diagnostic {
              than {MAX_WORK}"
         ))
         .hint("put the ports of rules for the same wildcard or `any` into one rule, and drop rules that others cover")
+}
+
+/// More wildcards inside a label below one name than the programs look at.
+fn too_many_inside(document: &Document, entry: &NameEntry) -> Diagnostic {
+    let base = entry.key.name();
+    let is_one =
+        |item: &&Item| matches!(&item.target, Target::Name(NamePattern::InLabel { base: of, .. }) if of == base);
+    let last = document.rules.iter().flat_map(|rule| &rule.to).filter(is_one).last();
+    let error = Diagnostic::error(format!("too many wildcards inside a label of `{base}`"))
+        .note(format!(
+            "there are {} right below `{base}`, those of `dns.allowPrivate` among them, and {INNER_MAX} are looked at",
+            entry.inner.len()
+        ))
+        .hint(format!("write names out, or `*.{base}` for some of them"));
+    let list = document.dns.allow_private.as_ref().map(|patterns| (&patterns.place, "here"));
+    match last.and_then(|item| item.place.as_ref()).map(|place| (place, "the last one")).or(list) {
+        Some((place, label)) => error.at(place, label),
+        None => error,
+    }
 }
 
 fn number(index: usize) -> u32 {

@@ -224,6 +224,8 @@ pub struct NameEntry {
     pub class: u32,
     /// May be asked though no rule allows it (`dns.internal`).
     pub ask: bool,
+    /// Every name that this entry answers for may have private addresses (`dns.allowPrivate`).
+    pub private: bool,
     /// Patterns like `md-*` one label below this suffix. Where this entry is the longest match for a name that is
     /// exactly one label longer, the grants of each that fits count too. Empty for exact keys (already in `class`).
     pub inner: Vec<InnerWildcard>,
@@ -244,8 +246,10 @@ pub enum NameKey {
 pub struct InnerWildcard {
     pub prefix: String,
     pub suffix: String,
-    /// This pattern's own grants (add them to the entry's).
+    /// This pattern's own grants (add them to the entry's); 0 where only `private` holds.
     pub class: u32,
+    /// Names that it fits may have private addresses (`dns.allowPrivate`).
+    pub private: bool,
 }
 
 /// One row of a prefix table.

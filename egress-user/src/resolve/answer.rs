@@ -50,8 +50,8 @@ pub struct Failure {
     /// The last resolver that was asked; `None` when there was none to ask.
     pub resolver: Option<SocketAddr>,
     pub at: Instant,
-    /// The addresses of this family that stay, with the life that they have from `at`. To be *set*, not
-    /// merged: a resolver's failure makes it longer (the last good answer stays), NXDOMAIN makes it shorter.
+    /// The addresses of this family that stay, with the life that they have from `at`. The later end counts, as of
+    /// two answers: a resolver's failure makes it longer (the last good answer stays), nothing makes it shorter.
     pub kept: Vec<(IpAddr, Duration)>,
     /// As `kept`, for the CNAME chain's targets.
     pub kept_aliases: Vec<(Arc<str>, Duration)>,

@@ -59,10 +59,10 @@ impl<K: Eq + Hash + Clone + Ord> Lives<K> {
         self.lives.values().map(|life| life.expires).filter(|expires| *expires > now).min()
     }
 
-    /// Ends what lives after the grace: the name does not exist any more.
-    pub fn end(&mut self, now: Instant, settings: &Settings) {
+    /// Lets what lives end when it would: the name does not exist any more, and no failure holds it. Nothing is cut short: the resolver said
+    /// how long its answer may be used, whoever keeps it does (RFC 1035 section 3.2.1), and so does the kernel.
+    pub fn end(&mut self, now: Instant) {
         for life in self.living(now) {
-            life.expires = life.expires.min(now + settings.grace);
             life.stale_until = life.expires;
         }
     }

@@ -27,23 +27,27 @@ pub enum Kind {
     Multicast,
     /// 255.255.255.255 (RFC 919 section 7).
     Broadcast,
+    /// 240.0.0.0/4 (RFC 1112 section 4), ::/96 (IPv4-compatible, deprecated by RFC 4291 section 2.5.5.1): nobody's addresses.
+    Reserved,
     /// 64:ff9b:1::/48, NAT64 for local use (RFC 8215): what stands behind it is the network's own choice.
     LocalNat64,
 }
 
 /// The range that `address` lies in, where no public name has its addresses; `None` for a public address.
 ///
-/// IPv6 forms that carry an IPv4 address are judged by that: IPv4-mapped (RFC 4291 section 2.5.5.2), IPv4-compatible
-/// (2.5.5.1), NAT64's 64:ff9b::/96 (RFC 6052) and 6to4's 2002::/16 (RFC 3056). Documentation ranges are public here.
+/// Whether it is one, the kernel's own function says, so that both refuse the same. IPv6 forms that carry an IPv4 address are called by
+/// that: IPv4-mapped (RFC 4291 section 2.5.5.2), IPv4-compatible (2.5.5.1), NAT64's 64:ff9b::/96 (RFC 6052) and 6to4's 2002::/16 (RFC
+/// 3056). Documentation ranges are public here.
 pub fn is_private(address: IpAddr) -> Option<Kind> {
-    match address {
+    egress_ebpf::dns::is_private(&address.into()).then(|| match address {
         IpAddr::V4(address) => v4(address),
         IpAddr::V6(address) => v6(address),
-    }
+    })
 }
 
-fn v4(address: Ipv4Addr) -> Option<Kind> {
-    Some(match address.octets() {
+/// What the range of a private address is called.
+fn v4(address: Ipv4Addr) -> Kind {
+    match address.octets() {
         [0, ..] => Kind::Unspecified,
         [127, ..] => Kind::Loopback,
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Kind::Private,
@@ -51,24 +55,24 @@ fn v4(address: Ipv4Addr) -> Option<Kind> {
         [169, 254, ..] => Kind::LinkLocal,
         [224..=239, ..] => Kind::Multicast,
         [255, 255, 255, 255] => Kind::Broadcast,
-        _ => return None,
-    })
+        _ => Kind::Reserved,
+    }
 }
 
-fn v6(address: Ipv6Addr) -> Option<Kind> {
-    Some(match address.segments() {
+fn v6(address: Ipv6Addr) -> Kind {
+    match address.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0] => Kind::Unspecified,
         [0, 0, 0, 0, 0, 0, 0, 1] => Kind::Loopback,
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => return v4(embedded(high, low)),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => return v4(embedded(high, low)),
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => v4(embedded(high, low)),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(embedded(high, low)),
         [0x64, 0xff9b, 1, ..] => Kind::LocalNat64,
-        [0x2002, high, low, ..] => return v4(embedded(high, low)),
+        [0x2002, high, low, ..] => v4(embedded(high, low)),
         [0xfe80..=0xfebf, ..] => Kind::LinkLocal,
         [0xfec0..=0xfeff, ..] => Kind::SiteLocal,
         [0xfc00..=0xfdff, ..] => Kind::UniqueLocal,
         [0xff00..=0xffff, ..] => Kind::Multicast,
-        _ => return None,
-    })
+        _ => Kind::Reserved,
+    }
 }
 
 fn embedded(high: u16, low: u16) -> Ipv4Addr {
@@ -87,6 +91,7 @@ impl fmt::Display for Kind {
             Self::SiteLocal => "site-local",
             Self::Multicast => "multicast",
             Self::Broadcast => "broadcast",
+            Self::Reserved => "reserved",
             Self::LocalNat64 => "local NAT64",
         })
     }

@@ -144,11 +144,14 @@ fn source_for(destination: IpAddr) -> IpAddr {
 
 /// A valid policy of up to eight rules.
 pub fn policy() -> impl Strategy<Value = Policy> {
-    let dns = (vec(select(&RESOLVERS[..]), 1..3), prop::bool::weighted(0.2), prop::bool::ANY, 0..90_u64, 0..900_u64);
-    let dns = dns.prop_map(|(resolvers, any, internal, min_ttl, grace)| Dns {
+    let private = prop_oneof![1 => Just(Vec::new()), 1 => vec(pattern(), 1..4)];
+    let dns =
+        (vec(select(&RESOLVERS[..]), 1..3), prop::bool::weighted(0.2), prop::bool::ANY, 0..90_u64, 0..900_u64, private);
+    let dns = dns.prop_map(|(resolvers, any, internal, min_ttl, grace, allow_private)| Dns {
         resolvers: resolvers.into_iter().collect::<BTreeSet<_>>().into_iter().map(address).collect(),
         queries: if any { Queries::Any } else { Queries::Allowlisted },
         internal: if internal { vec!["cluster.local".into()] } else { Vec::new() },
+        allow_private,
         min_ttl,
         grace,
     });
@@ -217,10 +220,14 @@ fn pattern() -> impl Strategy<Value = String> {
 }
 
 /// Names that the policy's patterns match, miss by one label, or miss by one character.
-fn names_near(policy: &Policy) -> Vec<String> {
+#[must_use]
+pub fn names_near(policy: &Policy) -> Vec<String> {
     let mut names = BTreeSet::from(["example.com".to_owned(), "other.test".to_owned(), "x.cluster.local".to_owned()]);
-    for to in policy.rules.iter().flat_map(|rule| &rule.to) {
-        let To::Name(pattern) = to else { continue };
+    let of_rules = policy.rules.iter().flat_map(|rule| &rule.to).filter_map(|to| match to {
+        To::Name(pattern) => Some(pattern),
+        To::Net(_) | To::Any => None,
+    });
+    for pattern in of_rules.chain(&policy.dns.allow_private) {
         let domain = pattern.strip_prefix("*.").unwrap_or(pattern).replace('*', "7");
         names.extend([
             format!("a.{domain}"),

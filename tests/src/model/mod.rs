@@ -20,7 +20,7 @@ mod yaml;
 
 use std::net::IpAddr;
 
-pub use generate::{Case, NOW, case, case_of, edge_addresses, edge_ports, packet, policy};
+pub use generate::{Case, NOW, case, case_of, edge_addresses, edge_ports, names_near, packet, policy};
 pub use types::{
     Action, Alias, Began, Builtin, Dns, Facts, Learned, Mode, Packet, Policy, Ports, Queries, Reason, Rule, To,
     Transport, Verdict,
@@ -150,6 +150,12 @@ pub fn may_ask(policy: &Policy, facts: &Facts, name: &str) -> bool {
                 To::Net(_) | To::Any => false,
             },
         )
+}
+
+/// Whether an answer for this name may hold private addresses.
+#[must_use]
+pub fn may_be_private(policy: &Policy, name: &str) -> bool {
+    policy.dns.allow_private.iter().any(|pattern| name_match(pattern, name))
 }
 
 /// Whether `name` is what `pattern` allows, itself or as the end of a chain of live aliases.

@@ -46,6 +46,7 @@ fn base() -> Policy {
             resolvers: vec!["203.0.113.53".parse().unwrap()],
             queries: Queries::Allowlisted,
             internal: vec!["cluster.local".into()],
+            allow_private: Vec::new(),
             min_ttl: 60,
             grace: 900,
         },

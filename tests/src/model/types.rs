@@ -25,6 +25,8 @@ pub struct Dns {
     pub queries: Queries,
     /// Domains whose names need no rule to be asked for.
     pub internal: Vec<String>,
+    /// Patterns of names whose answers may hold private addresses.
+    pub allow_private: Vec<String>,
     /// Seconds.
     pub min_ttl: u64,
     /// Seconds.

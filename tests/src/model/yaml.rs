@@ -19,6 +19,9 @@ impl Policy {
         if !self.dns.internal.is_empty() {
             text += &format!("  internal: {}\n", list(&self.dns.internal));
         }
+        if !self.dns.allow_private.is_empty() {
+            text += &format!("  allowPrivate: {}\n", list(&self.dns.allow_private));
+        }
         text += if self.rules.is_empty() { "" } else { "rules:\n" };
         for rule in &self.rules {
             let _ = writeln!(text, "  - name: {}", rule.name);

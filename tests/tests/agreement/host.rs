@@ -3,13 +3,13 @@
 use std::{thread, time::Instant};
 
 use egress_ebpf::{
-    abi::{Config, FlowKey, PROTO_TCP, PROTO_UDP, PeerKey, SocketState, Ticks, ZONE_SOCKET},
+    abi::{Config, FlowKey, NameValue, PROTO_TCP, PROTO_UDP, PeerKey, SocketState, Ticks, ZONE_SOCKET},
     decision::{Sender, SocketKind, is_about_arrival, leaves_socket, leaves_uplink},
     dns::{self, Work},
     packet::{Packet, parse},
     reason::Reason,
 };
-use egress_tests::model::{Case, Transport};
+use egress_tests::model::{Case, Policy, Transport, may_be_private, names_near};
 use egress_user::datapath::{KnownClasses, Place, lower};
 
 use crate::{
@@ -69,6 +69,7 @@ fn one_policy(random: &mut Random, dns: &mut Work, differ: &mut Disagreements) -
     let mut tables = Memory::new(lower(&compiled, &settings(&policy), place), classes.fresh.iter().copied().collect());
     let standing =
         Standing { compiled: &compiled, grants: &grants, generation: GENERATION, epoch: GENERATION, now: NOW };
+    private_names(&policy, &tables, differ);
     let mut left_out = 0;
     for (number, case) in random.cases(&policy, CASES_PER_POLICY).iter().enumerate() {
         let bytes = case.ip_packet();
@@ -90,6 +91,17 @@ fn one_policy(random: &mut Random, dns: &mut Work, differ: &mut Disagreements) -
         differ.compare("socket", case, passes(&tables, reason), &reason);
     }
     left_out
+}
+
+/// P3: of the names that a rule opens, those of `dns.allowPrivate` may have private addresses, and no others.
+fn private_names(policy: &Policy, tables: &Memory, differ: &mut Disagreements) {
+    for name in names_near(policy).iter().map(|name| name.to_ascii_lowercase()) {
+        let found = tables.find(&name, NOW);
+        let private = found.flags & NameValue::PRIVATE != 0;
+        if found.count != 0 && private != may_be_private(policy, &name) {
+            differ.0.push(format!("{name}: private addresses, says the product: {private}\n{}", policy.to_yaml()));
+        }
+    }
 }
 
 fn passes(tables: &Memory, reason: Reason) -> bool {

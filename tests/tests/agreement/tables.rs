@@ -64,7 +64,7 @@ impl Memory {
         fits
     }
 
-    fn find(&self, name: &str, now: Ticks) -> dns::Matching {
+    pub fn find(&self, name: &str, now: Ticks) -> dns::Matching {
         let mut key = KeyBuffer { len: name.len() as u64, plain: 1, ..KeyBuffer::EMPTY };
         for (slot, byte) in key.name.iter_mut().zip(name.bytes().rev()) {
             *slot = byte;

@@ -280,6 +280,9 @@ fn rebinding_answers_teach_nothing_unless_the_name_may() {
         "fec0::1",
         "ff02::1",
         "64:ff9b::a00:1",
+        "64:ff9b:1::a4d:4",
+        "2002:a4d:5::1",
+        "240.0.0.1",
     ];
     let all = |name| addresses.iter().map(|text| (name, 60, Address(text))).collect::<Vec<_>>();
     assert!(kernel.query(&wire::query(1, "a.example.com")));

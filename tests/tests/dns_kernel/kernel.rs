@@ -79,13 +79,19 @@ impl Kernel {
             class,
             prefix_len: prefix.len() as u8,
             suffix_len: suffix.len() as u8,
-            pad: 0,
+            flags: 0,
             prefix: [0; 64],
             suffix: [0; 64],
         };
         inner.prefix[..prefix.len()].copy_from_slice(&reversed(prefix));
         inner.suffix[..suffix.len()].copy_from_slice(&reversed(suffix));
         self.set("INNER_WILDCARDS", &index, &inner);
+    }
+
+    pub fn inner_flags(&mut self, index: u32, flags: u16) {
+        let table = self.table::<u32, InnerWildcard>("INNER_WILDCARDS");
+        let inner = table.get(&index).expect("read").expect("an array's entry");
+        self.set("INNER_WILDCARDS", &index, &InnerWildcard { flags, ..inner });
     }
 
     /// What a program returns for this packet: IPv6 by its first bits, else IPv4.

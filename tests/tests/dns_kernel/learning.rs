@@ -66,6 +66,25 @@ fn wildcards_inside_a_label_match_within_it() {
     }
 }
 
+/// P3: a wildcard inside a label says whether the names that it fits may have private addresses, with a class or without.
+#[test]
+fn wildcards_inside_a_label_say_who_may_have_private_addresses() {
+    let mut kernel = Kernel::load();
+    let value = NameValue { class: 7, inner_first: 3, inner_count: 2, ..NameValue::default() };
+    kernel.name(LIVE, "*.inner.example", value);
+    kernel.inner(3, 5, "md-", "");
+    kernel.inner(4, 0, "pg-", "");
+    kernel.inner_flags(4, NameValue::PRIVATE as u16);
+    for (id, (name, classes)) in
+        [("md-1.inner.example", &[][..]), ("pg-1.inner.example", &[7]), ("pg-.inner.example", &[])].iter().enumerate()
+    {
+        let (id, address) = (id as u16, format!("10.0.0.{id}"));
+        assert!(kernel.query(&wire::query(id, name)));
+        kernel.answer(&wire::answer(id, name, &[(name, 30, Address(&address))]));
+        assert_eq!(kernel.classes(LIVE, &address), *classes, "{name}");
+    }
+}
+
 #[test]
 fn chain_counts_for_the_name_asked_and_its_targets_may_be_asked() {
     let mut kernel = Kernel::load();

@@ -10,8 +10,8 @@ use hickory_proto::{
 };
 use proptest::prelude::*;
 
-use super::{Work, answer_id, is_private, parse_answer, question, same_question};
-use crate::abi::Address;
+use super::{Matching, NameTable, Work, answer_id, find, is_private, parse_answer, question, same_question};
+use crate::abi::{Address, AddressEntry, Alias, InnerWildcard, KeyBuffer, NameValue, SLOTS, Slot, Ticks};
 
 fn work(message: &[u8]) -> Box<Work> {
     // SAFETY: every field is an integer or an array of them, for which zeros are a value.
@@ -125,7 +125,58 @@ fn public_neighbours_of_private_ranges_are_public() {
     ] {
         assert!(!is_private(&Address::v4(public.parse::<std::net::Ipv4Addr>().unwrap().octets())), "{public}");
     }
-    for public in ["2001:db8::1", "fbff::1", "fe00::1", "64:ff9b::c633:6401"] {
+    for public in [
+        "2001:db8::1",
+        "fbff::1",
+        "fe00::1",
+        "64:ff9b::c633:6401",
+        "64:ff9a:ffff:ffff::1",
+        "64:ff9b:2::1",
+        "2001:ffff::1",
+        "2002:c633:6401::1",
+        "2003:a00:1::1",
+    ] {
         assert!(!is_private(&Address::v6(public.parse::<std::net::Ipv6Addr>().unwrap().octets())), "{public}");
+    }
+}
+
+/// One name of class 9, which class 7 leads to; classes above 7 stand, and class 7 if that is said.
+struct Led {
+    alias: Alias,
+    stands: bool,
+}
+
+impl NameTable for Led {
+    fn name(&self, _key: &KeyBuffer, _generation: u32) -> Option<NameValue> {
+        Some(NameValue { class: 9, ..NameValue::default() })
+    }
+
+    fn inner(&self, _index: u32) -> Option<&InnerWildcard> {
+        None
+    }
+
+    fn alias(&self, _key: &KeyBuffer) -> Option<&Alias> {
+        Some(&self.alias)
+    }
+
+    fn stands(&self, class: u32, _generation: u32) -> bool {
+        class > 7 || self.stands
+    }
+}
+
+/// P3: private addresses come by a name that another one leads to as long as it leads there, no longer.
+#[test]
+fn what_leads_nowhere_lends_no_private_addresses() {
+    const NOW: Ticks = 100;
+    let mut slots = [0; SLOTS];
+    for (expiry, stands, private) in
+        [(NOW + 1, true, NameValue::PRIVATE), (NOW, true, 0), (NOW + 1, false, 0), (NOW, false, 0)]
+    {
+        slots[0] = Slot { class: 7, expiry }.pack();
+        let led = Led { alias: Alias { entry: AddressEntry { slots }, flags: NameValue::PRIVATE, pad: 0 }, stands };
+        let (mut matching, mut differ) = (Matching::default(), 0);
+        find(&led, &KeyBuffer::EMPTY, 1, NOW, &mut matching, &mut differ);
+        let classes = if private != 0 { [9, 7, 0, 0] } else { [9, 0, 0, 0] };
+        assert_eq!((matching.flags, matching.classes), (private, classes), "until {expiry}, stands: {stands}");
     }
 }

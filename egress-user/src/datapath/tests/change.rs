@@ -5,8 +5,17 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use egress_ebpf::{abi::KeyBuffer, decision::Verdict, dns};
-use proptest::{collection::vec, prelude::*, sample::select, test_runner::Config as Cases};
+use egress_ebpf::{
+    abi::{self, AddressEntry, Alias, AliasKey, KeyBuffer, NameValue, SLOTS, Slot},
+    decision::Verdict,
+    dns,
+};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::{self, select},
+    test_runner::Config as Cases,
+};
 
 use super::*;
 use crate::policy::Proto;
@@ -53,7 +62,7 @@ fn rule() -> impl Strategy<Value = Written> {
     ]
 }
 
-fn compiled(rules: &[Written], private: bool) -> Compiled {
+fn compiled(rules: &[Written], private: &[&str]) -> Compiled {
     let mut text = String::from("version: 1\nrules:\n");
     for (number, (deny, items, ports)) in rules.iter().enumerate() {
         let action = if *deny { "deny" } else { "allow" };
@@ -65,8 +74,8 @@ fn compiled(rules: &[Written], private: bool) -> Compiled {
     if rules.is_empty() {
         text += "  - {name: none, to: [192.0.2.250], ports: [9/udp]}\n";
     }
-    if private {
-        text = text.replace("rules:", "dns: {allowPrivate: [\"*.x.test\"]}\nrules:");
+    if !private.is_empty() {
+        text = text.replace("rules:", &format!("dns: {{allowPrivate: {private:?}}}\nrules:"));
     }
     load(&Sources { texts: vec![("p.yaml".to_owned(), text.clone())], ..Sources::default() })
         .unwrap_or_else(|error| panic!("{error:?}\n{text}"))
@@ -157,12 +166,13 @@ fn restart(datapath: &mut Datapath, policy: &Compiled, settings: &Settings) -> I
 fn no_packet_sees_half_a_change() {
     let settings = Settings::default();
     let cut = prop_oneof![3 => Just(Cut::Never), 1 => Just(Cut::BeforeTheFlip), 1 => Just(Cut::AfterTheFlip)];
-    let policies = vec((vec(rule(), 0..5), any::<bool>(), cut), 2..6);
+    let private = sample::subsequence(vec!["*.x.test", "c.b.x.test", "*.b.x.test", "y.test"], 0..3);
+    let policies = (private, vec((vec(rule(), 0..5), cut), 2..6));
     let mut runner = proptest::test_runner::TestRunner::new(Cases { cases: 64, ..Cases::default() });
     let (datapath, fresh) = (std::cell::RefCell::new(datapath()), std::cell::RefCell::new(super::datapath()));
-    let result = runner.run(&policies, |chain| {
+    let result = runner.run(&policies, |(private, chain)| {
         let (mut datapath, mut fresh) = (datapath.borrow_mut(), fresh.borrow_mut());
-        let chain: Vec<_> = chain.iter().map(|(rules, private, cut)| (compiled(rules, *private), *cut)).collect();
+        let chain: Vec<_> = chain.iter().map(|(rules, cut)| (compiled(rules, &private), *cut)).collect();
         let mut installed = datapath.install(&chain[0].0, &settings, &[]).unwrap();
         for pair in chain.windows(2) {
             let [(old, _), (new, cut)] = pair else { unreachable!() };
@@ -342,4 +352,33 @@ fn other_wildcards_inside_a_label_begin_an_epoch() {
     // What differs in nothing of them is changed in place again.
     change(&mut datapath, &new, &policy(&["b.example.com:80", "md-*.example.com:80", "umsa*.example.com:80"]), &[]);
     assert!(!opens(&datapath, [192, 0, 2, 10]));
+}
+
+/// P3: what CNAME targets were told of private addresses under one `dns.allowPrivate` does not count under another one.
+#[test]
+fn other_private_names_begin_an_epoch() {
+    let mut datapath = datapath();
+    let wild = [(false, vec!["*.x.test"], "80/tcp")];
+    let (old, new) = (compiled(&wild, &["a.x.test"]), compiled(&wild, &[]));
+    let live = datapath.install(&old, &Settings::default(), &[]).unwrap();
+    let mut key = AliasKey { epoch: live.epoch as u16, name: [0; abi::NAME_KEY] };
+    key.name[..8].copy_from_slice(b"tset.x.t");
+    let mut entry = AddressEntry { slots: [0; SLOTS] };
+    let class = *datapath.class_index.iter().find(|class| **class != 0).unwrap();
+    entry.slots[0] = Slot { class, expiry: boot_ticks() + 1000 }.pack();
+    let alias = Alias { entry, flags: NameValue::PRIVATE, pad: 0 };
+    datapath.aliases.set(&key, &alias, sys::ANY).unwrap();
+    // Where the list stays, so does what is known.
+    let more = compiled(&[wild[0].clone(), (false, vec!["y.test"], "80/tcp")], &["a.x.test"]);
+    let same = datapath.change((&old, live.generation), &more, &Settings::default(), &[]).unwrap();
+    assert_eq!((same.epoch, datapath.aliases.get(&key).unwrap()), (live.epoch, Some(alias)));
+    let next = datapath.change((&more, same.generation), &new, &Settings::default(), &[]).unwrap();
+    assert_ne!(next.epoch, live.epoch);
+    assert_eq!(datapath.aliases.get(&key).unwrap(), None);
+    key.epoch = next.epoch as u16;
+    assert_eq!(datapath.aliases.get(&key).unwrap(), Some(Alias { flags: 0, ..alias }));
+    // What may have been led to by a name that may have private addresses now: the next answer says it.
+    let next = datapath.change((&new, next.generation), &old, &Settings::default(), &[]).unwrap();
+    key.epoch = next.epoch as u16;
+    assert_eq!(datapath.aliases.get(&key).unwrap(), None);
 }

@@ -18,8 +18,25 @@ struct TrieNode<'a> {
     name: Option<&'a DomainName>,
     exact: Vec<u32>,
     below: Vec<u32>,
-    inner: Vec<(&'a str, &'a str, u32)>,
+    inner: Vec<Inner<'a>>,
     internal: bool,
+    private: Private,
+}
+
+/// A wildcard inside a label.
+#[derive(Clone, Copy)]
+struct Inner<'a> {
+    prefix: &'a str,
+    suffix: &'a str,
+    /// The grant of a rule's, `None` of one of `dns.allowPrivate`.
+    grant: Option<u32>,
+}
+
+/// Which patterns of `dns.allowPrivate` end at a name, besides those inside a label.
+#[derive(Clone, Copy, Default)]
+struct Private {
+    exact: bool,
+    below: bool,
 }
 
 /// What the labels above give to every name below them.
@@ -27,11 +44,13 @@ struct TrieNode<'a> {
 struct Inherited<'a> {
     grants: &'a [u32],
     ask: bool,
+    private: bool,
 }
 
 pub fn compile(
     patterns: &[(&NamePattern, u32)],
     internal: &[DomainName],
+    private: &[NamePattern],
     classes: &mut Classes,
     work: &mut Work,
 ) -> Result<Vec<NameEntry>, TooMuch> {
@@ -40,14 +59,25 @@ pub fn compile(
         match pattern {
             NamePattern::Exact(name) => trie.node(name).exact.push(*grant),
             NamePattern::Below(base) => trie.node(base).below.push(*grant),
-            NamePattern::InLabel { prefix, suffix, base } => trie.node(base).inner.push((prefix, suffix, *grant)),
+            NamePattern::InLabel { prefix, suffix, base } => {
+                trie.node(base).inner.push(Inner { prefix, suffix, grant: Some(*grant) });
+            }
+        }
+    }
+    for pattern in private {
+        match pattern {
+            NamePattern::Exact(name) => trie.node(name).private.exact = true,
+            NamePattern::Below(base) => trie.node(base).private.below = true,
+            NamePattern::InLabel { prefix, suffix, base } => {
+                trie.node(base).inner.push(Inner { prefix, suffix, grant: None });
+            }
         }
     }
     for name in internal {
         trie.node(name).internal = true;
     }
     let mut walk = Walk { trie: &trie, classes, work, entries: Vec::new() };
-    walk.node(0, None, Inherited { grants: &[], ask: false }, &[])?;
+    walk.node(0, None, Inherited { grants: &[], ask: false, private: false }, &[])?;
     Ok(walk.entries)
 }
 
@@ -72,6 +102,13 @@ impl<'a> Trie<'a> {
     }
 }
 
+/// What an entry says besides its class.
+#[derive(Clone, Copy)]
+struct Flags {
+    ask: bool,
+    private: bool,
+}
+
 struct Walk<'a, 'b> {
     trie: &'b Trie<'a>,
     classes: &'b mut Classes,
@@ -86,58 +123,71 @@ impl Walk<'_, '_> {
         at: u32,
         label: Option<&str>,
         above: Inherited<'_>,
-        siblings: &[(&str, &str, u32)],
+        siblings: &[Inner<'_>],
     ) -> Result<(), TooMuch> {
         let node = &self.trie.nodes[at as usize];
         let ask = above.ask || node.internal;
+        let private = above.private || node.private.below;
         // Copied only where this name adds to it.
         let mut grants = Cow::Borrowed(above.grants);
         if let Some(name) = node.name {
-            if !node.exact.is_empty() || node.internal {
+            if !node.exact.is_empty() || node.internal || node.private.exact {
                 let mut exact = node.exact.clone();
                 exact.extend_from_slice(above.grants);
+                let mut private = above.private || node.private.exact;
                 if let Some(label) = label {
                     self.work.add(siblings.len())?;
-                    let fits = siblings.iter().filter(|(prefix, suffix, _)| label_matches(label, prefix, suffix));
-                    exact.extend(fits.map(|(.., grant)| *grant));
+                    for inner in siblings.iter().filter(|inner| label_matches(label, inner.prefix, inner.suffix)) {
+                        exact.extend(inner.grant);
+                        private |= inner.grant.is_none();
+                    }
                 }
-                self.entry(NameKey::Exact(name.clone()), exact, ask, Vec::new())?;
+                self.entry(NameKey::Exact(name.clone()), exact, Flags { ask, private }, Vec::new())?;
             }
             if !node.below.is_empty() {
                 self.work.add(grants.len())?;
                 grants.to_mut().extend_from_slice(&node.below);
             }
-            if !node.below.is_empty() || !node.inner.is_empty() || node.internal {
+            if !node.below.is_empty() || !node.inner.is_empty() || node.internal || node.private.below {
                 let inner = self.inner(&node.inner)?;
-                self.entry(NameKey::Suffix(name.clone()), grants.to_vec(), ask, inner)?;
+                self.entry(NameKey::Suffix(name.clone()), grants.to_vec(), Flags { ask, private }, inner)?;
             }
         }
         for (label, child) in &node.children {
-            self.node(*child, Some(label), Inherited { grants: &grants, ask }, &node.inner)?;
+            self.node(*child, Some(label), Inherited { grants: &grants, ask, private }, &node.inner)?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, key: NameKey, grants: Vec<u32>, ask: bool, inner: Vec<InnerWildcard>) -> Result<(), TooMuch> {
+    fn entry(
+        &mut self,
+        key: NameKey,
+        grants: Vec<u32>,
+        Flags { ask, private }: Flags,
+        inner: Vec<InnerWildcard>,
+    ) -> Result<(), TooMuch> {
+        // Of a name that no rule opens there is nothing to say that it has private addresses for.
+        if grants.is_empty() && !ask && inner.iter().all(|inner| inner.class == 0) {
+            return Ok(());
+        }
         self.work.add(grants.len())?;
-        self.entries.push(NameEntry { key, class: self.classes.number(grants), ask, inner });
+        self.entries.push(NameEntry { key, class: self.classes.number(grants), ask, private, inner });
         Ok(())
     }
 
-    fn inner(&mut self, patterns: &[(&str, &str, u32)]) -> Result<Vec<InnerWildcard>, TooMuch> {
-        let mut grouped: BTreeMap<(&str, &str), Vec<u32>> = BTreeMap::new();
-        for (prefix, suffix, grant) in patterns {
-            grouped.entry((prefix, suffix)).or_default().push(*grant);
+    fn inner(&mut self, patterns: &[Inner<'_>]) -> Result<Vec<InnerWildcard>, TooMuch> {
+        let mut grouped: BTreeMap<(&str, &str), (Vec<u32>, bool)> = BTreeMap::new();
+        for inner in patterns {
+            let (grants, private) = grouped.entry((inner.prefix, inner.suffix)).or_default();
+            grants.extend(inner.grant);
+            *private |= inner.grant.is_none();
         }
         grouped
             .into_iter()
-            .map(|((prefix, suffix), grants)| {
+            .map(|((prefix, suffix), (grants, private))| {
                 self.work.add(grants.len())?;
-                Ok(InnerWildcard {
-                    prefix: prefix.to_owned(),
-                    suffix: suffix.to_owned(),
-                    class: self.classes.number(grants),
-                })
+                let class = self.classes.number(grants);
+                Ok(InnerWildcard { prefix: prefix.to_owned(), suffix: suffix.to_owned(), class, private })
             })
             .collect()
     }

@@ -259,3 +259,50 @@ fn a_policy_that_multiplies_out_is_refused() {
     let error = super::compile(&document, &files, &[]).expect_err("64 million grants");
     assert!(error.title.contains("multiplies out"), "{}", error.title);
 }
+
+/// P3: names of `dns.allowPrivate` stand in the table with what opens them, and only where something does.
+#[test]
+fn names_with_private_addresses_have_entries_of_their_own() {
+    let compiled = compiled(
+        "dns: {allowPrivate: [db.corp.test, '*.sub.corp.test', 'pg-*.corp.test', a.elsewhere.test, 'b-*.elsewhere.test', '*.elsewhere.test']}
+rules:
+  - {name: corp, to: ['*.corp.test', 'pg-*.corp.test'], ports: [443/tcp]}
+  - {name: one, to: [pg-1.corp.test, x.sub.corp.test], ports: [80/tcp]}
+",
+    );
+    let entries: Vec<_> = compiled.names.iter().map(|entry| (entry.key.name().as_str(), entry.private)).collect();
+    let wanted = [
+        ("corp.test", false),
+        ("db.corp.test", true),
+        ("pg-1.corp.test", true),
+        ("sub.corp.test", true),
+        ("x.sub.corp.test", true),
+    ];
+    assert_eq!(entries, wanted);
+    let class = |at: usize| compiled.names[at].class;
+    assert_eq!((class(1), class(3)), (class(0), class(0)), "what `*.corp.test` opens");
+    let inner: Vec<_> = compiled.names[0].inner.iter().map(|inner| (&*inner.prefix, inner.private)).collect();
+    assert_eq!(inner, [("pg-", true)]);
+}
+
+/// The programs look at sixteen wildcards inside a label below one name: more are refused, not passed over.
+#[test]
+fn too_many_wildcards_inside_a_label_are_refused() {
+    let text = |rules: usize, private: usize| {
+        let list = |prefix: &str, count: usize| {
+            (0..count).map(|number| format!("'{prefix}{number}-*.a.test'")).collect::<Vec<_>>().join(", ")
+        };
+        let dns =
+            if private == 0 { String::new() } else { format!("dns: {{allowPrivate: [{}]}}\n", list("p", private)) };
+        format!("{dns}rules:\n  - {{name: x, to: [{}], ports: [443/tcp]}}\n", list("r", rules))
+    };
+    assert_eq!(compiled(&text(16, 0)).names[0].inner.len(), 16);
+    assert_eq!(compiled(&text(8, 8)).names[0].inner.len(), 16);
+    for (rules, private) in [(17, 0), (9, 8), (1, 16)] {
+        let text = text(rules, private);
+        let (document, files) = super::document(&[("p.yaml", &text)], &[]).unwrap();
+        let error = super::compile(&document, &files, &[]).expect_err("too many");
+        assert!(error.title.contains("too many wildcards inside a label of `a.test`"), "{}", error.title);
+        assert!(error.at.is_some() && error.hint.is_some(), "{error:?}");
+    }
+}

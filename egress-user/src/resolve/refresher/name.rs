@@ -176,8 +176,8 @@ impl Name {
         side.failures = side.failures.saturating_add(1);
         let next_in = match reason {
             Reason::NxDomain => {
-                side.addresses.end(now, settings);
-                side.aliases.end(now, settings);
+                side.addresses.end(now);
+                side.aliases.end(now);
                 jittered(negative, 0.9..1.1)
             }
             _ => {
