@@ -2,7 +2,7 @@
 
 use super::{bytes::opaque, name};
 use crate::{
-    abi::{Alias, INNER_MAX, InnerWildcard, KeyBuffer, NAME_CLASSES, NameValue, SLOTS, Slot, Ticks},
+    abi::{Alias, INNER_MAX, InnerWildcard, KeyBuffer, NAME_CLASSES, NEVER, NameValue, SLOTS, Slot, Ticks},
     learn,
     repeat::{Step, repeat},
 };
@@ -31,6 +31,11 @@ pub struct Matching {
     pub flags: u32,
     /// Classes that did not fit.
     pub lost: u32,
+    /// When the name ends to be one: [`NEVER`] where the table says what it is, else when the last of the aliases that lead to it ends.
+    /// What is learned by it ends no later.
+    pub until: Ticks,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Matching {
@@ -83,6 +88,7 @@ pub fn find<T: NameTable>(
             repeat(INNER_MAX, &mut Inner { table, key, matching: &mut *matching, differ, suffix, first, count });
         }
     }
+    matching.until = if matching.count == 0 { 0 } else { NEVER };
     if let Some(alias) = table.alias(key) {
         repeat(SLOTS as u32, &mut Aliases { table, alias, matching, generation, now });
     }
@@ -131,6 +137,9 @@ impl<T: NameTable> Step for Aliases<'_, T> {
         let slot = Slot::unpack(learn::read(&self.alias.entry, u64::from(index)));
         if slot.lives(self.now) && self.table.stands(slot.class, self.generation) {
             self.matching.add(slot.class);
+            // The later of both, which is all but the earlier.
+            let until = self.matching.until;
+            self.matching.until = until ^ slot.expiry ^ learn::earlier(until, slot.expiry);
             // What led here once lends nothing any more.
             self.matching.flags |= self.alias.flags & NameValue::PRIVATE;
         }

@@ -178,7 +178,8 @@ impl Step for Each<'_> {
             self.work.learning.class = 0;
             return true;
         }
-        found.expiry = learn::expiry(self.now, found.ttl, self.min_ttl, self.grace);
+        let expiry = learn::expiry(self.now, found.ttl, self.min_ttl, self.grace);
+        found.expiry = learn::earlier(expiry, self.work.matching.until);
         let slot = Slot { class, expiry: found.expiry };
         let outcome = learn_one(&found.address, self.epoch, slot, self.now, self.work.index as u32);
         if let Outcome::Again = outcome {

@@ -113,6 +113,39 @@ fn chain_counts_for_the_name_asked_and_its_targets_may_be_asked() {
     assert_eq!(kernel.classes(LIVE, "198.51.100.2"), [9, 7]);
 }
 
+/// Section 1: a CNAME's target may be asked while the answer that led to it lives. Each target could lead to a next one, and so a class go
+/// on for ever that was lent once.
+#[test]
+fn what_an_alias_teaches_ends_with_it() {
+    let mut kernel = Kernel::load();
+    kernel.config(Config {
+        generation: LIVE + 1,
+        epoch: LIVE + 1,
+        flags: Config::ENFORCE | Config::QUERIES_ALLOWLISTED,
+        ..Config::default()
+    });
+    assert_eq!(kernel.control(CONTROL_FLIP, LIVE + 1, &[]).0, 0);
+    kernel.name(LIVE + 1, "shop.example", allow(7));
+    kernel.class(7, 70);
+    assert!(kernel.query(&wire::query(1, "shop.example")));
+    kernel.answer(&wire::answer(1, "shop.example", &[("shop.example", 60, Cname("one.test"))]));
+    let end = |ttl: u64| egress_user::datapath::boot_ticks() + ((ttl * 1_000_000_000) >> 30) as u32 + 2;
+    for (name, next, address) in [("one.test", "two.test", "198.51.100.1"), ("two.test", "three.test", "198.51.100.2")]
+    {
+        assert!(kernel.query(&wire::query(2, name)));
+        let records = [(name, 86_400, Cname(next)), (next, 86_400, Address(address))];
+        kernel.answer(&wire::answer(2, name, &records));
+        assert_eq!(kernel.classes(LIVE + 1, address), [7]);
+        let expiry = kernel.events().pop().unwrap().1[0].expiry;
+        assert!(expiry <= end(60), "{name}: {expiry}, {}", end(60));
+    }
+    // What the policy names is another matter, whatever leads to it.
+    kernel.name(LIVE + 1, "three.test", allow(7));
+    assert!(kernel.query(&wire::query(3, "three.test")));
+    kernel.answer(&wire::answer(3, "three.test", &[("three.test", 86_400, Address("198.51.100.3"))]));
+    assert!(kernel.events().pop().unwrap().1[0].expiry > end(80_000));
+}
+
 #[test]
 fn uncompressed_owners_are_followed() {
     let mut kernel = Kernel::load();

@@ -255,6 +255,7 @@ fn take(pending: &Pending, work: &mut Work, now: Ticks) -> bool {
     work.pending.generation = pending.generation;
     work.pending.classes = pending.classes;
     work.pending.flags = pending.flags;
+    work.pending.until = pending.until;
     work.pending.wire_len = pending.wire_len;
     copy(&pending.key, &mut work.event.key);
     if self::ticket(pending) != ticket || PENDING.remove(&work.key).is_err() {
@@ -303,20 +304,22 @@ impl Step for Each<'_> {
         if config.generation == self.generation {
             work.matching.classes = work.pending.classes;
             work.matching.flags = work.pending.flags;
+            work.matching.until = work.pending.until;
         } else {
             // The policy was changed since the query left, or is being changed now.
             find(work.index as u32, Wanted::Answered, config, self.now);
         }
         let private = work.matching.flags & NameValue::PRIVATE != 0;
         addresses(work, config, private, self.now);
-        let expiry = learn::expiry(self.now, work.answer.ttl as u32, config.min_ttl, config.grace);
-        let flags = work.matching.flags & NameValue::PRIVATE;
         work.learning.address = 0;
         work.learning.class = 0;
         let epoch = config.epoch;
         if work.answer.chain != 0 {
+            let expiry = learn::expiry(self.now, work.answer.ttl as u32, config.min_ttl, config.grace);
+            work.learning.expiry = u64::from(learn::earlier(expiry, work.matching.until));
+            let flags = work.matching.flags & NameValue::PRIVATE;
             let turns = (CHAIN_MAX * NAME_CLASSES) as u32 + 8;
-            repeat(turns, &mut Aliases { work: &mut *work, epoch, expiry, flags, now: self.now });
+            repeat(turns, &mut Aliases { work: &mut *work, epoch, flags, now: self.now });
         }
         if index == 0 {
             work.event.classes = work.matching.classes;
@@ -330,7 +333,6 @@ impl Step for Each<'_> {
 struct Aliases<'a> {
     work: &'a mut Work,
     epoch: u32,
-    expiry: Ticks,
     flags: u32,
     now: Ticks,
 }
@@ -352,7 +354,7 @@ impl Step for Aliases<'_> {
             return true;
         }
         key.set_epoch(self.epoch);
-        let slot = Slot { class, expiry: self.expiry };
+        let slot = Slot { class, expiry: self.work.learning.expiry as Ticks };
         let outcome = alias(key, slot, self.flags, self.now, &mut self.work.learning);
         match outcome {
             Outcome::Again => return true,
