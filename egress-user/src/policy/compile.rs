@@ -117,7 +117,7 @@ fn too_many_inside(document: &Document, entry: &NameEntry) -> Diagnostic {
     let base = entry.key.name();
     let is_one =
         |item: &&Item| matches!(&item.target, Target::Name(NamePattern::InLabel { base: of, .. }) if of == base);
-    let last = document.rules.iter().flat_map(|rule| &rule.to).filter(is_one).last();
+    let last = document.rules.iter().flat_map(|rule| &rule.to).rfind(is_one);
     let error = Diagnostic::error(format!("too many wildcards inside a label of `{base}`"))
         .note(format!(
             "there are {} right below `{base}`, those of `dns.allowPrivate` among them, and {INNER_MAX} are looked at",
