@@ -219,6 +219,10 @@ fn writable(socket: &Path, args: &RunArgs, pins: Option<&Pins>) -> Vec<PathBuf> 
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what } = started;
+    // Before anybody is told that the daemon is there: until then a signal ends it, SIGHUP too.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut watcher = system::watch(system::Paths::default()).ok();
     if let Some(watcher) = &mut watcher
         && Some(&*watcher.resolvers.borrow()) != names.as_ref()
@@ -286,9 +290,6 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
         let _ = stopped.await;
     }));
     let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 3));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
