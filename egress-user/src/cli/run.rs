@@ -178,7 +178,12 @@ fn enforce(
         };
         Failure::machine(error.to_string(), hint)
     };
-    if let Some(trial) = stored.trial.take().and_then(|texts| base.compile(&texts, names).ok()) {
+    let compile = |texts| {
+        base.compile(&texts, names)
+            .inspect_err(|error| tracing::error!(%error, "what was on trial cannot be read any more, and ends"))
+            .ok()
+    };
+    if let Some(trial) = stored.trial.take().and_then(compile) {
         match Enforcement::start(&trial.policy, trial.settings.clone(), scope, true) {
             Ok(enforcement) => {
                 stored.before_applied = stored.applied.is_some();

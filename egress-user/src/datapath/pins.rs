@@ -193,9 +193,10 @@ impl Pins {
         Ok(entries.filter_map(Result::ok).filter(move |entry| entry.path() != own))
     }
 
-    /// Whether maps of this version are pinned, all of them: some alone have lost what belongs together.
+    /// Whether maps of this version are pinned, all of them: some alone have lost what belongs together. A directory in a map's
+    /// place is none.
     pub fn has_maps(&self) -> bool {
-        MAPS.iter().all(|name| self.map(name).exists())
+        MAPS.iter().all(|name| self.map(name).is_file())
     }
 
     /// Forgets the pinned maps, so that the next load makes new ones. The programs that use them keep them.
