@@ -98,7 +98,10 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let metrics = args.metrics.map(bind_metrics).transpose()?;
     let sinks = args.sinks.open()?;
     // Made now: later the daemon may write below it, and make no other.
-    let _ = std::fs::create_dir_all(&args.state);
+    if let Err(error) = daemon::make_dir(&args.state) {
+        let state = args.state.display();
+        tracing::warn!(%error, %state, "cannot make the state directory: a restart will not know what was applied and learned");
+    }
     let store = Store::new(&args.state);
     let mut stored = store.read();
     let ready = latest(&base, files, &mut stored, names.as_ref());
@@ -228,7 +231,11 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut watcher = system::watch(system::Paths::default()).ok();
+    let mut watcher = system::watch(system::Paths::default())
+        .inspect_err(|error| {
+            tracing::warn!(%error, "changes of the system's resolvers are not seen: restart the daemon to take them up");
+        })
+        .ok();
     if let Some(watcher) = &mut watcher
         && Some(&*watcher.resolvers.borrow()) != names.as_ref()
     {

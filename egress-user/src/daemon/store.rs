@@ -71,6 +71,11 @@ impl Store {
     }
 }
 
+/// Makes a directory, for its owner alone, where it is not there yet.
+pub fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
 /// Replaces a file, whole or not at all, readable for its owner alone; `durable`: over a loss of power too. What could not be
 /// written leaves nothing behind.
 fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
@@ -83,8 +88,7 @@ pub(super) fn replace_with(
     durable: bool,
     write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    make_dir(path.parent().unwrap_or(Path::new("/")))?;
     let fresh = path.with_extension("new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     let written = write(&mut file).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
