@@ -3,11 +3,7 @@
 use std::{
     path::Path,
     process::ExitCode,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -91,26 +87,13 @@ async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String
         scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>()
     );
     let (core, events) = Core::new(enforcement, policy, Vec::new());
-    let ended = Arc::new(AtomicBool::new(false));
-    let reader = {
-        let (core, ended, sink) = (Arc::clone(&core), Arc::clone(&ended), Arc::clone(sink));
-        thread::Builder::new().name("events".to_owned()).spawn(move || {
-            let mut reader = ring::Reader::new(&core, events);
-            let add = |event: &Event| lock(&sink).add(event);
-            while !ended.load(Ordering::Acquire) {
-                reader.wait(LAST_EVENTS);
-                reader.drain(&add);
-            }
-            reader.drain(&add);
-            core.sweep(true).iter().for_each(add);
-        })?
-    };
+    let seen = Arc::clone(sink);
+    let reader = ring::Until::read(&core, events, LAST_EVENTS, move |event| lock(&seen).add(event))?;
     let stop = Stop::new()?;
     super::output::eprint(&format!("learning from {about}; nothing is blocked\n"));
     wait(args.time, sink, stop, std::future::pending()).await?;
     tokio::time::sleep(LAST_EVENTS).await;
-    ended.store(true, Ordering::Release);
-    let _ = reader.join();
+    reader.finish();
     Ok(about)
 }
 
