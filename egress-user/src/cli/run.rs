@@ -41,10 +41,12 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         .init();
     if let Some(why) = disabled::by_whom() {
         output::eprint(&format!("ENFORCEMENT IS OFF: {why}\n"));
-        let removed = Pins::new(&Pins::default_bpffs()).detach_all()?;
+        let mut removed = Vec::new();
+        let all = Pins::new(&Pins::default_bpffs()).detach_all(&mut removed);
         if !removed.is_empty() {
             output::eprint(&format!("removed {} objects that were in force\n", removed.len()));
         }
+        all?;
         // Else systemd takes the end for a failed start, and what requires the unit, perhaps the network, does not come up.
         let said = format!("enforcement is off: {why}");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&said)]);
@@ -332,7 +334,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     if args.detach_on_exit
         && let Some(pins) = pins
     {
-        pins.detach_all()?;
+        pins.detach_all(&mut Vec::new())?;
         say("enforcement is off\n");
     }
     Ok(ExitCode::SUCCESS)
