@@ -21,7 +21,7 @@ pub struct PolicyArgs {
     /// A file, a directory, or an embedded policy; may be repeated, all are merged
     #[arg(long, short, value_name = "P")]
     pub policy: Vec<PathBuf>,
-    /// Allow one destination more: github.com (443/tcp), github.com:22, 192.0.2.1:53/udp, 10.0.0.0/8:any,
+    /// Allow one destination more: github.com (443/tcp), github.com:22, 192.0.2.1:123/udp, 10.0.0.0/8:any,
     /// [2001:db8::1]:443; may be repeated
     #[arg(long, value_name = "DEST", value_parser = allow)]
     pub allow: Vec<String>,
@@ -261,7 +261,7 @@ pub struct CheckArgs {
 pub struct ExplainArgs {
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// NAME-or-ADDRESS[:PORT][/PROTO], like api.example.com:443 or 192.0.2.1:53/udp; 443/tcp when no port is said
+    /// NAME-or-ADDRESS[:PORT][/PROTO], like api.example.com:443 or 192.0.2.1:123/udp; 443/tcp when no port is said
     #[arg(value_name = "DEST", value_parser = destination, required_unless_present = "packet")]
     pub destination: Option<Destination>,
     /// Run the attached programs on this packet: 'tcp 10.0.0.2:40000 > 192.0.2.1:443', the source may be left out
