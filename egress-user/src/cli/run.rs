@@ -109,8 +109,9 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let ready = latest(&base, files, &mut stored, names.as_ref());
     let (ready, mut enforcement, trial) = enforce(&base, ready, (&store, &mut stored), names.as_ref(), &scope)?;
     let pins = enforcement.pins.clone();
+    let by_apply = by_apply(&ready.texts, trial, &stored);
     let what = format!(
-        "{} in {}{}",
+        "{} in {}{}{by_apply}",
         if ready.policy.mode == policy::Mode::Enforce {
             "enforcement is on"
         } else {
@@ -165,6 +166,22 @@ fn latest(base: &Base, files: Ready, stored: &mut Stored, names: Option<&SystemR
             files
         }
     }
+}
+
+/// What is said where a policy is in force that is not that of the files given.
+fn by_apply(texts: &Texts, trial: bool, stored: &Stored) -> String {
+    let names = texts.names().join(", ");
+    if trial {
+        return format!(
+            "\non trial: {names}, by `egress apply --confirm`; `egress confirm` keeps it, else what was in force before comes back"
+        );
+    }
+    if stored.applied.as_ref().is_none_or(|applied| applied.texts != *texts) {
+        return String::new();
+    }
+    format!(
+        "\nin force: {names}, by `egress apply` (not the files given); a change of the files puts these in force, `egress rollback` what was before"
+    )
 }
 
 /// Puts the policy in force, or goes on with the one that an earlier daemon put on trial: then `true`.
@@ -332,10 +349,12 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     tokio::task::block_in_place(|| running.finish());
     tokio::task::block_in_place(|| core.write_names(&NamesFile::new(&args.state)));
     if args.detach_on_exit
-        && let Some(pins) = pins
+        && let Some(pins) = &pins
     {
         pins.detach_all(&mut Vec::new())?;
         say("enforcement is off\n");
+    } else if pins.is_some_and(|pins| pins.hold()) {
+        say("enforcement stays on; `egress detach` ends it\n");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -450,4 +469,26 @@ async fn resolvers_changed(watcher: Option<&mut system::Watcher>) -> SystemResol
         return watcher.resolvers.borrow_and_update().clone();
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_is_not_that_of_the_files_is_told() {
+        let texts = |name: &str| Texts { files: vec![(name.to_owned(), String::new())], ..Texts::default() };
+        let (files, applied) = (texts("/etc/egress/policy.yaml"), texts("/root/new.yaml"));
+        let stored = |applied: Option<&Texts>| Stored {
+            applied: applied.map(|texts| Applied { texts: texts.clone(), over: files.clone() }),
+            ..Stored::default()
+        };
+        assert_eq!(by_apply(&files, false, &stored(None)), "");
+        // What was applied cannot be read any more: the files count.
+        assert_eq!(by_apply(&files, false, &stored(Some(&applied))), "");
+        let told = by_apply(&applied, false, &stored(Some(&applied)));
+        assert!(told.starts_with("\nin force: /root/new.yaml, by `egress apply` (not the files given)"), "{told}");
+        let told = by_apply(&applied, true, &stored(None));
+        assert!(told.contains("on trial: /root/new.yaml") && told.contains("egress confirm"), "{told}");
+    }
 }

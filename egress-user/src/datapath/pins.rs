@@ -231,6 +231,12 @@ impl Pins {
         Ok(retired)
     }
 
+    /// Whether a link is pinned, of any version: enforcement is on, be there a daemon or not. In doubt, no.
+    pub fn hold(&self) -> bool {
+        let versions = fs::read_dir(&self.root).into_iter().flatten().filter_map(Result::ok);
+        versions.flat_map(|version| fs::read_dir(version.path().join("links"))).flatten().any(|link| link.is_ok())
+    }
+
     /// Detaches every pinned link, of any version, and removes every pin and directory. What was removed is added to `removed`.
     ///
     /// # Errors
@@ -367,7 +373,9 @@ mod tests {
         fs::write(elsewhere.path().join("file"), "").unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), pins.root.join("of-nobody/link")).unwrap();
         let mut removed = Vec::new();
+        assert!(pins.hold());
         pins.detach_all(&mut removed).unwrap();
+        assert!(!pins.hold());
         assert_eq!(removed, ["map LIVE"]);
         assert!(!pins.root.exists() && elsewhere.path().join("file").exists());
         pins.detach_all(&mut removed).unwrap();
