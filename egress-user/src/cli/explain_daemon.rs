@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{Failure, args::ExplainArgs, explain_packet};
+use super::{Failure, args::ExplainArgs, explain_packet, without_daemon};
 use crate::{
     api::{Client, ClientError, ExplainedAddress, Explanation, PacketQuestion},
     events::Style,
@@ -29,7 +29,13 @@ pub fn main(socket: &Path, args: ExplainArgs) -> anyhow::Result<ExitCode> {
 /// a tokio runtime.
 pub fn run(socket: &Path, to: &str, json: bool) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let explanation = match answer(runtime.block_on(Client::new(socket).explain(to)))? {
+    let answered = answer(runtime.block_on(Client::new(socket).explain(to))).map_err(|error| {
+        without_daemon(
+            error,
+            Some(format!("what a policy says of it takes no daemon: `egress explain --policy P {to}`")),
+        )
+    })?;
+    let explanation = match answered {
         Ok(explanation) => explanation,
         Err(code) => return Ok(code),
     };

@@ -29,7 +29,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{api::DEFAULT_SOCKET, policy::PolicyError};
+use crate::{
+    api::{ClientError, DEFAULT_SOCKET},
+    policy::PolicyError,
+};
 
 /// Exit codes of every command (`exec` ends with the command's own where it ran).
 pub mod exit {
@@ -114,6 +117,14 @@ impl Failure {
     /// The machine cannot do it (exit 3).
     pub fn machine(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { code: exit::MACHINE, what: what.into(), hint: Some(hint.into()) }
+    }
+}
+
+/// The error that the daemon did not answer; where there is none, with what to do without one.
+fn without_daemon(error: ClientError, hint: Option<impl Into<String>>) -> anyhow::Error {
+    match (&error, hint) {
+        (ClientError::NoDaemon(_), Some(hint)) => Failure::machine(error.to_string(), hint).into(),
+        _ => error.into(),
     }
 }
 
