@@ -283,3 +283,29 @@ fn what_needs_no_daemon_is_named() {
     let run = alone(&["status"]);
     assert!(run.code == 3 && run.err.contains(stays), "{}", run.err);
 }
+
+/// What is wrong is told with what is right.
+#[test]
+fn a_wrong_argument_is_told_with_an_example() {
+    for (line, hint) in [
+        (&["exec", "true"][..], "put `--` before the command: `-- true`"),
+        (&["exec", "--allow", "github.com", "curl", "-v", "x"], "`-- curl`"),
+        (&["learn", "-o", "p.yaml", "true"], "`-- true`"),
+        (&["events", "--pid", "x"], "like 1234"),
+        // In no cgroup, so that nothing is governed should it be taken.
+        (&["run", "--policy", "deny-all", "--cgroup", "/none", "--metrics", "foo"], "like 127.0.0.1:9464"),
+        (
+            &["run", "--policy", "deny-all", "--cgroup", "/none", "--interface", "none", "--interface", "up0"],
+            "`none` stands alone",
+        ),
+        (&["run", "--policy", "deny-all", "--interface", "none", "--cgroup", "/none"], "/sys/fs/cgroup/"),
+        (&["explain", "github.com", "--set", "a=b"], "`egress explain --policy P --set KEY=VALUE DEST`"),
+        (&["explain", "--packet", "icmp 192.0.2.1", "--set", "a=b"], "`--set` fills a placeholder"),
+    ] {
+        let run = egress(line);
+        assert!(run.code == 2 && run.err.contains(hint), "{line:?}: {} {}", run.code, run.err);
+    }
+    for line in [&["events", "true"][..], &["exec", "--alow", "x"]] {
+        assert!(!egress(line).err.contains("before the command"), "{line:?}");
+    }
+}

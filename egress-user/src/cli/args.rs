@@ -88,14 +88,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "IF")]
     pub interface: Vec<String>,
     /// Serve metrics at this address
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = metrics)]
     pub metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub sinks: SinkArgs,
     /// Let this group (name or number) read from the daemon's socket; only root changes anything
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub socket_group: Option<u32>,
-    /// Where policies are kept that come by `egress apply`
+    /// Where policies are kept that come by `egress apply` (policy.json), and the addresses learned of names (names.json)
     #[arg(long, value_name = "DIR", env = "EGRESS_STATE", default_value = "/var/lib/egress")]
     pub state: PathBuf,
     /// Room for this many addresses of each family, learned ones included; half of it is for the next policy
@@ -317,7 +317,7 @@ pub struct FilterArgs {
     #[arg(long)]
     pub dropped: bool,
     /// Only of this process
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", value_parser = pid)]
     pub pid: Option<u32>,
     /// Only of this cgroup and those below it, like /system.slice/cron.service
     #[arg(long, value_name = "PATH")]
@@ -408,6 +408,14 @@ fn resolver(text: &str) -> Result<SocketAddr, String> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let text = bare.filter(|bare| bare.parse::<IpAddr>().is_ok()).unwrap_or(text);
     policy::parse_resolver(text).map_err(sentence)
+}
+
+fn metrics(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an address of this node and a port, like 127.0.0.1:9464".to_owned())
+}
+
+fn pid(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "write a process's number, like 1234".to_owned())
 }
 
 fn group(text: &str) -> Result<u32, String> {

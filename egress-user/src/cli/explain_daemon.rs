@@ -15,6 +15,13 @@ use crate::{
 
 /// Asks about what was given: a destination or a packet.
 pub fn main(socket: &Path, args: ExplainArgs) -> anyhow::Result<ExitCode> {
+    if !args.policy.set.is_empty() {
+        return Err(Failure::input(
+            "`--set` fills a placeholder of a policy, and none is given",
+            "name it: `egress explain --policy P --set KEY=VALUE DEST`; the daemon was told by `egress run` or `egress apply`",
+        )
+        .into());
+    }
     match (args.packet, args.destination) {
         (Some(packet), _) => {
             let question = PacketQuestion { packet: packet.to_string(), hook: args.hook, cgroup: args.cgroup };

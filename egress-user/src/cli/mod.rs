@@ -27,7 +27,10 @@ pub mod top;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use crate::{
     api::{ClientError, DEFAULT_SOCKET},
@@ -130,11 +133,24 @@ fn without_daemon(error: ClientError, hint: Option<impl Into<String>>) -> anyhow
 
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| with_tip(error).exit());
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => ExitCode::from(complain(&error)),
     }
+}
+
+/// Says how a command is written where its first word was taken for an argument of ours.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let taken = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => word.clone(),
+        _ => return error,
+    };
+    if !taken.starts_with('-') && error.render().to_string().contains("-- <CMD>") {
+        let tip = format!("put `--` before the command: `-- {taken}`");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {

@@ -1,6 +1,7 @@
 //! `egress run`: the daemon, in the foreground.
 
 use std::{
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -96,7 +97,10 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let followed = PolicyFiles::new(base.sources.policies.clone(), loaded.paths.clone(), &files.texts.files);
     // The socket comes before anything in the kernel: it is also what finds a second daemon.
     let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
-    let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
+    let server = Server::bind(&options).map_err(|error| {
+        let is_root = nix::unistd::geteuid().is_root();
+        Failure::machine(error.to_string(), if is_root { "see `egress status`" } else { "run it as root" })
+    })?;
     let metrics = args.metrics.map(bind_metrics).transpose()?;
     let sinks = args.sinks.open()?;
     // Made now: later the daemon may write below it, and make no other.
@@ -269,7 +273,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let changer = Changer::new(&core, base, asking, store, (texts, names), (stored, trial));
     core.set_changer(Box::new(Handle(Arc::clone(&changer))));
     // Subscribed before the first look: what changes between the two is seen.
-    let wanted = Wanted::from_arguments(&args.interface);
+    let wanted = wanted(&args.interface)?;
     let follows = wanted != Wanted::None;
     let mut follower = follows.then(Follower::start).transpose().context("follow the network's changes")?;
     let links = if follows { daemon::links().await.context("list the network's links")? } else { Vec::new() };
@@ -387,13 +391,36 @@ fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
     Ok(Scope { room, tells: args.log_programs, ..scope })
 }
 
+/// What `--interface` names.
+pub(super) fn wanted(interfaces: &[String]) -> Result<Wanted, Failure> {
+    if interfaces.len() > 1 && interfaces.iter().any(|name| name == "none") {
+        return Err(Failure::input(
+            "`none` stands alone: `--interface none` governs no interface",
+            "leave it out, or the others",
+        ));
+    }
+    Ok(Wanted::from_arguments(interfaces))
+}
+
+fn no_cgroup(error: datapath::Error) -> Failure {
+    use datapath::Error::{NotACgroup, Path};
+    let what = error.to_string();
+    match error {
+        NotACgroup { .. } => Failure::input(what, "`systemd-cgls` lists those there are"),
+        Path { source, .. } if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Failure::input(
+                what,
+                "write its path, like /sys/fs/cgroup/system.slice; `systemd-cgls` lists those there are",
+            )
+        }
+        _ => Failure::machine(what, "`egress run --help` says what each option takes"),
+    }
+}
+
 /// What `--cgroup` and `--interface` name.
 pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Option<Pins>) -> anyhow::Result<Scope> {
-    let machine = |error: crate::datapath::Error| {
-        Failure::machine(error.to_string(), "`egress run --help` says what each option takes")
-    };
-    let cgroup = Cgroup::open(cgroup).map_err(machine)?;
-    let (uplinks, missing) = Wanted::from_arguments(interfaces).find();
+    let (uplinks, missing) = wanted(interfaces)?.find();
+    let cgroup = Cgroup::open(cgroup).map_err(no_cgroup)?;
     if !missing.is_empty() {
         let missing = missing.join(", ");
         tracing::warn!(

@@ -13,7 +13,7 @@ use super::{Failure, LearnArgs, Progress, Sink, lock, watching};
 use crate::{
     api::{Client, ClientError, EventFilter, Status},
     cli::{exec, run},
-    daemon::{Believe, Core, Enforcement, Wanted, ring, settings},
+    daemon::{Believe, Core, Enforcement, ring, settings},
     datapath::cgroup_root,
     events::Event,
     resolve::system,
@@ -66,7 +66,7 @@ async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String
     let system = system::read(&system::Paths::default()).ok();
     let policy = watching(&args.resolver, system.as_ref())?;
     // `run` waits for an interface; here nothing follows, and the policy would lack what leaves by it.
-    let (_, missing) = Wanted::from_arguments(&args.interface).find();
+    let (_, missing) = run::wanted(&args.interface)?.find();
     if !missing.is_empty() {
         let what = format!("there is no interface {}", missing.join(", "));
         return Err(
