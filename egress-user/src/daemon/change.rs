@@ -214,10 +214,14 @@ impl Changer {
     /// Has the names asked for that the policy in force has, where it says.
     fn ask(&self) {
         let active = self.core.active();
-        self.resolver.set_resolvers(&asked(&active.settings));
+        let resolvers = asked(&active.settings);
+        let are_others = self.resolver.resolvers() != resolvers;
+        self.resolver.set_resolvers(&resolvers);
         self.refresher.reconfigure(resolve_settings(&active.policy), allow_private(&active.policy));
         self.refresher.set_names(active.policy.exact_names.iter().map(DomainName::as_str));
-        self.refresher.retry_now();
+        if are_others {
+            self.refresher.retry_now();
+        }
     }
 
     /// Follows the kernel where a policy's time ran out.
