@@ -12,7 +12,11 @@ struct Run {
 }
 
 fn egress(args: &[&str]) -> Run {
-    let output = Command::cargo_bin("egress").unwrap().args(args).env_remove("EGRESS_SOCKET").output().unwrap();
+    run(Command::cargo_bin("egress").unwrap().args(args).env_remove("EGRESS_SOCKET"))
+}
+
+fn run(command: &mut Command) -> Run {
+    let output = command.output().unwrap();
     Run {
         code: output.status.code().expect("an exit code, not a signal"),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -250,4 +254,58 @@ fn huge_shapes_are_read_or_refused_with_their_place() {
         .collect();
     let run = check("bomb.yaml", &format!("a: &a [x,x,x,x,x,x,x,x,x]\n{bomb}"));
     assert!(run.code == 2 && run.err.contains("bomb.yaml:"), "{}", run.err);
+}
+
+/// Without a daemon: what can be asked all the same.
+#[test]
+fn what_needs_no_daemon_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let alone = |args: &[&str]| {
+        run(Command::cargo_bin("egress")
+            .unwrap()
+            .args(args)
+            .env("EGRESS_SOCKET", directory.path().join("egress.sock"))
+            .env("EGRESS_BPFFS", directory.path()))
+    };
+    for (line, hint) in [
+        (&["explain", "192.0.2.1:123/udp"][..], "`egress explain --policy P 192.0.2.1:123/udp`"),
+        (&["diff", "deny-all"], "`egress diff A B`"),
+    ] {
+        let run = alone(line);
+        assert!(run.code == 3 && run.err.contains("no daemon answers at") && run.err.contains(hint), "{}", run.err);
+    }
+    // What it put in force does not go with it.
+    let stays = "enforcement stays on without a daemon; `egress detach` ends it";
+    assert!(!alone(&["status"]).err.contains(stays));
+    let links = directory.path().join("egress/v0/links");
+    fs::create_dir_all(&links).unwrap();
+    fs::write(links.join("link"), "").unwrap();
+    let run = alone(&["status"]);
+    assert!(run.code == 3 && run.err.contains(stays), "{}", run.err);
+}
+
+/// What is wrong is told with what is right.
+#[test]
+fn a_wrong_argument_is_told_with_an_example() {
+    for (line, hint) in [
+        (&["exec", "true"][..], "put `--` before the command: `-- true`"),
+        (&["exec", "--allow", "github.com", "curl", "-v", "x"], "`-- curl`"),
+        (&["learn", "-o", "p.yaml", "true"], "`-- true`"),
+        (&["events", "--pid", "x"], "like 1234"),
+        // In no cgroup, so that nothing is governed should it be taken.
+        (&["run", "--policy", "deny-all", "--cgroup", "/none", "--metrics", "foo"], "like 127.0.0.1:9464"),
+        (
+            &["run", "--policy", "deny-all", "--cgroup", "/none", "--interface", "none", "--interface", "up0"],
+            "`none` stands alone",
+        ),
+        (&["run", "--policy", "deny-all", "--interface", "none", "--cgroup", "/none"], "/sys/fs/cgroup/"),
+        (&["explain", "github.com", "--set", "a=b"], "`egress explain --policy P --set KEY=VALUE DEST`"),
+        (&["explain", "--packet", "icmp 192.0.2.1", "--set", "a=b"], "`--set` fills a placeholder"),
+    ] {
+        let run = egress(line);
+        assert!(run.code == 2 && run.err.contains(hint), "{line:?}: {} {}", run.code, run.err);
+    }
+    for line in [&["events", "true"][..], &["exec", "--alow", "x"]] {
+        assert!(!egress(line).err.contains("before the command"), "{line:?}");
+    }
 }

@@ -156,7 +156,16 @@ impl Sniffer {
                 &raw mut size,
             )
         };
-        usize::try_from(length).ok().map(|length| (length, from))
+        if let Ok(length) = usize::try_from(length) {
+            return Some((length, from));
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::WouldBlock => None,
+            io::ErrorKind::Interrupted => self.receive(buffer),
+            // Taken for "nothing more" it would make "nothing arrived" a guess.
+            _ => panic!("the sniffer cannot receive: {error}"),
+        }
     }
 
     /// Frames dropped since the last call (`PACKET_STATISTICS` counts anew each time).
@@ -164,9 +173,10 @@ impl Sniffer {
         let mut stats = [0_u32; 2];
         let mut size = size_of_val(&stats) as libc::socklen_t;
         // SAFETY: stats has the shape of struct tpacket_stats (two u32) and its size is given.
-        unsafe {
-            libc::getsockopt(self.socket.as_raw_fd(), libc::SOL_PACKET, 6, stats.as_mut_ptr().cast(), &raw mut size);
-        }
+        let got = unsafe {
+            libc::getsockopt(self.socket.as_raw_fd(), libc::SOL_PACKET, 6, stats.as_mut_ptr().cast(), &raw mut size)
+        };
+        assert_eq!(got, 0, "the sniffer does not know what it lost: {}", io::Error::last_os_error());
         stats[1]
     }
 }

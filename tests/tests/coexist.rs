@@ -73,6 +73,7 @@ fn a_start_that_cannot_attach_leaves_nothing_behind() {
     for place in [world.node().in_cgroup(&cgroup), world.node()] {
         assert!(tcp(&place, "203.0.113.11:7000").unwrap().echoed, "what no rule allows");
     }
-    let left = world.mounts.run(|| Pins::new(Path::new(BPFFS)).detach_all().unwrap());
+    let mut left = Vec::new();
+    world.mounts.run(|| Pins::new(Path::new(BPFFS)).detach_all(&mut left).unwrap());
     assert!(left.is_empty(), "pinned still: {left:?}");
 }

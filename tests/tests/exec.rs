@@ -158,20 +158,32 @@ sys.stdout.write(u.urlopen('https://www.example.com/', timeout=3, context=c).rea
 fn a_background_child_stays_governed() {
     let test = test();
     let out = test.world.dir().join("late.txt");
-    let file = out.to_str().unwrap();
+    let (file, go) = (out.to_str().unwrap(), test.world.dir().join("go"));
     let script = format!(
-        "(sleep 0.4; {} -c \"$0\" 203.0.113.10 198.51.100.77 >{file}.part 2>&1; mv {file}.part {file}) >/dev/null 2>&1 &",
+        "(until [ -e {} ]; do sleep 0.02; done; {} -c \"$0\" 203.0.113.10 198.51.100.77 >{file}.part 2>&1; mv {file}.part {file}) >/dev/null 2>&1 &",
+        go.display(),
         python()
     );
     let run = test.exec(&["--allow", ALLOW], &["sh", "-c", &script, CONNECT]);
     assert!(run.ok() && run.took < Duration::from_secs(2) && !out.exists(), "{run:?}");
     assert_eq!(test.cgroups().len(), 1);
+    std::fs::write(&go, "").unwrap();
     let start = Instant::now();
     while !Path::new(file).exists() && start.elapsed() < Duration::from_secs(4) {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "yes\nno\n");
     test.world.sniffer.assert_none("a late child", |f| f.destination == Some("198.51.100.77".parse().unwrap()));
+    test.assert_cgroups_go();
+}
+
+/// A command that is a service manager, or a container's engine, makes cgroups of its own.
+#[test]
+fn cgroups_that_the_command_made_go_with_its_own() {
+    let test = test();
+    let script = "mkdir -p /sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)/a/b && echo made";
+    let run = test.exec(&["--allow", ALLOW], &["sh", "-c", script]);
+    assert!(run.ok() && run.stdout == "made\n", "{run:?}");
     test.assert_cgroups_go();
 }
 
@@ -199,13 +211,15 @@ fn killed_while_it_starts_the_command_never_runs_ungoverned() {
     let test = test();
     // Bash itself sends the datagrams: at once, and with no program between it and the policy.
     let script = "echo > /dev/udp/203.0.113.10/7000; echo > /dev/udp/198.51.100.77/7000";
-    for delay in (0..300).step_by(12) {
+    // To the end of a start, as long as one takes here, and a little beyond.
+    let whole = test.exec(&["-q", "--allow", "203.0.113.10:7000/udp"], &["true"]).took;
+    for delay in (0..25).map(|part| whole * part / 20) {
         let mut command = test.place.command(&binary().unwrap().to_string_lossy());
         command
             .args(["exec", "--allow", "203.0.113.10:7000/udp", "--", "bash", "-c", script])
             .env("EGRESS_BPFFS", BPFFS);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(delay));
+        std::thread::sleep(delay);
         signal(&child, Signal::SIGKILL);
         child.wait().unwrap();
     }

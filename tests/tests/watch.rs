@@ -1,6 +1,13 @@
 //! Policy files that change by themselves: in force without a word, or refused whole (P2, P7).
 
-use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, thread::sleep, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::symlink,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use egress_tests::{Cgroup, Daemon, Governed, Held, Service, World, probe::tcp};
 use serde_json::Value;
@@ -39,6 +46,16 @@ fn problems(status: &Value) -> String {
 /// Waits for the policy that `hash` is not.
 fn changed(test: &Governed, hash: &Value) -> Value {
     test.status_until(|status| status["policy"]["hash"] != *hash).unwrap()["policy"]["hash"].clone()
+}
+
+/// Waits until the daemon has said so often that changed files wait for the end of a trial.
+fn waits(test: &Governed, often: usize) {
+    const WAIT: &str = "the policy files changed while a policy is on trial";
+    let start = Instant::now();
+    while test.daemon.output().matches(WAIT).count() < often {
+        assert!(start.elapsed() < Duration::from_secs(8), "{}", test.daemon.output());
+        sleep(Duration::from_millis(10));
+    }
 }
 
 /// P7: written in place, renamed over, half written, wrong, removed: in force when it is whole and right, and else the old one.
@@ -147,14 +164,14 @@ fn a_file_waits_for_the_end_of_a_trial() {
     assert!(run.ok(), "{run:?}");
     let hash = test.daemon.status().unwrap()["policy"]["hash"].clone();
     test.write_policy(NEW).unwrap();
-    sleep(A_WHILE);
+    waits(&test, 1);
     assert_eq!(test.daemon.status().unwrap()["policy"]["hash"], hash);
     assert!(test.daemon.egress(&["rollback"]).unwrap().ok());
     assert_eq!(reached(&test), [true, false, true]);
 
     assert!(test.daemon.egress(&["apply", &trial, "--confirm", "60s"]).unwrap().ok());
     test.write_policy(OLD).unwrap();
-    sleep(A_WHILE);
+    waits(&test, 2);
     assert!(test.daemon.egress(&["confirm"]).unwrap().ok());
     sleep(A_WHILE);
     assert_eq!(test.daemon.status().unwrap()["policy"]["hash"], hash);

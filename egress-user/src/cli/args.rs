@@ -21,7 +21,7 @@ pub struct PolicyArgs {
     /// A file, a directory, or an embedded policy; may be repeated, all are merged
     #[arg(long, short, value_name = "P")]
     pub policy: Vec<PathBuf>,
-    /// Allow one destination more: github.com (443/tcp), github.com:22, 192.0.2.1:53/udp, 10.0.0.0/8:any,
+    /// Allow one destination more: github.com (443/tcp), github.com:22, 192.0.2.1:123/udp, 10.0.0.0/8:any,
     /// [2001:db8::1]:443; may be repeated
     #[arg(long, value_name = "DEST", value_parser = allow)]
     pub allow: Vec<String>,
@@ -88,14 +88,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "IF")]
     pub interface: Vec<String>,
     /// Serve metrics at this address
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = metrics)]
     pub metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub sinks: SinkArgs,
     /// Let this group (name or number) read from the daemon's socket; only root changes anything
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub socket_group: Option<u32>,
-    /// Where policies are kept that come by `egress apply`
+    /// Where policies are kept that come by `egress apply` (policy.json), and the addresses learned of names (names.json)
     #[arg(long, value_name = "DIR", env = "EGRESS_STATE", default_value = "/var/lib/egress")]
     pub state: PathBuf,
     /// Room for this many addresses of each family, learned ones included; half of it is for the next policy
@@ -261,7 +261,7 @@ pub struct CheckArgs {
 pub struct ExplainArgs {
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// NAME-or-ADDRESS[:PORT][/PROTO], like api.example.com:443 or 192.0.2.1:53/udp; 443/tcp when no port is said
+    /// NAME-or-ADDRESS[:PORT][/PROTO], like api.example.com:443 or 192.0.2.1:123/udp; 443/tcp when no port is said
     #[arg(value_name = "DEST", value_parser = destination, required_unless_present = "packet")]
     pub destination: Option<Destination>,
     /// Run the attached programs on this packet: 'tcp 10.0.0.2:40000 > 192.0.2.1:443', the source may be left out
@@ -317,7 +317,7 @@ pub struct FilterArgs {
     #[arg(long)]
     pub dropped: bool,
     /// Only of this process
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", value_parser = pid)]
     pub pid: Option<u32>,
     /// Only of this cgroup and those below it, like /system.slice/cron.service
     #[arg(long, value_name = "PATH")]
@@ -408,6 +408,14 @@ fn resolver(text: &str) -> Result<SocketAddr, String> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let text = bare.filter(|bare| bare.parse::<IpAddr>().is_ok()).unwrap_or(text);
     policy::parse_resolver(text).map_err(sentence)
+}
+
+fn metrics(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an address of this node and a port, like 127.0.0.1:9464".to_owned())
+}
+
+fn pid(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "write a process's number, like 1234".to_owned())
 }
 
 fn group(text: &str) -> Result<u32, String> {

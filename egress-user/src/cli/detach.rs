@@ -14,7 +14,8 @@ pub fn main(args: DetachArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         );
     }
     let pins = Pins::new(&Pins::default_bpffs());
-    let mut removed = pins.detach_all()?;
+    let mut removed = Vec::new();
+    let all = pins.detach_all(&mut removed);
     for interface in nix::net::if_::if_nameindex().iter().flatten() {
         removed.extend(remove_clsact(&interface.name().to_string_lossy()));
     }
@@ -27,13 +28,17 @@ pub fn main(args: DetachArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     }
     if args.json {
         output::json(&serde_json::json!({ "removed": removed }))?;
-    } else if removed.is_empty() {
+    } else if removed.is_empty() && all.is_ok() {
         output::print("nothing to remove: no egress program is pinned here\n");
     } else {
-        output::print(&format!("removed {} objects; nothing is enforced any more\n", removed.len()));
+        let end = if all.is_ok() { "nothing is enforced any more" } else { "not all could be" };
+        output::print(&format!("removed {} objects; {end}\n", removed.len()));
         for object in &removed {
             output::print(&format!("  {object}\n"));
         }
     }
+    all.map_err(|error| {
+        Failure::machine(error.to_string(), "remove that by hand; what is pinned does not outlive a reboot")
+    })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use super::{apply, args::DiffArgs, exit, output};
+use super::{apply, args::DiffArgs, exit, output, without_daemon};
 use crate::{
     api::{ApplyRequest, Client},
     policy::{self, Diff, Loaded, Sources},
@@ -19,7 +19,9 @@ pub fn main(args: &DiffArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         None => {
             let texts = apply::texts(&first, &sources(&args.first));
             let request = ApplyRequest { texts, confirm_seconds: None, dry_run: true };
-            apply::ask(Client::new(socket).apply(&request))?.diff
+            let answer = apply::ask(Client::new(socket).apply(&request));
+            let alone = |error| without_daemon(error, Some("two policies take no daemon: `egress diff A B`"));
+            answer.map_err(|error| error.downcast().map_or_else(|other| other, alone))?.diff
         }
     };
     if args.json {

@@ -12,11 +12,7 @@ mod user;
 use std::{
     ffi::OsString,
     process::ExitCode,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -147,21 +143,8 @@ fn supervise(
     child: Pid,
     seen: impl Fn(&Event) + Send + 'static,
 ) -> anyhow::Result<ExitCode> {
-    let ended = Arc::new(AtomicBool::new(false));
-    let reader = {
-        let (core, ended) = (Arc::clone(core), Arc::clone(&ended));
-        thread::Builder::new().name("events".to_owned()).spawn(move || {
-            let mut reader = ring::Reader::new(&core, events);
-            while !ended.load(Ordering::Acquire) {
-                reader.wait(LAST_EVENTS);
-                reader.drain(&seen);
-            }
-            reader.drain(&seen);
-            core.sweep(true).iter().for_each(&seen);
-        })?
-    };
+    let reader = ring::Until::read(core, events, LAST_EVENTS, seen)?;
     let code = child::wait(child)?;
-    ended.store(true, Ordering::Release);
-    let _ = reader.join();
+    reader.finish();
     Ok(code)
 }

@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{Failure, args::ExplainArgs, explain_packet};
+use super::{Failure, args::ExplainArgs, explain_packet, without_daemon};
 use crate::{
     api::{Client, ClientError, ExplainedAddress, Explanation, PacketQuestion},
     events::Style,
@@ -15,6 +15,13 @@ use crate::{
 
 /// Asks about what was given: a destination or a packet.
 pub fn main(socket: &Path, args: ExplainArgs) -> anyhow::Result<ExitCode> {
+    if !args.policy.set.is_empty() {
+        return Err(Failure::input(
+            "`--set` fills a placeholder of a policy, and none is given",
+            "name it: `egress explain --policy P --set KEY=VALUE DEST`; the daemon was told by `egress run` or `egress apply`",
+        )
+        .into());
+    }
     match (args.packet, args.destination) {
         (Some(packet), _) => {
             let question = PacketQuestion { packet: packet.to_string(), hook: args.hook, cgroup: args.cgroup };
@@ -29,7 +36,13 @@ pub fn main(socket: &Path, args: ExplainArgs) -> anyhow::Result<ExitCode> {
 /// a tokio runtime.
 pub fn run(socket: &Path, to: &str, json: bool) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let explanation = match answer(runtime.block_on(Client::new(socket).explain(to)))? {
+    let answered = answer(runtime.block_on(Client::new(socket).explain(to))).map_err(|error| {
+        without_daemon(
+            error,
+            Some(format!("what a policy says of it takes no daemon: `egress explain --policy P {to}`")),
+        )
+    })?;
+    let explanation = match answered {
         Ok(explanation) => explanation,
         Err(code) => return Ok(code),
     };

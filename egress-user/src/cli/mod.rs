@@ -27,9 +27,15 @@ pub mod top;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
-use crate::{api::DEFAULT_SOCKET, policy::PolicyError};
+use crate::{
+    api::{ClientError, DEFAULT_SOCKET},
+    policy::PolicyError,
+};
 
 /// Exit codes of every command (`exec` ends with the command's own where it ran).
 pub mod exit {
@@ -117,13 +123,34 @@ impl Failure {
     }
 }
 
+/// The error that the daemon did not answer; where there is none, with what to do without one.
+fn without_daemon(error: ClientError, hint: Option<impl Into<String>>) -> anyhow::Error {
+    match (&error, hint) {
+        (ClientError::NoDaemon(_), Some(hint)) => Failure::machine(error.to_string(), hint).into(),
+        _ => error.into(),
+    }
+}
+
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| with_tip(error).exit());
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => ExitCode::from(complain(&error)),
     }
+}
+
+/// Says how a command is written where its first word was taken for an argument of ours.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let taken = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => word.clone(),
+        _ => return error,
+    };
+    if !taken.starts_with('-') && error.render().to_string().contains("-- <CMD>") {
+        let tip = format!("put `--` before the command: `-- {taken}`");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 fn dispatch(Cli { socket, command }: Cli) -> anyhow::Result<ExitCode> {

@@ -1,6 +1,7 @@
 //! `egress run`: the daemon, in the foreground.
 
 use std::{
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -41,10 +42,12 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
         .init();
     if let Some(why) = disabled::by_whom() {
         output::eprint(&format!("ENFORCEMENT IS OFF: {why}\n"));
-        let removed = Pins::new(&Pins::default_bpffs()).detach_all()?;
+        let mut removed = Vec::new();
+        let all = Pins::new(&Pins::default_bpffs()).detach_all(&mut removed);
         if !removed.is_empty() {
             output::eprint(&format!("removed {} objects that were in force\n", removed.len()));
         }
+        all?;
         // Else systemd takes the end for a failed start, and what requires the unit, perhaps the network, does not come up.
         let said = format!("enforcement is off: {why}");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&said)]);
@@ -94,18 +97,25 @@ fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let followed = PolicyFiles::new(base.sources.policies.clone(), loaded.paths.clone(), &files.texts.files);
     // The socket comes before anything in the kernel: it is also what finds a second daemon.
     let options = SocketOptions { path: socket.to_owned(), group: args.socket_group };
-    let server = Server::bind(&options).map_err(|error| Failure::machine(error.to_string(), "see `egress status`"))?;
+    let server = Server::bind(&options).map_err(|error| {
+        let is_root = nix::unistd::geteuid().is_root();
+        Failure::machine(error.to_string(), if is_root { "see `egress status`" } else { "run it as root" })
+    })?;
     let metrics = args.metrics.map(bind_metrics).transpose()?;
     let sinks = args.sinks.open()?;
     // Made now: later the daemon may write below it, and make no other.
-    let _ = std::fs::create_dir_all(&args.state);
+    if let Err(error) = daemon::make_dir(&args.state) {
+        let state = args.state.display();
+        tracing::warn!(%error, %state, "cannot make the state directory: a restart will not know what was applied and learned");
+    }
     let store = Store::new(&args.state);
     let mut stored = store.read();
     let ready = latest(&base, files, &mut stored, names.as_ref());
     let (ready, mut enforcement, trial) = enforce(&base, ready, (&store, &mut stored), names.as_ref(), &scope)?;
     let pins = enforcement.pins.clone();
+    let by_apply = by_apply(&ready.texts, trial, &stored);
     let what = format!(
-        "{} in {}{}",
+        "{} in {}{}{by_apply}",
         if ready.policy.mode == policy::Mode::Enforce {
             "enforcement is on"
         } else {
@@ -162,6 +172,22 @@ fn latest(base: &Base, files: Ready, stored: &mut Stored, names: Option<&SystemR
     }
 }
 
+/// What is said where a policy is in force that is not that of the files given.
+fn by_apply(texts: &Texts, trial: bool, stored: &Stored) -> String {
+    let names = texts.names().join(", ");
+    if trial {
+        return format!(
+            "\non trial: {names}, by `egress apply --confirm`; `egress confirm` keeps it, else what was in force before comes back"
+        );
+    }
+    if stored.applied.as_ref().is_none_or(|applied| applied.texts != *texts) {
+        return String::new();
+    }
+    format!(
+        "\nin force: {names}, by `egress apply` (not the files given); a change of the files puts these in force, `egress rollback` what was before"
+    )
+}
+
 /// Puts the policy in force, or goes on with the one that an earlier daemon put on trial: then `true`.
 fn enforce(
     base: &Base,
@@ -178,7 +204,12 @@ fn enforce(
         };
         Failure::machine(error.to_string(), hint)
     };
-    if let Some(trial) = stored.trial.take().and_then(|texts| base.compile(&texts, names).ok()) {
+    let compile = |texts| {
+        base.compile(&texts, names)
+            .inspect_err(|error| tracing::error!(%error, "what was on trial cannot be read any more, and ends"))
+            .ok()
+    };
+    if let Some(trial) = stored.trial.take().and_then(compile) {
         match Enforcement::start(&trial.policy, trial.settings.clone(), scope, true) {
             Ok(enforcement) => {
                 stored.before_applied = stored.applied.is_some();
@@ -219,7 +250,15 @@ fn writable(socket: &Path, args: &RunArgs, pins: Option<&Pins>) -> Vec<PathBuf> 
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what } = started;
-    let mut watcher = system::watch(system::Paths::default()).ok();
+    // Before anybody is told that the daemon is there: until then a signal ends it, SIGHUP too.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut watcher = system::watch(system::Paths::default())
+        .inspect_err(|error| {
+            tracing::warn!(%error, "changes of the system's resolvers are not seen: restart the daemon to take them up");
+        })
+        .ok();
     if let Some(watcher) = &mut watcher
         && Some(&*watcher.resolvers.borrow()) != names.as_ref()
     {
@@ -234,7 +273,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let changer = Changer::new(&core, base, asking, store, (texts, names), (stored, trial));
     core.set_changer(Box::new(Handle(Arc::clone(&changer))));
     // Subscribed before the first look: what changes between the two is seen.
-    let wanted = Wanted::from_arguments(&args.interface);
+    let wanted = wanted(&args.interface)?;
     let follows = wanted != Wanted::None;
     let mut follower = follows.then(Follower::start).transpose().context("follow the network's changes")?;
     let links = if follows { daemon::links().await.context("list the network's links")? } else { Vec::new() };
@@ -286,9 +325,6 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
         let _ = stopped.await;
     }));
     let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 3));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -317,10 +353,12 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     tokio::task::block_in_place(|| running.finish());
     tokio::task::block_in_place(|| core.write_names(&NamesFile::new(&args.state)));
     if args.detach_on_exit
-        && let Some(pins) = pins
+        && let Some(pins) = &pins
     {
-        pins.detach_all()?;
+        pins.detach_all(&mut Vec::new())?;
         say("enforcement is off\n");
+    } else if pins.is_some_and(|pins| pins.hold()) {
+        say("enforcement stays on; `egress detach` ends it\n");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -353,13 +391,36 @@ fn scope(args: &RunArgs) -> anyhow::Result<Scope> {
     Ok(Scope { room, tells: args.log_programs, ..scope })
 }
 
+/// What `--interface` names.
+pub(super) fn wanted(interfaces: &[String]) -> Result<Wanted, Failure> {
+    if interfaces.len() > 1 && interfaces.iter().any(|name| name == "none") {
+        return Err(Failure::input(
+            "`none` stands alone: `--interface none` governs no interface",
+            "leave it out, or the others",
+        ));
+    }
+    Ok(Wanted::from_arguments(interfaces))
+}
+
+fn no_cgroup(error: datapath::Error) -> Failure {
+    use datapath::Error::{NotACgroup, Path};
+    let what = error.to_string();
+    match error {
+        NotACgroup { .. } => Failure::input(what, "`systemd-cgls` lists those there are"),
+        Path { source, .. } if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Failure::input(
+                what,
+                "write its path, like /sys/fs/cgroup/system.slice; `systemd-cgls` lists those there are",
+            )
+        }
+        _ => Failure::machine(what, "`egress run --help` says what each option takes"),
+    }
+}
+
 /// What `--cgroup` and `--interface` name.
 pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Option<Pins>) -> anyhow::Result<Scope> {
-    let machine = |error: crate::datapath::Error| {
-        Failure::machine(error.to_string(), "`egress run --help` says what each option takes")
-    };
-    let cgroup = Cgroup::open(cgroup).map_err(machine)?;
-    let (uplinks, missing) = Wanted::from_arguments(interfaces).find();
+    let (uplinks, missing) = wanted(interfaces)?.find();
+    let cgroup = Cgroup::open(cgroup).map_err(no_cgroup)?;
     if !missing.is_empty() {
         let missing = missing.join(", ");
         tracing::warn!(
@@ -435,4 +496,26 @@ async fn resolvers_changed(watcher: Option<&mut system::Watcher>) -> SystemResol
         return watcher.resolvers.borrow_and_update().clone();
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_is_not_that_of_the_files_is_told() {
+        let texts = |name: &str| Texts { files: vec![(name.to_owned(), String::new())], ..Texts::default() };
+        let (files, applied) = (texts("/etc/egress/policy.yaml"), texts("/root/new.yaml"));
+        let stored = |applied: Option<&Texts>| Stored {
+            applied: applied.map(|texts| Applied { texts: texts.clone(), over: files.clone() }),
+            ..Stored::default()
+        };
+        assert_eq!(by_apply(&files, false, &stored(None)), "");
+        // What was applied cannot be read any more: the files count.
+        assert_eq!(by_apply(&files, false, &stored(Some(&applied))), "");
+        let told = by_apply(&applied, false, &stored(Some(&applied)));
+        assert!(told.starts_with("\nin force: /root/new.yaml, by `egress apply` (not the files given)"), "{told}");
+        let told = by_apply(&applied, true, &stored(None));
+        assert!(told.contains("on trial: /root/new.yaml") && told.contains("egress confirm"), "{told}");
+    }
 }

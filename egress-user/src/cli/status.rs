@@ -9,8 +9,10 @@ use std::{
 
 use egress_ebpf::reason::Reason;
 
+use super::without_daemon;
 use crate::{
     api::{Client, MapFill, NameStatus, Status},
+    datapath::Pins,
     events::{Style, Timestamp},
 };
 
@@ -22,7 +24,10 @@ const WIDTH: usize = 80;
 /// Asks the daemon at `socket` and prints its state. Not to be called inside a tokio runtime.
 pub fn run(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = runtime.block_on(Client::new(socket).status())?;
+    let status = runtime.block_on(Client::new(socket).status()).map_err(|error| {
+        let on = Pins::new(&Pins::default_bpffs()).hold();
+        without_daemon(error, on.then_some("enforcement stays on without a daemon; `egress detach` ends it"))
+    })?;
     let text = if json {
         format!("{}\n", serde_json::to_string_pretty(&status)?)
     } else {

@@ -22,6 +22,9 @@ use crate::{
     resolve::{Refresher, Resolver, system::SystemResolvers},
 };
 
+/// Why the kernel went back by itself.
+const NOT_CONFIRMED: &str = "it was not confirmed in time";
+
 /// Changes the running policy.
 pub struct Changer {
     pub(super) core: Arc<Core>,
@@ -65,9 +68,15 @@ impl Changer {
         let state = Mutex::new(State { system, now, applied, before, trial, missed: false, compiled: true });
         let changer = Arc::new(Self { core: Arc::clone(core), base, resolver, refresher, store, state });
         core.set_applied(applied);
-        if trial && let Ok(Settled::Pending(deadline)) = core.with_datapath(|datapath| datapath.settle()) {
-            core.set_deadline(deadline);
-            changer.watch(deadline);
+        if trial {
+            match core.with_datapath(|datapath| datapath.settle()) {
+                Ok(Settled::Pending(deadline)) => {
+                    core.set_deadline(deadline);
+                    changer.watch(deadline);
+                }
+                // Its time ran out after the start looked.
+                _ => changer.went_back(&mut changer.state(), NOT_CONFIRMED),
+            }
         }
         changer
     }
@@ -205,16 +214,20 @@ impl Changer {
     /// Has the names asked for that the policy in force has, where it says.
     fn ask(&self) {
         let active = self.core.active();
-        self.resolver.set_resolvers(&asked(&active.settings));
+        let resolvers = asked(&active.settings);
+        let are_others = self.resolver.resolvers() != resolvers;
+        self.resolver.set_resolvers(&resolvers);
         self.refresher.reconfigure(resolve_settings(&active.policy), allow_private(&active.policy));
         self.refresher.set_names(active.policy.exact_names.iter().map(DomainName::as_str));
-        self.refresher.retry_now();
+        if are_others {
+            self.refresher.retry_now();
+        }
     }
 
     /// Follows the kernel where a policy's time ran out.
     pub(super) fn finish_trial(&self, state: &mut State) {
         if state.trial && !matches!(self.core.with_datapath(|datapath| datapath.settle()), Ok(Settled::Pending(_))) {
-            self.went_back(state, "it was not confirmed in time");
+            self.went_back(state, NOT_CONFIRMED);
         }
     }
 

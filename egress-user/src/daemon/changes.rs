@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -27,8 +27,6 @@ pub(super) struct Changes {
     previous: Mutex<Option<Arc<Active>>>,
     /// What does not work and stops nothing, by subject, for `status`.
     notes: Mutex<BTreeMap<&'static str, String>>,
-    /// Changes that were refused, for metrics.
-    pub refused: AtomicU64,
 }
 
 impl Changes {
@@ -86,11 +84,6 @@ impl Core {
             }
             None => drop(notes.remove(subject)),
         }
-    }
-
-    /// How many changes of the policy were refused since the daemon started.
-    pub fn refused_changes(&self) -> u64 {
-        self.changes.refused.load(Ordering::Relaxed)
     }
 
     /// A policy that an earlier daemon put on trial is waited for.

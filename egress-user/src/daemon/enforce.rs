@@ -87,7 +87,7 @@ impl Enforcement {
         let mut datapath = Datapath::new(object.clone())?;
         let waits = matches!(datapath.settle()?, Settled::Pending(_));
         if waits && !on_trial {
-            tracing::warn!("a policy on trial is ended: its text was not kept");
+            tracing::warn!("a policy on trial is ended: its text was not kept, or cannot be read");
             datapath.roll_back()?;
         }
         let installed = match datapath.adopt(policy, &settings)? {
@@ -273,8 +273,14 @@ fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<Object, Erro
     let fresh = || Object::load_telling(&sizes, Some(pins), scope.tells);
     let pinned = || fresh().and_then(Datapath::check);
     if as_it_is {
-        let object = pins.has_maps().then(|| pinned().ok()).flatten();
-        return object.ok_or(Error::NothingPending);
+        if !pins.has_maps() {
+            return Err(Error::NothingPending);
+        }
+        // Any other error is no word about the policy on trial, which a later start may go on with.
+        return pinned().map_err(|error| match error {
+            Error::Shape { .. } => Error::NothingPending,
+            error => error,
+        });
     }
     if pins.has_maps() {
         match pinned().and_then(|object| Ok((object.has_room(&sizes)?, object))) {

@@ -39,7 +39,7 @@ pub use program_log::{Named, ProgramLog, follow as follow_program_log};
 pub use ready::{Base, NotReady, Ready, allow_private, asked, resolve_settings, search_domains, settings};
 pub use reclaim::reclaim;
 pub use state::{Active, Core};
-pub use store::{Applied, Store, Stored};
+pub use store::{Applied, Store, Stored, make_dir};
 pub use trust::{Believe, resolvers};
 pub use uplinks::{Follower, Wanted, answered_for_command};
 pub use workloads::{Link, links};

@@ -3,8 +3,13 @@
 use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    sync::{Arc, mpsc},
-    thread,
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -47,6 +52,48 @@ pub fn read(core: &Arc<Core>, events: RingBuf<MapData>, seen: impl Fn(&Event) + 
         }
     })?;
     result.recv().map_err(io::Error::other)?
+}
+
+/// A thread that reads events until [`Until::finish`]: for a policy that is in force for a while, or for one command.
+#[derive(Debug)]
+pub struct Until {
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Until {
+    /// Begins to read, and hands each event to `seen`; the end is noticed after `pause` at the latest.
+    pub fn read(
+        core: &Arc<Core>,
+        events: RingBuf<MapData>,
+        pause: Duration,
+        seen: impl Fn(&Event) + Send + 'static,
+    ) -> io::Result<Self> {
+        let core = Arc::clone(core);
+        Self::begin(move |ended| {
+            let mut reader = Reader::new(&core, events);
+            while !ended.load(Ordering::Acquire) {
+                reader.wait(pause);
+                reader.drain(&seen);
+            }
+            reader.drain(&seen);
+            core.sweep(true).iter().for_each(&seen);
+        })
+    }
+
+    fn begin(work: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<Self> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&ended);
+        let thread = thread::Builder::new().name("events".to_owned()).spawn(move || work(&end))?;
+        Ok(Self { ended, thread })
+    }
+
+    /// Waits until the last events are read. A panic of the thread goes on here: without what it had still to read, nothing
+    /// blocked would look like nothing to block.
+    pub fn finish(self) {
+        self.ended.store(true, Ordering::Release);
+        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+    }
 }
 
 /// Lets others go first on a busy machine: a flood of refusals, each to another destination, should cost those who may send as
@@ -124,5 +171,33 @@ impl Reader {
             self.core.hub().publish_shared(event);
         }
         drained
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_reader_ends_when_it_is_told_to() {
+        let (read, events) = mpsc::channel();
+        let reader = Until::begin(move |ended| {
+            while !ended.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            read.send("the last").unwrap();
+        });
+        reader.unwrap().finish();
+        assert_eq!(events.try_recv(), Ok("the last"));
+    }
+
+    #[test]
+    fn a_readers_panic_is_not_taken_for_its_end() {
+        // Not `panic!`, which would be told on standard error.
+        let reader = Until::begin(|_| resume_unwind(Box::new("it cannot read"))).unwrap();
+        let panic = catch_unwind(AssertUnwindSafe(|| reader.finish())).unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"it cannot read"));
     }
 }

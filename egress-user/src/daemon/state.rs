@@ -176,7 +176,6 @@ impl Core {
 
     /// Notes that a change of the policy was refused; the old one stays.
     pub fn refused(&self, why: &str) {
-        self.changes.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         *lock(&self.trouble) = Some(format!("the last change of the policy was refused: {why}"));
         let active = self.active();
         let change = PolicyChange {

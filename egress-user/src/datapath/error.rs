@@ -33,6 +33,8 @@ pub enum Error {
     KernelTypes(#[source] io::Error),
     #[error("cannot {action} {path}: {source}")]
     Path { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Self>),
     #[error("no cgroup v2 is mounted; mount one: `mount -t cgroup2 none /sys/fs/cgroup`")]
     NoCgroup,
     #[error("{path} is not a directory of cgroup v2; `egress run --cgroup` takes one below {root}")]

@@ -77,11 +77,15 @@ fn trie<K: Plain, V: Plain>(table: &Table<K, V>) -> Result<Fill, Error> {
 
 /// The elements of a hash table. Only of those: the position in other kinds of maps is a key, not four bytes.
 fn count(map: BorrowedFd<'_>, shape: &sys::MapShape) -> io::Result<u64> {
+    if !shape.has_places() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no hash table"));
+    }
     let mut keys = vec![0; (BATCH * shape.key_size) as usize];
-    let mut values = vec![0; (BATCH * shape.value_size.next_multiple_of(8)) as usize];
+    let mut values = vec![0; BATCH as usize * shape.value_bytes()?];
     let (mut at, mut entries) = (None, 0_u64);
     loop {
-        let (next, read) = sys::map_lookup_batch(map, at, &mut keys, &mut values, BATCH)?;
+        // SAFETY: it is of the kind that has places, and there is room for as many elements of its shape.
+        let (next, read) = unsafe { sys::map_lookup_batch(map, at, &mut keys, &mut values, BATCH) }?;
         entries += u64::from(read);
         if next.is_none() {
             return Ok(entries);

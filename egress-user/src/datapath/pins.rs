@@ -5,7 +5,10 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -194,9 +197,10 @@ impl Pins {
         Ok(entries.filter_map(Result::ok).filter(move |entry| entry.path() != own))
     }
 
-    /// Whether maps of this version are pinned, all of them: some alone have lost what belongs together.
+    /// Whether maps of this version are pinned, all of them: some alone have lost what belongs together. A directory in a map's
+    /// place is none.
     pub fn has_maps(&self) -> bool {
-        MAPS.iter().all(|name| self.map(name).exists())
+        MAPS.iter().all(|name| self.map(name).is_file())
     }
 
     /// Forgets the pinned maps, so that the next load makes new ones. The programs that use them keep them.
@@ -213,41 +217,62 @@ impl Pins {
         use std::os::fd::AsFd as _;
         let mut retired = Vec::new();
         for entry in self.versions()? {
-            for (_, link) in links_in(&entry.path().join("links"))? {
-                // A link whose cgroup or interface is gone is detached already.
-                let _ = sys::link_detach(link.as_fd());
+            let links = entry.path().join("links");
+            for (name, link) in links_in(&links)? {
+                if let Err(error) = detach_link(link.as_fd()) {
+                    let path = links.join(name);
+                    tracing::warn!(path = %path.display(), %error, "cannot detach this link: it goes when nobody holds it");
+                }
             }
-            remove_tree(&entry.path(), &mut Vec::new())?;
+            let mut failed = Vec::new();
+            remove_tree(&entry.path(), &mut Vec::new(), &mut failed);
+            all_removed(failed)?;
             retired.push(entry.file_name().to_string_lossy().into_owned());
         }
         Ok(retired)
     }
 
-    /// Detaches every pinned link, of any version, and removes every pin and directory. Gives what was removed.
+    /// Whether a link is pinned, of any version: enforcement is on, be there a daemon or not. In doubt, no.
+    pub fn hold(&self) -> bool {
+        let versions = fs::read_dir(&self.root).into_iter().flatten().filter_map(Result::ok);
+        versions.flat_map(|version| fs::read_dir(version.path().join("links"))).flatten().any(|link| link.is_ok())
+    }
+
+    /// Detaches every pinned link, of any version, and removes every pin and directory. What was removed is added to `removed`.
     ///
     /// # Errors
-    /// The first thing that could not be removed; the rest is tried all the same.
-    pub fn detach_all(&self) -> Result<Vec<String>, Error> {
-        let mut removed = Vec::new();
-        let mut first = Ok(());
+    /// All that could not be removed; the rest is tried all the same.
+    pub fn detach_all(&self, removed: &mut Vec<String>) -> Result<(), Error> {
+        use std::os::fd::AsFd as _;
         if !self.root.exists() {
-            return Ok(removed);
+            return Ok(());
         }
+        let mut failed = Vec::new();
         let versions = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
         for version in versions.filter_map(Result::ok) {
             for entry in fs::read_dir(version.path().join("links")).into_iter().flatten().filter_map(Result::ok) {
-                use std::os::fd::AsFd as _;
-                // What is not ours to open (a directory, somebody's map) must not keep our links in force.
+                // What is not ours to open (a directory) must not keep our links in force.
                 let Ok(link) = sys::open_pin(&entry.path()) else { continue };
-                // A link whose cgroup or interface is gone is detached already.
-                let _ = sys::link_detach(link.as_fd());
-                removed.push(format!("link {}", entry.file_name().to_string_lossy()));
+                match detach_link(link.as_fd()) {
+                    Ok(true) => removed.push(format!("link {}", entry.file_name().to_string_lossy())),
+                    Ok(false) => {}
+                    Err(error) => failed.push(Error::path("detach the link", entry.path(), error)),
+                }
             }
         }
-        if let Err(error) = remove_tree(&self.root, &mut removed) {
-            first = Err(error);
-        }
-        first.map(|()| removed)
+        remove_tree(&self.root, removed, &mut failed);
+        all_removed(failed)
+    }
+}
+
+/// Detaches a link, whoever else holds it; `false` for what is no link, as somebody's map.
+fn detach_link(link: BorrowedFd<'_>) -> io::Result<bool> {
+    match sys::link_detach(link) {
+        // It is of a kind that only goes when nobody holds it (LSM).
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        // One whose cgroup or interface is gone is detached already, which is no error.
+        detached => detached.map(|()| true),
     }
 }
 
@@ -279,22 +304,92 @@ pub(super) fn remove_pin(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn remove_tree(dir: &Path, removed: &mut Vec<String>) -> Result<(), Error> {
-    let entries = fs::read_dir(dir).map_err(|error| Error::path("read", dir, error))?;
+/// Removes a directory with all that is in it. What was removed of maps, and what could not be, is added to the two.
+fn remove_tree(dir: &Path, removed: &mut Vec<String>, failed: &mut Vec<Error>) {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return failed.push(Error::path("read", dir, error)),
+    };
+    let before = failed.len();
     for entry in entries.filter_map(Result::ok) {
         let path = entry.path();
-        if path.is_dir() {
-            remove_tree(&path, removed)?;
-        } else {
-            fs::remove_file(&path).map_err(|error| Error::path("remove the pin", &path, error))?;
-            if path.parent().is_some_and(|dir| dir.ends_with("maps")) {
-                removed.push(format!("map {}", entry.file_name().to_string_lossy()));
-            }
+        // Not what a symbolic link points to.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&path, removed, failed);
+        } else if let Err(error) = fs::remove_file(&path) {
+            failed.push(Error::path("remove the pin", &path, error));
+        } else if dir.ends_with("maps") {
+            removed.push(format!("map {}", entry.file_name().to_string_lossy()));
         }
     }
-    fs::remove_dir(dir).map_err(|error| Error::path("remove", dir, error))
+    // With something in it, it is in nobody's way.
+    if failed.len() == before
+        && let Err(error) = fs::remove_dir(dir)
+    {
+        failed.push(Error::path("remove", dir, error));
+    }
+}
+
+fn all_removed(mut failed: Vec<Error>) -> Result<(), Error> {
+    match failed.len() {
+        0 => Ok(()),
+        1 => Err(failed.remove(0)),
+        _ => Err(Error::Several(failed)),
+    }
 }
 
 fn is_bpffs(path: &Path) -> bool {
     statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == statfs::BPF_FS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_no_map() {
+        let bpffs = tempfile::tempdir().unwrap();
+        let pins = Pins::new(bpffs.path());
+        fs::create_dir_all(pins.version().join("maps")).unwrap();
+        for name in MAPS {
+            assert!(!pins.has_maps());
+            fs::write(pins.map(name), "").unwrap();
+        }
+        assert!(pins.has_maps());
+        fs::remove_file(pins.map("LIVE")).unwrap();
+        fs::create_dir(pins.map("LIVE")).unwrap();
+        assert!(!pins.has_maps());
+    }
+
+    #[test]
+    fn all_goes_but_what_is_elsewhere() {
+        let (bpffs, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let pins = Pins::new(bpffs.path());
+        for dir in ["v1/links/a-directory", "v1/maps", "of-nobody"] {
+            fs::create_dir_all(pins.root.join(dir)).unwrap();
+        }
+        for file in ["v1/links/no-pin", "v1/maps/LIVE", "of-nobody/file"] {
+            fs::write(pins.root.join(file), "").unwrap();
+        }
+        fs::write(elsewhere.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), pins.root.join("of-nobody/link")).unwrap();
+        let mut removed = Vec::new();
+        assert!(pins.hold());
+        pins.detach_all(&mut removed).unwrap();
+        assert!(!pins.hold());
+        assert_eq!(removed, ["map LIVE"]);
+        assert!(!pins.root.exists() && elsewhere.path().join("file").exists());
+        pins.detach_all(&mut removed).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_told_and_keeps_nothing_else() {
+        // Nobody can remove anything there.
+        let dir = Path::new("/proc/self/ns");
+        let mut failed = Vec::new();
+        remove_tree(dir, &mut Vec::new(), &mut failed);
+        assert!(failed.len() > 1 && failed.len() == fs::read_dir(dir).unwrap().count(), "{failed:?}");
+        let told = all_removed(failed).unwrap_err().to_string();
+        assert!(told.contains("/proc/self/ns/net: ") && told.contains("/proc/self/ns/mnt: "), "{told}");
+    }
 }

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use egress_ebpf::abi::{AddressEntry, AddressKey4, AddressKey6, NEVER, SLOTS, Slot, Ticks};
+use egress_ebpf::abi::{AddressEntry, NEVER, Slot, Ticks};
 
-use super::{Datapath, Error, Plain, Table, control, sys};
+use super::{Datapath, Error, control};
 
 /// Entries that are looked at in one go, between which others get the data path: a millisecond or two.
 const BATCH: usize = 4096;
@@ -45,12 +45,12 @@ impl Datapath {
     pub fn reclaim(&mut self, walk: Walk, now: Ticks) -> Result<(Option<Walk>, Reclaimed), Error> {
         let epoch = self.epoch(self.generation()?)?;
         let (next, entries) = if walk.six {
-            let (next, batch) = batch(&self.addresses_6, walk.at)?;
-            let ours = batch.into_iter().filter(|(key, _): &(AddressKey6, _)| key.epoch == epoch);
+            let (next, batch) = self.addresses_6.batch(walk.at, BATCH)?;
+            let ours = batch.into_iter().filter(|(key, _)| key.epoch == epoch);
             (next, ours.map(|(key, entry)| (IpAddr::from(key.address), entry)).collect::<Vec<_>>())
         } else {
-            let (next, batch) = batch(&self.addresses_4, walk.at)?;
-            let ours = batch.into_iter().filter(|(key, _): &(AddressKey4, _)| key.epoch == epoch);
+            let (next, batch) = self.addresses_4.batch(walk.at, BATCH)?;
+            let ours = batch.into_iter().filter(|(key, _)| key.epoch == epoch);
             (next, ours.map(|(key, entry)| (IpAddr::from(key.address), entry)).collect())
         };
         let mut found = Reclaimed::NOTHING;
@@ -77,19 +77,4 @@ impl Datapath {
 /// When the last living slot of an entry ends; `None` where none lives.
 fn end(entry: &AddressEntry, now: Ticks) -> Option<Ticks> {
     entry.slots.into_iter().map(Slot::unpack).filter(|slot| slot.lives(now)).map(|slot| slot.expiry).max()
-}
-
-/// Elements, and where to go on.
-type Batch<K> = (Option<u32>, Vec<(K, AddressEntry)>);
-
-fn batch<K: Plain>(table: &Table<K, AddressEntry>, at: Option<u32>) -> Result<Batch<K>, Error> {
-    let (mut keys, mut values) = (vec![0; BATCH * size_of::<K>()], vec![0; BATCH * 8 * SLOTS]);
-    let (next, count) = sys::map_lookup_batch(table.fd(), at, &mut keys, &mut values, BATCH as u32)
-        .map_err(|source| Error::map("walk", table.name(), source))?;
-    let keys = keys.chunks_exact(size_of::<K>()).filter_map(|bytes| K::read_from_bytes(bytes).ok());
-    let values = values.chunks_exact(8 * SLOTS).filter_map(|bytes| {
-        use zerocopy::FromBytes as _;
-        AddressEntry::read_from_bytes(bytes).ok()
-    });
-    Ok((next, keys.zip(values).take(count as usize).collect()))
 }

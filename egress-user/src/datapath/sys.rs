@@ -1,6 +1,7 @@
 //! The `bpf(2)` calls that aya does not offer, or not for pinned objects: maps as bytes, links, pins, test runs.
 //!
-//! Every function is one call; errors are the call's errno. The attribute layouts are those of `union bpf_attr` in the
+//! Every function but [`map_update`] is one call; errors are the call's errno. The kernel takes as many bytes of keys and values as the
+//! map's shape says, whatever the slices' lengths: what does not look at the shape itself is unsafe. The attribute layouts are those of `union bpf_attr` in the
 //! kernel's `include/uapi/linux/bpf.h`, which only ever grows at the end.
 
 use std::{
@@ -12,6 +13,8 @@ use std::{
     },
     path::Path,
 };
+
+use aya_obj::generated::bpf_map_type;
 
 mod make;
 
@@ -77,7 +80,10 @@ struct ElemAttr {
 }
 
 /// Reads an element into `value`; `false` where there is none.
-pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+///
+/// # Safety
+/// `key` has the map's key size at least, and `value` its [`MapShape::value_bytes`].
+pub unsafe fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
     let mut attr = ElemAttr {
         map_fd: map.as_raw_fd() as u32,
         key: key.as_ptr() as u64,
@@ -87,8 +93,24 @@ pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Resu
     absent_is_false(bpf(MAP_LOOKUP_ELEM, &mut attr))
 }
 
-/// Writes an element; `flags` is [`ANY`] or [`NO_EXIST`].
+/// Writes an element; `flags` is [`ANY`] or [`NO_EXIST`]. Asks for the map's shape first.
+///
+/// # Errors
+/// The key or the value is too short, or the calls' errno.
 pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+    let shape = map_shape(map)?;
+    if key.len() < shape.key_size as usize || value.len() < shape.value_bytes()? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the key or the value is too short for this map"));
+    }
+    // SAFETY: the lengths are the shape's.
+    unsafe { map_update_sized(map, key, value, flags) }
+}
+
+/// [`map_update`] of a map whose shape is known.
+///
+/// # Safety
+/// `key` has the map's key size at least, and `value` its [`MapShape::value_bytes`].
+pub unsafe fn map_update_sized(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
     let mut attr = ElemAttr {
         map_fd: map.as_raw_fd() as u32,
         key: key.as_ptr() as u64,
@@ -100,7 +122,10 @@ pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> 
 }
 
 /// Reads an element into `value` and deletes it, in one step (hash tables since kernel 5.14); `false` where there is none.
-pub fn map_take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+///
+/// # Safety
+/// `key` has the map's key size at least, and `value` its [`MapShape::value_bytes`].
+pub unsafe fn map_take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
     let mut attr = ElemAttr {
         map_fd: map.as_raw_fd() as u32,
         key: key.as_ptr() as u64,
@@ -111,13 +136,19 @@ pub fn map_take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result
 }
 
 /// Deletes an element; `false` where there was none.
-pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+///
+/// # Safety
+/// `key` has the map's key size at least.
+pub unsafe fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
     let mut attr = ElemAttr { map_fd: map.as_raw_fd() as u32, key: key.as_ptr() as u64, ..ElemAttr::default() };
     absent_is_false(bpf(MAP_DELETE_ELEM, &mut attr))
 }
 
 /// Reads the key after `key` (the first one without) into `next`; `false` at the end.
-pub fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+///
+/// # Safety
+/// `key` and `next` have the map's key size at least.
+pub unsafe fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
     let mut attr = ElemAttr {
         map_fd: map.as_raw_fd() as u32,
         key: key.map_or(0, |key| key.as_ptr() as u64),
@@ -136,7 +167,10 @@ fn absent_is_false(result: io::Result<i64>) -> io::Result<bool> {
 }
 
 /// Writes `count` elements, whose keys and values stand one after the other in `keys` and `values` (kernel 5.6).
-pub fn map_update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32) -> io::Result<()> {
+///
+/// # Safety
+/// `keys` and `values` have room for `count` of the map's keys and [`MapShape::value_bytes`].
+pub unsafe fn map_update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32) -> io::Result<()> {
     let mut attr = BatchAttr {
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
@@ -149,7 +183,11 @@ pub fn map_update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: 
 
 /// Reads up to `count` elements of a hash table into `keys` and `values` (kernel 5.6), from `at` on, which an earlier
 /// call gave. Gives where to go on, `None` at the end, and how many were read.
-pub fn map_lookup_batch(
+///
+/// # Safety
+/// The map [has numbered places](MapShape::has_places), and `keys` and `values` have room for `count` of its keys and
+/// [`MapShape::value_bytes`].
+pub unsafe fn map_lookup_batch(
     map: BorrowedFd<'_>,
     at: Option<u32>,
     keys: &mut [u8],
@@ -196,6 +234,40 @@ pub struct MapShape {
     pub value_size: u32,
     pub max_entries: u32,
     pub flags: u32,
+}
+
+impl MapShape {
+    /// Whether an element has a value for each CPU.
+    pub fn is_per_cpu(&self) -> bool {
+        use bpf_map_type::*;
+        self.is_one_of(&[
+            BPF_MAP_TYPE_PERCPU_HASH,
+            BPF_MAP_TYPE_PERCPU_ARRAY,
+            BPF_MAP_TYPE_LRU_PERCPU_HASH,
+            BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE_DEPRECATED,
+        ])
+    }
+
+    /// Whether a place in a walk over the map is a number, as [`map_lookup_batch`] has it: of other kinds of maps it is a key.
+    pub fn has_places(&self) -> bool {
+        use bpf_map_type::*;
+        self.is_one_of(&[BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_ARRAY])
+    }
+
+    fn is_one_of(&self, kinds: &[bpf_map_type]) -> bool {
+        kinds.iter().any(|kind| self.map_type == *kind as u32)
+    }
+
+    /// The bytes that are read and written of an element: where it has a value for each CPU all of them, each padded to 8
+    /// bytes (the kernel's `round_up(value_size, 8)`).
+    pub fn value_bytes(&self) -> io::Result<usize> {
+        let one = self.value_size as usize;
+        if !self.is_per_cpu() {
+            return Ok(one);
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        Ok(one.next_multiple_of(8) * cpus)
+    }
 }
 
 /// A map's shape.

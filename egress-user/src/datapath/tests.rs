@@ -194,3 +194,4 @@ fn the_fill_of_each_table_is_told() {
 
 mod change;
 mod load;
+mod table;

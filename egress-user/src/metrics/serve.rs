@@ -79,16 +79,22 @@ impl Metrics {
             .route("/readyz", get(ready))
             .with_state(scrapes);
         let clients = Arc::new(Semaphore::new(CLIENTS));
+        let mut refused = false;
         loop {
             let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 // Out of descriptors, or the client is gone already.
-                Err(_) => {
+                Err(error) => {
+                    // Once, not ten times a second.
+                    if !std::mem::replace(&mut refused, true) {
+                        tracing::warn!(%error, "cannot take a client of the metrics");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
+            refused = false;
             let service = TowerToHyperService::new(router.clone());
             tokio::spawn(async move {
                 let _permit = permit;
@@ -105,13 +111,16 @@ impl Metrics {
 }
 
 async fn metrics(State(scrapes): State<Arc<Scrapes>>) -> Response {
-    let text = spawn_blocking(move || scrapes.text()).await;
-    match text {
-        Ok(Ok(text)) => {
+    let text = spawn_blocking(move || scrapes.text().map_err(|error| error.to_string())).await;
+    match text.map_err(|error| error.to_string()).flatten() {
+        Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, "the daemon failed to answer; its log says more\n").into_response(),
+        Err(error) => {
+            tracing::error!(error, "cannot write the metrics");
+            (StatusCode::INTERNAL_SERVER_ERROR, "the daemon failed to answer; its log says more\n").into_response()
+        }
     }
 }
 
@@ -120,7 +129,10 @@ async fn ready(State(scrapes): State<Arc<Scrapes>>) -> Response {
     match spawn_blocking(move || scrapes.source.health()).await {
         Ok(health) if health.healthy => "ready\n".into_response(),
         Ok(health) => (StatusCode::SERVICE_UNAVAILABLE, health.problems.join("\n") + "\n").into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Err(error) => {
+            tracing::error!(%error, "cannot tell whether all is well");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
     }
 }
 

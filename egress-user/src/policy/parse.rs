@@ -56,14 +56,16 @@ pub fn parse(file: u32, source: &SourceFile, settings: &mut Settings, diagnostic
     match node.value {
         Value::Null => {
             let empty = Diagnostic::error("the file is empty").hint(
-                "write at least `version: 1` and `rules:`; a policy that allows nothing is embedded as `deny-all`",
+                "write at least `version: 1` and one rule below `rules:`; a policy that allows nothing is embedded as `deny-all`",
             );
             reader.diagnostics.push(empty.at(&Place { file, span: 0..0 }, "no policy here"));
             Document::default()
         }
         Value::Map(entries) => reader.document(entries),
         _ => {
-            reader.error(&node.span, "a policy is a map", "this is not a key").hint("write `version: 1` and `rules:`");
+            reader
+                .error(&node.span, "a policy is a map", "this is not a key")
+                .hint("write `version: 1`, and one rule below `rules:`");
             Document::default()
         }
     }

@@ -141,7 +141,7 @@ pub fn parse_destination(text: &str) -> Result<(Target, Option<Ports>), ItemErro
     if text.is_empty() {
         return Err(ItemError::new(
             "an empty destination",
-            "write one like `github.com`, `github.com:22` or `192.0.2.1:53/udp`",
+            "write one like `github.com`, `github.com:22` or `192.0.2.1:123/udp`",
         ));
     }
     if let Some((inner, rest)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {

@@ -107,15 +107,6 @@ pub enum Reason {
     NoResolver,
 }
 
-impl Reason {
-    /// Whether the resolver (not the name's owner) is at fault, so that the last good answer stays.
-    ///
-    /// An empty answer counts as such: section 1 of the design ends a name by NXDOMAIN alone.
-    pub fn is_temporary(&self) -> bool {
-        !matches!(self, Self::NxDomain)
-    }
-}
-
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -132,9 +132,18 @@ impl Refresher {
         });
     }
 
-    /// Asks at once for all names whose last lookup failed; to be called when the resolvers have changed.
+    /// Asks at once for all names whose last lookup gave no address, be it that there is none: other resolvers may know better. To
+    /// be called when the resolvers have changed.
     pub fn retry_now(&self) {
-        self.change(|state| state.schedule.hurry_retries(Instant::now()));
+        self.change(|state| {
+            let now = Instant::now();
+            state.schedule.hurry_retries(now);
+            for (name, entry) in &state.names {
+                for family in Family::BOTH.into_iter().filter(|family| entry.has_missed(*family)) {
+                    state.schedule.hurry(&(name.clone(), family), now);
+                }
+            }
+        });
     }
 
     /// The names as they stand, ordered by name.

@@ -17,6 +17,7 @@ use hickory_proto::rr::{DNSClass, Name, RecordType};
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts};
 use hickory_resolver::net::{DnsError, DnsHandle, NetError};
 use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::answer::{Family, Reason};
@@ -64,13 +65,17 @@ pub struct Limits {
     pub timeout: Duration,
     /// Rounds over all resolvers.
     pub attempts: usize,
-    /// Queries under way on one TCP connection.
-    pub per_connection: usize,
+    /// Queries under way over TCP to one resolver; they follow an answer over UDP, so that each is soon over.
+    pub over_tcp: usize,
 }
+
+/// Messages that the kernel part lets leave in one segment, none cut in two (`MESSAGES` in egress-ebpf/src/programs/dns/query.rs). What
+/// is written before the earlier is acknowledged leaves as one, and one with more is dropped each time it is sent again.
+const SEGMENT: usize = 4;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(2), attempts: 2, per_connection: 256 }
+        Self { timeout: Duration::from_secs(2), attempts: 2, over_tcp: SEGMENT }
     }
 }
 
@@ -87,6 +92,7 @@ struct Server {
     /// When the same question is sent again.
     resend: Duration,
     tcp: NameServerPool<Provider>,
+    tcp_places: Semaphore,
     /// Milliseconds since `epoch` until which this one is asked last.
     suspect_until: AtomicU64,
     epoch: Instant,
@@ -165,7 +171,7 @@ impl Server {
         let mut options = ResolverOpts::default();
         options.timeout = limits.timeout;
         options.case_randomization = true;
-        options.max_active_requests = limits.per_connection;
+        options.max_active_requests = limits.over_tcp;
         let (ip, scope_id) = match address {
             SocketAddr::V4(address) => (IpAddr::V4(*address.ip()), 0),
             SocketAddr::V6(address) => (IpAddr::V6(*address.ip()), address.scope_id()),
@@ -176,8 +182,9 @@ impl Server {
         let tls = TlsConfig::new().expect("without the TLS features there is nothing in it that can fail");
         let tcp =
             NameServerPool::from_config([config], Arc::new(PoolContext::new(options, tls)), Provider::new(scope_id));
+        let tcp_places = Semaphore::new(limits.over_tcp);
         let (udp, resend) = (Udp::new(address), limits.timeout / RESENDS_IN);
-        Self { address, udp, resend, tcp, suspect_until: AtomicU64::new(0), epoch: Instant::now() }
+        Self { address, udp, resend, tcp, tcp_places, suspect_until: AtomicU64::new(0), epoch: Instant::now() }
     }
 
     /// Follows the chain over as many answers as it takes; `timeout` is for each.
@@ -229,6 +236,8 @@ impl Server {
         options.use_edns = true;
         options.recursion_desired = true;
         options.case_randomization = true;
+        // hickory would answer one too many with an error, and make a connection anew for each.
+        let _place = self.tcp_places.acquire().await;
         let mut responses = self.tcp.lookup(Query::query(name, record_type), options);
         responses.next().await.unwrap_or(Err(NetError::NoConnections))
     }

@@ -97,6 +97,13 @@ impl<K: Ord + Hash + Clone> Schedule<K> {
         }
     }
 
+    /// Makes a query due now, if it waits among those that did not fail.
+    pub fn hurry(&mut self, key: &K, now: Instant) {
+        if self.fresh.due.get(key).is_some_and(|due| *due > now) {
+            self.fresh.push(key.clone(), now);
+        }
+    }
+
     /// Takes the next query that may start now; it is in flight until [`Self::landed`].
     pub fn next(&mut self, now: Instant) -> Option<Due<K>> {
         if self.earliest_start() > now {

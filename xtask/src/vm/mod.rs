@@ -134,7 +134,7 @@ fn boot(kernel: &Kernel, accelerator: &str, start: Duration, limit: Duration) ->
     });
     let begun = Instant::now();
     let mut up = false;
-    let mut before = Vec::new();
+    let mut last = String::new();
     loop {
         let left = (if up { limit } else { start }).saturating_sub(begun.elapsed());
         match lines.recv_timeout(left) {
@@ -149,14 +149,13 @@ fn boot(kernel: &Kernel, accelerator: &str, start: Duration, limit: Duration) ->
                     println!("vm: {what}");
                 } else if up {
                     println!("{line}");
-                } else {
-                    before.push(line);
                 }
+                last = line;
             }
             Err(_) if !up && begun.elapsed() < limit => return Ok(None),
             Err(mpsc::RecvTimeoutError::Timeout) => bail!("the virtual machine ran longer than {limit:?} (--limit)"),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                bail!("the virtual machine ended before the command did; it said last: {:?}", before.last())
+                bail!("the virtual machine ended before the command did; it said last: {last:?}")
             }
         }
     }

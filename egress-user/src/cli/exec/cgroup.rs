@@ -17,6 +17,9 @@ use nix::{
 use crate::datapath::{Cgroup, Error, cgroup_root};
 
 const PREFIX: &str = "egress-exec-";
+/// How long the janitor lets an empty cgroup be that cannot be removed: first, and at most.
+const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// A cgroup below the one that `exec` itself runs in, so that whatever limits that one has go on to hold.
 #[derive(Debug)]
@@ -86,15 +89,17 @@ impl ExecCgroup {
             // SAFETY: the janitor uses none of them.
             unsafe { libc::close(fd) };
         }
-        while fs::remove_dir(&self.path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+        let mut pause = PAUSE;
+        while remove(&self.path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
             let Ok(events) = fs::File::open(self.path.join("cgroup.events")) else { return };
             // cgroup.events announces with POLLPRI that the last process has gone (cgroup-v2.rst, "populated").
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
-            let text = fs::read_to_string(self.path.join("cgroup.events")).unwrap_or_default();
-            if text.contains("populated 1") {
-                let _ = poll(&mut fds, PollTimeout::try_from(Duration::from_secs(1)).unwrap_or(PollTimeout::MAX));
+            if is_populated(&self.path) {
+                let _ = poll(&mut fds, PollTimeout::try_from(PAUSE_MAX).unwrap_or(PollTimeout::MAX));
+                pause = PAUSE;
             } else {
-                std::thread::sleep(Duration::from_millis(5));
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(PAUSE_MAX);
             }
         }
     }
@@ -119,16 +124,31 @@ impl Janitor {
         let _ = self.pipe.write_all(b"x");
         // The usual case, in which nothing is left: the cgroup is gone when `exec` ends.
         for _ in 0..20 {
-            if fs::remove_dir(&cgroup.path).is_ok() || !cgroup.path.exists() {
-                return;
-            }
-            let events = fs::read_to_string(cgroup.path.join("cgroup.events")).unwrap_or_default();
-            if events.contains("populated 1") {
+            if remove(&cgroup.path).is_ok() || !cgroup.path.exists() || is_populated(&cgroup.path) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// Whether there are processes in a cgroup, or in one below it.
+fn is_populated(path: &Path) -> bool {
+    fs::read_to_string(path.join("cgroup.events")).is_ok_and(|events| events.contains("populated 1"))
+}
+
+/// Removes a cgroup that no process is left in, and those below it that the command made, the lowest first.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound && !is_populated(path) => {}
+        removed => return removed,
+    }
+    for entry in fs::read_dir(path)?.filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
 }
 
 /// Removes the empty cgroups of `exec`s that are gone, anywhere below `root`; gives their paths.
@@ -148,9 +168,37 @@ fn remove_in(dir: &Path) -> Vec<String> {
         let name = entry.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
         let gone = !Path::new("/proc").join(pid).exists();
-        if gone && fs::remove_dir(entry.path()).is_ok() {
+        if gone && remove(&entry.path()).is_ok() {
             removed.push(format!("cgroup {}", entry.path().display()));
         }
     }
     removed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_go_with_what_is_below_them() {
+        let root = tempfile::tempdir().unwrap();
+        // 0 is nobody's number.
+        let left = root.path().join("slice").join(format!("{PREFIX}0"));
+        let running = root.path().join(format!("{PREFIX}{}", Pid::this()));
+        for dir in [left.join("a/b"), left.join("c"), running.join("a")] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        assert_eq!(remove_leftovers(root.path()), [format!("cgroup {}", left.display())]);
+        assert!(!left.exists() && running.join("a").exists());
+    }
+
+    #[test]
+    fn what_has_processes_keeps_what_is_below_it() {
+        let root = tempfile::tempdir().unwrap();
+        let left = root.path().join(format!("{PREFIX}0"));
+        fs::create_dir_all(left.join("empty")).unwrap();
+        fs::write(left.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+        assert!(remove_leftovers(root.path()).is_empty());
+        assert!(left.join("empty").exists());
+    }
 }

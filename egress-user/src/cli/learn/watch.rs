@@ -3,21 +3,17 @@
 use std::{
     path::Path,
     process::ExitCode,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, LearnArgs, Progress, Sink, lock, watching};
 use crate::{
     api::{Client, ClientError, EventFilter, Status},
     cli::{exec, run},
-    daemon::{Believe, Core, Enforcement, Wanted, ring, settings},
+    daemon::{Believe, Core, Enforcement, ring, settings},
     datapath::cgroup_root,
     events::Event,
     resolve::system,
@@ -70,7 +66,7 @@ async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String
     let system = system::read(&system::Paths::default()).ok();
     let policy = watching(&args.resolver, system.as_ref())?;
     // `run` waits for an interface; here nothing follows, and the policy would lack what leaves by it.
-    let (_, missing) = Wanted::from_arguments(&args.interface).find();
+    let (_, missing) = run::wanted(&args.interface)?.find();
     if !missing.is_empty() {
         let what = format!("there is no interface {}", missing.join(", "));
         return Err(
@@ -91,25 +87,13 @@ async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String
         scope.uplinks.iter().map(|uplink| format!(", {}", uplink.name)).collect::<String>()
     );
     let (core, events) = Core::new(enforcement, policy, Vec::new());
-    let ended = Arc::new(AtomicBool::new(false));
-    let reader = {
-        let (core, ended, sink) = (Arc::clone(&core), Arc::clone(&ended), Arc::clone(sink));
-        thread::Builder::new().name("events".to_owned()).spawn(move || {
-            let mut reader = ring::Reader::new(&core, events);
-            let add = |event: &Event| lock(&sink).add(event);
-            while !ended.load(Ordering::Acquire) {
-                reader.wait(LAST_EVENTS);
-                reader.drain(&add);
-            }
-            reader.drain(&add);
-            core.sweep(true).iter().for_each(add);
-        })?
-    };
+    let seen = Arc::clone(sink);
+    let reader = ring::Until::read(&core, events, LAST_EVENTS, move |event| lock(&seen).add(event))?;
+    let stop = Stop::new()?;
     super::output::eprint(&format!("learning from {about}; nothing is blocked\n"));
-    wait(args.time, sink, std::future::pending()).await?;
+    wait(args.time, sink, stop, std::future::pending()).await?;
     tokio::time::sleep(LAST_EVENTS).await;
-    ended.store(true, Ordering::Release);
-    let _ = reader.join();
+    reader.finish();
     Ok(about)
 }
 
@@ -117,6 +101,7 @@ async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String
 async fn daemon(args: &LearnArgs, socket: &Path, before: &Status, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<()> {
     let client = Client::new(socket);
     let mut stream = client.events(EventFilter { follow: true, recent: Some(0), ..EventFilter::default() }).await?;
+    let stop = Stop::new()?;
     super::output::eprint("learning from the events of the daemon; nothing is blocked\n");
     if before.policy.rules > 0 {
         super::output::eprint(&format!(
@@ -134,17 +119,29 @@ async fn daemon(args: &LearnArgs, socket: &Path, before: &Status, sink: &Arc<Mut
         super::output::eprint("\nwarning: the daemon ended; this is what was learned until then\n");
         anyhow::Ok(())
     };
-    wait(args.time, sink, reading).await
+    wait(args.time, sink, stop, reading).await
+}
+
+/// The signals that end the watching. Made before a person is told that it goes on: until then one of them would end the
+/// program, and what was learned would be lost.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
 }
 
 /// Until the time is over, a signal comes, or `other` ends.
 async fn wait(
     time: Duration,
     sink: &Arc<Mutex<Sink>>,
+    mut stop: Stop,
     other: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let mut progress = Progress::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let end = Instant::now() + time;
@@ -152,8 +149,8 @@ async fn wait(
     let result = loop {
         tokio::select! {
             result = &mut other => break result,
-            _ = interrupt.recv() => break Ok(()),
-            _ = terminate.recv() => break Ok(()),
+            _ = stop.interrupt.recv() => break Ok(()),
+            _ = stop.terminate.recv() => break Ok(()),
             () = tokio::time::sleep_until(end.into()) => break Ok(()),
             _ = tick.tick() => {
                 progress.tell(end.saturating_duration_since(Instant::now()).as_secs(), sink);

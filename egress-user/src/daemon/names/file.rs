@@ -12,7 +12,7 @@ use std::{
 use egress_ebpf::abi::Ticks;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::super::store::replace_with;
+use super::super::store::replace;
 
 /// The longest file that is read, and written: room for a million addresses and a half.
 const BYTES_MAX: u64 = 64 << 20;
@@ -56,7 +56,7 @@ impl NamesFile {
     /// Writes the names that `more` adds to what it is given, as members of a JSON object that are separated by commas, until it says
     /// that there are no more. Not synced to the disk: another boot has no use for it.
     pub(super) fn write(&self, mut more: impl FnMut(&mut Vec<u8>) -> io::Result<bool>) -> io::Result<()> {
-        replace_with(&self.path, false, |file| {
+        replace(&self.path, false, |file| {
             let mut bytes = format!("{{\"boot\":\"{}\",\"names\":{{", boot_id()?).into_bytes();
             let (mut written, mut empty) = (0, true);
             loop {

@@ -110,7 +110,7 @@ impl FromStr for Destination {
             other => {
                 return Err(ItemError::new(
                     format!("`{other}` is not one destination"),
-                    "write one name or address, like `api.example.com:443` or `192.0.2.1:53/udp`",
+                    "write one name or address, like `api.example.com:443` or `192.0.2.1:123/udp`",
                 ));
             }
         };
@@ -162,12 +162,11 @@ impl Compiled {
         };
         let allowed = matches!(reason, Reason::Builtin { .. } | Reason::Allow { .. });
         let nearest = match reason {
-            Reason::NoRule => self.nearest(destination, context),
+            Reason::NoRule if !is_dns(destination) => self.nearest(destination, context),
             _ => None,
         };
         // Where a resolver is missing no rule helps: the note says what does.
-        let rule_helps = matches!(reason, Reason::NoRule | Reason::NotAsked { .. })
-            && !(is_dns(destination) && self.knows_resolvers(context));
+        let rule_helps = matches!(reason, Reason::NoRule | Reason::NotAsked { .. }) && !is_dns(destination);
         let add = rule_helps.then(|| self.line(destination, context));
         Explanation { destination: destination.to_string(), allowed, reason, nearest, add, notes }
     }
@@ -199,8 +198,8 @@ impl Compiled {
         if is_localhost && self.builtins.loopback {
             return Reason::Builtin { builtin: "loopback" };
         }
-        if is_dns(destination) && self.knows_resolvers(context) {
-            notes.push(ONLY_RESOLVERS.to_owned());
+        if is_dns(destination) {
+            notes.push(self.only_resolvers(context).to_owned());
             return Reason::NoRule;
         }
         let found = self.match_name(name.as_str());
@@ -274,8 +273,8 @@ impl Compiled {
         if let Some(builtin) = builtin {
             return Reason::Builtin { builtin };
         }
-        if is_dns(destination) && self.knows_resolvers(context) {
-            notes.push(ONLY_RESOLVERS.to_owned());
+        if is_dns(destination) {
+            notes.push(self.only_resolvers(context).to_owned());
             return Reason::NoRule;
         }
         for name in context.names {
@@ -298,9 +297,15 @@ impl Compiled {
         Reason::NoRule
     }
 
-    /// Whether the trusted resolvers are known: offline, those of the system are not.
-    fn knows_resolvers(&self, context: &Context<'_>) -> bool {
-        context.live || matches!(self.dns.resolvers, Resolvers::Addresses(_))
+    /// What is said of port 53 elsewhere than at a resolver that is known to be trusted: offline, those of the system are not
+    /// known.
+    fn only_resolvers(&self, context: &Context<'_>) -> &'static str {
+        if context.live || matches!(self.dns.resolvers, Resolvers::Addresses(_)) {
+            "port 53 passes to trusted resolvers only, whatever the rules say: add it to `dns.resolvers` by its address"
+        } else {
+            "port 53 passes to trusted resolvers only, whatever the rules say: this passes only if it is one of the system's \
+             resolvers (`dns.resolvers: system`), which are not known here; else add it to `dns.resolvers` by its address"
+        }
     }
 
     fn builtin(
@@ -329,20 +334,10 @@ impl Compiled {
                 notes.push("neighbour discovery passes all the same (builtin neighbour-discovery)".to_owned());
                 None
             }
-            Proto::Udp | Proto::Tcp
-                if destination.port == 53 && matches!(self.dns.resolvers, Resolvers::System) && !context.live =>
-            {
-                notes.push("DNS passes if this is one of the system's resolvers (`dns.resolvers: system`)".to_owned());
-                None
-            }
             _ => None,
         }
     }
 }
-
-/// What is said of port 53 elsewhere than at a trusted resolver.
-const ONLY_RESOLVERS: &str =
-    "port 53 passes to trusted resolvers only, whatever the rules say: add it to `dns.resolvers` by its address";
 
 fn is_dns(destination: &Destination) -> bool {
     matches!(destination.proto, Proto::Udp | Proto::Tcp) && destination.port == 53

@@ -70,7 +70,7 @@ fn the_line_to_add_allows_the_destination_when_pasted() {
     for to in [
         "www.example.org",
         "a.example.com:8443",
-        "api.example.net:53/udp",
+        "api.example.net:54/udp",
         "_srv.1e2:5/udp",
         "198.51.100.7",
         "198.51.100.7:9/udp",
@@ -98,6 +98,20 @@ fn the_line_to_add_allows_the_destination_when_pasted() {
     // Where no rule helps there is none: a deny rule, an unknown resolver, what is allowed.
     for to in ["10.9.2.3:22", "192.0.2.54:53/udp", "a.example.com"] {
         assert_eq!(explain(to).add, None, "{to}");
+    }
+}
+
+/// The kernel drops it before it looks at a rule.
+#[test]
+fn no_rule_opens_port_53() {
+    let rules = "rules:\n  - {name: a, to: [8.8.8.8, example.com], ports: [53/udp, 53/tcp]}\n";
+    for (resolvers, told) in [("system", "one of the system's"), ("[192.0.2.53]", "add it to `dns.resolvers`")] {
+        let policy = compiled(&format!("dns: {{resolvers: {resolvers}}}\n{rules}"));
+        for to in ["8.8.8.8:53/udp", "8.8.8.8:53/tcp", "example.com:53/udp"] {
+            let said = policy.decide(&to.parse().unwrap());
+            assert_eq!((said.allowed, &said.reason, &said.add, &said.nearest), (false, &Reason::NoRule, &None, &None));
+            assert!(said.notes.len() == 1 && said.notes[0].contains(told), "{said:?}");
+        }
     }
 }
 

@@ -172,6 +172,25 @@ fn what_the_parser_refuses_does_not_fit() {
         "dns: {resolver: system}\n",
         "dns: {resolvers: sytem}\n",
         "builtins: {arp: 1}\n",
+        // Nothing behind a key.
+        "version:\n",
+        "mode:\n",
+        "dns:\n",
+        "builtins:\n",
+        "rules:\n",
+        "dns: {resolvers: }\n",
+        "dns: {queries: }\n",
+        "dns: {internal: }\n",
+        "dns: {minTtl: }\n",
+        "dns: {grace: }\n",
+        "dns: {maxStale: }\n",
+        "dns: {allowPrivate: }\n",
+        "builtins: {arp: }\n",
+        "builtins: {dhcpv6: }\n",
+        "rules: [{name: x, to: [any], ports: [any], why: }]\n",
+        "rules: [{name: x, to: [any], ports: [any], action: }]\n",
+        "rules: [{name: x, to: [any], ports: }]\n",
+        "rules: [{name: x, to: [any], ports: [any], silence: }]\n",
     ] {
         assert!(!check(text).is_empty(), "{text}");
         assert!(super::document(&[("p.yaml", text)], &[]).is_err(), "{text}");

@@ -77,6 +77,11 @@ impl Name {
         self.side(family).addresses.recall(address, left, ago, now, settings);
     }
 
+    /// Whether the last answer for this family gave no address.
+    pub fn has_missed(&self, family: Family) -> bool {
+        matches!(self.other(family.other()).last, Some(Last::Empty | Last::Failed))
+    }
+
     pub fn take(
         &mut self,
         name: &Arc<str>,

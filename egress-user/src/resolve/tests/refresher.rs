@@ -376,6 +376,29 @@ async fn a_family_without_records_is_asked_for_ever_more_rarely() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn other_resolvers_are_asked_at_once_for_what_the_first_did_not_have() {
+    // "No such name", "no such record", and what is found.
+    let bench = bench(Settings::default(), |name, family, count| {
+        soon(match (name, family, count) {
+            ("found.example.com", Family::V4, _) | (_, _, 1..) => found(&["203.0.113.1"], 3600),
+            ("gone.example.com", ..) => miss(Reason::NxDomain),
+            _ => miss(Reason::Empty),
+        })
+    });
+    bench.refresher.set_names(["gone.example.com", "empty.example.com", "found.example.com"]);
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(bench.double.asked.lock().unwrap().len(), 6);
+    assert!(bench.refresher.addresses("gone.example.com").is_empty());
+    bench.refresher.retry_now();
+    sleep(Duration::from_millis(500)).await;
+    for name in ["gone.example.com", "empty.example.com", "found.example.com"] {
+        assert!(!bench.refresher.addresses(name).is_empty(), "{name}");
+    }
+    // All but the one that was found.
+    assert_eq!(bench.double.asked.lock().unwrap().len(), 6 + 5);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_empty_answer_of_both_families_is_a_failure() {
     let bench = bench(Settings::default(), |_, _, _| soon(miss(Reason::Empty)));
     bench.refresher.set_names(["www.example.com"]);

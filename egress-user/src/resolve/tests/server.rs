@@ -77,7 +77,7 @@ impl Server {
     }
 }
 
-fn respond(query: &[u8], script: &Script) -> Option<Message> {
+pub fn respond(query: &[u8], script: &Script) -> Option<Message> {
     let query = Message::from_vec(query).ok()?;
     let mut response = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
     response.metadata.recursion_desired = true;

@@ -1,13 +1,17 @@
 //! The resolver over real sockets on loopback.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::RecordType;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UdpSocket};
 
-use super::server::{Server, address, answer, cname, code, name};
+use super::server::{Server, address, answer, cname, code, name, respond};
 use crate::resolve::{Family, Kind, Limits, Reason, Resolver, resolve_once};
 
 fn resolver(servers: &[&Server]) -> Resolver {
@@ -108,6 +112,57 @@ async fn a_thousand_addresses_come_over_tcp() {
     let found = resolver(&[&server]).lookup("www.example.com", Family::V4).await.unwrap();
     assert_eq!(found.addresses.len(), 1000);
     assert_eq!(server.tcp_queries.load(Ordering::SeqCst), 1);
+}
+
+/// The kernel part drops a segment with a fifth message, and so it does whenever that is sent again.
+#[tokio::test]
+async fn no_more_questions_stand_on_a_connection_than_leave_in_one_segment() {
+    let script = |query: &Query, response| {
+        answer(query, response, vec![address(&query.name().to_string(), ip("203.0.113.1"), 60)])
+    };
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let tcp = TcpListener::bind(udp.local_addr().unwrap()).await.unwrap();
+    let server = udp.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
+            let mut response = respond(&buffer[..length], &script).unwrap();
+            response.metadata.truncation = true;
+            udp.send_to(&response.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    let most = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&most);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = tcp.accept().await {
+            let seen = Arc::clone(&seen);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                loop {
+                    // Whatever can come without an answer is there by then.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    let Ok(length @ 1..) = stream.read(&mut buffer).await else { return };
+                    let (mut rest, mut messages) = (&buffer[..length], 0);
+                    while let [high, low, after @ ..] = rest {
+                        let (query, next) = after.split_at(u16::from_be_bytes([*high, *low]).into());
+                        let response = respond(query, &script).unwrap().to_vec().unwrap();
+                        stream.write_u16(response.len().try_into().unwrap()).await.unwrap();
+                        stream.write_all(&response).await.unwrap();
+                        (rest, messages) = (next, messages + 1);
+                    }
+                    seen.fetch_max(messages, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let resolver = Resolver::new(&[server], Limits::default());
+    // The others find a connection.
+    resolver.lookup("www.example.com", Family::V4).await.unwrap();
+    // hickory asks once for those that ask the same.
+    let names: Vec<_> = (0..100).map(|n| format!("n{n}.example.com")).collect();
+    let lookups = names.iter().map(|name| resolver.lookup(name, Family::V4));
+    assert!(join_all(lookups).await.iter().all(Result::is_ok));
+    assert_eq!(most.load(Ordering::SeqCst), 4);
 }
 
 #[tokio::test]
