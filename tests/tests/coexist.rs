@@ -76,3 +76,36 @@ fn a_start_that_cannot_attach_leaves_nothing_behind() {
     let left = world.mounts.run(|| Pins::new(Path::new(BPFFS)).detach_all().unwrap());
     assert!(left.is_empty(), "pinned still: {left:?}");
 }
+
+/// Takes a hook of the daemon's cgroup away from it, and gives it to a program that lets no other beside it: the next start gives the hooks
+/// before it their new programs, and fails at this one.
+fn block_connect4(test: &Governed) {
+    let id = test.cgroup.id().unwrap();
+    test.world.mounts.run(|| Pins::new(Path::new(BPFFS)).detach(&format!("cgroup-{id}-connect4")).unwrap());
+    let [_, (connect, at)] = raw::empty_hooks().unwrap();
+    raw::attach_alone(connect.as_fd(), File::open(test.cgroup.path()).unwrap().as_fd(), at as u32).unwrap();
+}
+
+/// P7: a start with another policy that fails when half of its programs are in force leaves the policy of the daemon before, by which the
+/// node is judged on; in audit mode too.
+#[test]
+fn a_start_that_fails_half_way_leaves_the_policy_before_in_force() {
+    const OTHER: &str = "version: 1\nrules:\n  - {name: other, to: [198.51.100.77], ports: [7000/tcp]}\n";
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    let mut test = Governed::over(world, POLICY).unwrap();
+    test.daemon.kill().unwrap();
+    block_connect4(&test);
+    for text in [OTHER.to_owned(), format!("{OTHER}mode: audit\n")] {
+        let builder = Daemon::builder(&test.world);
+        let file = builder.policy_file(1);
+        std::fs::write(&file, &text).unwrap();
+        let run = builder.policy(file).cgroup(&test.cgroup).run_to_end(LIMIT).unwrap();
+        assert_eq!(run.code(), Some(3), "{run:?}");
+        assert!(run.stderr.contains("connect4"), "{run:?}");
+        for place in [&test.inside, &test.beside] {
+            assert!(tcp(place, "203.0.113.10:7000").unwrap().echoed, "what the policy before allows: {text}");
+            assert!(!tcp(place, "198.51.100.77:7000").unwrap().echoed, "what it does not: {text}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! From nothing to enforcement: load, install, attach, in an order that leaves no gap.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     beside::Beside,
@@ -10,6 +10,10 @@ use crate::{
     },
     policy::Compiled,
 };
+
+/// How long another policy is in force at the most while its programs are being attached: one that is killed meanwhile leaves the policy
+/// before to come back by itself. An emulated machine takes minutes.
+const ATTACHING: Duration = Duration::from_secs(600);
 
 /// What is to be governed.
 #[derive(Debug)]
@@ -58,7 +62,8 @@ impl Enforcement {
     /// that only remember are attached before those that drop.
     ///
     /// # Errors
-    /// On an error before all is attached, nothing new stays attached, or pinned; what an earlier daemon pinned goes on.
+    /// On an error before all is attached, nothing new stays attached, or pinned; what an earlier daemon pinned goes on, with the policy
+    /// that it had.
     ///
     /// A policy that an earlier daemon put on trial is ended, where it is not the one to start with and `on_trial` says so.
     ///
@@ -100,7 +105,12 @@ impl Enforcement {
                 }
                 installed
             }
-            None => datapath.install(policy, &settings, &[])?,
+            // On trial until all is attached: by the pinned maps those programs judge too that are attached already.
+            None => {
+                let installed = datapath.install_until(policy, &settings, &[], datapath::deadline_after(ATTACHING))?;
+                attempt.on_trial = (datapath.live()?.deadline != 0).then(|| object.clone());
+                installed
+            }
         };
         if scope.has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
@@ -114,7 +124,10 @@ impl Enforcement {
         // All that judge, before the first one takes the place of an earlier daemon's.
         judges(scope).try_for_each(|name| object.program(name).map(drop))?;
         let mut attached = attach(&mut datapath, scope, judging, answering)?;
-        attempt.succeeded = true;
+        if attempt.on_trial.is_some() {
+            datapath.confirm()?;
+        }
+        attempt.succeeded();
         let mut warnings = super::machine_warnings();
         if scope.cgroup.level.is_none() {
             warnings.push(format!("cgroup {}: {}", scope.cgroup.path.display(), super::NAMESPACED));
@@ -193,19 +206,35 @@ fn attach(
 struct Attempt<'a> {
     scope: &'a Scope,
     before: Option<Before>,
+    /// What holds the policy that was put in the place of an earlier daemon's, and waits for this start's success.
+    on_trial: Option<Object>,
     succeeded: bool,
 }
 
 impl<'a> Attempt<'a> {
     fn begin(scope: &'a Scope) -> Result<Self, Error> {
         let before = scope.pins.as_ref().map(Pins::before).transpose()?;
-        Ok(Self { scope, before, succeeded: false })
+        Ok(Self { scope, before, on_trial: None, succeeded: false })
+    }
+
+    fn succeeded(&mut self) {
+        self.on_trial = None;
+        self.succeeded = true;
     }
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let (Some(pins), Some(before), false) = (&self.scope.pins, &self.before, self.succeeded) else { return };
+        let back = self.on_trial.take().map(|object| Datapath::new(object).and_then(|mut maps| maps.roll_back()));
+        match back {
+            // Its time is over: the kernel went back by itself.
+            None | Some(Ok(_) | Err(Error::NothingPending)) => {}
+            Some(Err(error)) => {
+                let seconds = ATTACHING.as_secs();
+                tracing::error!(%error, seconds, "the policy of the start that failed stays in force for so long");
+            }
+        }
         if let Err(error) = pins.go_back(before) {
             tracing::error!(%error, "a part of the start that failed may stay in force; `egress detach` ends it");
         }
