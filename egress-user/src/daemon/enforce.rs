@@ -72,14 +72,16 @@ impl Enforcement {
         let lock = match &scope.pins {
             Some(pins) => {
                 pins.prepare()?;
-                Some(pins.lock()?)
+                let lock = pins.lock()?;
+                pins.forget_fresh()?;
+                Some(lock)
             }
             None => None,
         };
         let mut attempt = Attempt::begin(scope)?;
         // Where BPF LSM is off its programs would load, attach, and never be called.
         let bpf_lsm = datapath::bpf_lsm();
-        let object = load(policy, scope, on_trial)?;
+        let (object, fresh) = load(policy, scope, on_trial)?;
         let loading = object.load_beside(programs(scope));
         // Some milliseconds, for LSM alone: beside everything that comes before.
         let lsm = (bpf_lsm != Some(false)).then(|| {
@@ -126,6 +128,9 @@ impl Enforcement {
         let mut attached = attach(&mut datapath, scope, judging, answering)?;
         if attempt.on_trial.is_some() {
             datapath.confirm()?;
+        }
+        if let Some(pins) = scope.pins.as_ref().filter(|_| fresh) {
+            pins.count_fresh()?;
         }
         attempt.succeeded();
         let mut warnings = super::machine_warnings();
@@ -252,7 +257,7 @@ fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
     let cgroup = format!("cgroup-{}-", scope.cgroup.id);
     let uplinks: Vec<_> =
         scope.uplinks.iter().chain(&scope.answered).map(|uplink| format!("if{}-", uplink.index)).collect();
-    for (name, _) in pins.links()? {
+    for name in pins.link_names()? {
         let ours = name.starts_with(&cgroup)
             || name.starts_with("lsm-")
             // Which workloads there are is asked afterwards.
@@ -295,25 +300,30 @@ fn has_others(uplinks: &[Uplink]) -> bool {
 }
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and
-/// the pinned links are given programs that use these. `as_it_is`: what is asked for is in the pinned maps, or nowhere.
-fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<Object, Error> {
+/// the pinned links are given programs that use these; then `true`, and they take the pinned ones' place when all is attached. `as_it_is`:
+/// what is asked for is in the pinned maps, or nowhere.
+fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<(Object, bool), Error> {
     let sizes = if scope.has_past { Sizes::for_policy(policy, scope.room) } else { Sizes::for_command(policy) };
-    let Some(pins) = &scope.pins else { return Object::load_telling(&sizes, None, scope.tells) };
-    let fresh = || Object::load_telling(&sizes, Some(pins), scope.tells);
-    let pinned = || fresh().and_then(Datapath::check);
+    let Some(pins) = &scope.pins else { return Ok((Object::load_telling(&sizes, None, scope.tells)?, false)) };
+    let pinned = || Object::load_telling(&sizes, Some(pins), scope.tells).and_then(Datapath::check);
     if as_it_is {
-        let object = pins.has_maps().then(|| pinned().ok()).flatten();
-        return object.ok_or(Error::NothingPending);
+        return match pins.has_maps().then(pinned) {
+            Some(Err(error)) if error.is_want() => Err(error),
+            Some(Ok(object)) => Ok((object, false)),
+            _ => Err(Error::NothingPending),
+        };
     }
     if pins.has_maps() {
         match pinned().and_then(|object| Ok((object.has_room(&sizes)?, object))) {
-            Ok((true, object)) => return Ok(object),
+            Ok((true, object)) => return Ok((object, false)),
             Ok((false, _)) => {
                 tracing::info!("the policy, or what is asked for, has outgrown the pinned maps; making new ones");
             }
+            // The next start may have what is short now: what was learned is not given up for it.
+            Err(error) if error.is_want() => return Err(error),
             Err(error) => tracing::warn!(%error, "cannot take up the pinned maps; making new ones"),
         }
     }
-    pins.forget_maps()?;
-    fresh()
+    pins.make_fresh()?;
+    Ok((Object::load_telling(&sizes, Some(&pins.fresh()), scope.tells)?, true))
 }
