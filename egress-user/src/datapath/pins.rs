@@ -320,8 +320,14 @@ impl Pins {
     pub fn detach_all(&self) -> Result<Vec<String>, Error> {
         let mut removed = Vec::new();
         let mut first = Ok(());
-        if !self.root.exists() {
-            return Ok(removed);
+        match fs::symlink_metadata(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
+            Ok(root) if root.is_dir() && is_bpffs(&self.root) => {}
+            // Whatever it is, egress has not made it.
+            _ => {
+                let source = io::Error::other("it is in no bpffs, so that it is not egress'; see EGRESS_BPFFS");
+                return Err(Error::path("detach", &self.root, source));
+            }
         }
         let versions = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
         for version in versions.filter_map(Result::ok) {
@@ -382,7 +388,8 @@ fn remove_tree(dir: &Path, removed: &mut Vec<String>) -> Result<(), Error> {
     let entries = fs::read_dir(dir).map_err(|error| Error::path("read", dir, error))?;
     for entry in entries.filter_map(Result::ok) {
         let path = entry.path();
-        if path.is_dir() {
+        // Not what a symbolic link leads to.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_tree(&path, removed)?;
         } else {
             fs::remove_file(&path).map_err(|error| Error::path("remove the pin", &path, error))?;
