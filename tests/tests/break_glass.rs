@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use egress_tests::daemon::patient;
+use egress_tests::daemon::{binary, patient};
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::tcp;
 use egress_tests::skip::has_tcx;
@@ -68,4 +68,24 @@ fn detach_needs_no_sound_state() {
     assert!(run.ok(), "{run:?}");
     assert_open(&test, "after detach");
     sh(&test.beside, &format!("test ! -e {root}"));
+}
+
+/// `detach` removes what is in bpffs alone: not a directory that `EGRESS_BPFFS` names by mistake, nor what a symbolic link leads to.
+#[test]
+fn detach_leaves_files_that_are_not_its_own() {
+    let test = governed();
+    let dir = test.world.dir().join("precious");
+    let file = dir.join("egress/v1/links/file");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "").unwrap();
+    sh(&test.beside, &format!("ln -s {} {BPFFS}/egress/elsewhere", dir.display()));
+    let run = test.daemon.detach().unwrap();
+    assert!(file.exists(), "what a link leads to: {run:?}");
+    assert!(run.ok(), "{run:?}");
+    sh(&test.beside, &format!("test ! -e {BPFFS}/egress"));
+    let script = format!("EGRESS_BPFFS={} {} detach", dir.display(), binary().unwrap().display());
+    let run = test.beside.run("sh", &["-c", &script], patient(Duration::from_secs(5))).unwrap();
+    assert!(file.exists(), "another directory: {run:?}");
+    assert_eq!(run.code(), Some(3), "{run:?}");
+    assert!(run.stderr.contains("in no bpffs"), "{run:?}");
 }

@@ -1,11 +1,14 @@
 //! Programs of others at the same places: they go on being called, and change nothing of ours.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use egress_tests::bench::raw;
+use egress_tests::held::python;
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::tcp;
 use egress_tests::skip::has_tcx;
@@ -76,4 +79,111 @@ fn a_start_that_cannot_attach_leaves_nothing_behind() {
     let mut left = Vec::new();
     world.mounts.run(|| Pins::new(Path::new(BPFFS)).detach_all(&mut left).unwrap());
     assert!(left.is_empty(), "pinned still: {left:?}");
+}
+
+/// Takes a hook of the daemon's cgroup away from it, and gives it to a program that lets no other beside it: the next start gives the hooks
+/// before it their new programs, and fails at this one.
+fn block_connect4(test: &Governed) {
+    let id = test.cgroup.id().unwrap();
+    test.world.mounts.run(|| Pins::new(Path::new(BPFFS)).detach(&format!("cgroup-{id}-connect4")).unwrap());
+    let [_, (connect, at)] = raw::empty_hooks().unwrap();
+    raw::attach_alone(connect.as_fd(), File::open(test.cgroup.path()).unwrap().as_fd(), at as u32).unwrap();
+}
+
+/// P7: a start with another policy that fails when half of its programs are in force leaves the policy of the daemon before, by which the
+/// node is judged on; in audit mode too.
+#[test]
+fn a_start_that_fails_half_way_leaves_the_policy_before_in_force() {
+    const OTHER: &str = "version: 1\nrules:\n  - {name: other, to: [198.51.100.77], ports: [7000/tcp]}\n";
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    let mut test = Governed::over(world, POLICY).unwrap();
+    test.daemon.kill().unwrap();
+    block_connect4(&test);
+    for text in [OTHER.to_owned(), format!("{OTHER}mode: audit\n")] {
+        let builder = Daemon::builder(&test.world);
+        let file = builder.policy_file(1);
+        std::fs::write(&file, &text).unwrap();
+        let run = builder.policy(file).cgroup(&test.cgroup).run_to_end(LIMIT).unwrap();
+        assert_eq!(run.code(), Some(3), "{run:?}");
+        assert!(run.stderr.contains("connect4"), "{run:?}");
+        for place in [&test.inside, &test.beside] {
+            assert!(tcp(place, "203.0.113.10:7000").unwrap().echoed, "what the policy before allows: {text}");
+            assert!(!tcp(place, "198.51.100.77:7000").unwrap().echoed, "what it does not: {text}");
+        }
+    }
+}
+
+/// The program of each pinned link, and the map that is pinned as this one.
+fn pinned(world: &World, map: &str) -> (BTreeMap<String, u32>, u32) {
+    world.mounts.run(|| {
+        let pins = Pins::new(Path::new(BPFFS));
+        let links = pins.links().unwrap().into_iter();
+        let programs = links.map(|(name, link)| (name, sys::link_info(link.as_fd()).unwrap().program)).collect();
+        let map = sys::open_pin(&pins.map(map)).unwrap();
+        (programs, sys::map_shape(map.as_fd()).unwrap().id)
+    })
+}
+
+/// P4, P7: a start for larger tables that fails half-way leaves the tables of the daemon before, and the programs that use them: names are
+/// learned on.
+#[test]
+fn a_start_with_larger_tables_that_fails_half_way_leaves_those_before() {
+    const NAMED: &str = "version: 1\nrules:\n  - {name: wild, to: ['*.wild.example.com'], ports: [7000/tcp]}\n";
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    world.dns.set_text("*.wild.example.com", 30, &["203.0.113.30"]);
+    let mut test = Governed::over(world, NAMED).unwrap();
+    test.daemon.kill().unwrap();
+    block_connect4(&test);
+    let before = pinned(&test.world, "NAMES");
+    let builder = Daemon::builder(&test.world);
+    let file = builder.policy_file(0);
+    let builder = builder.policy(file).cgroup(&test.cgroup).arg("--max-addresses").arg("500000");
+    let run = builder.run_to_end(LIMIT).unwrap();
+    assert_eq!(run.code(), Some(3), "{run:?}");
+    assert!(run.stderr.contains("connect4") && run.stderr.contains("making new ones"), "{run:?}");
+    assert_eq!(pinned(&test.world, "NAMES"), before);
+    let script = "import socket\nsocket.create_connection(('late.wild.example.com', 7000), 2)\nprint('yes')";
+    let run = test.inside.run(python(), &["-c", script], LIMIT).unwrap();
+    assert_eq!(run.stdout, "yes\n", "a name that is learned with the daemon dead: {run:?}");
+}
+
+/// P4, P7: nor does a start that is short of descriptors, wherever that is noticed, give up the tables of the daemon before.
+#[test]
+fn a_start_short_of_descriptors_leaves_the_tables_before() {
+    let mut test = Governed::new(POLICY).unwrap();
+    test.daemon.kill().unwrap();
+    let before = pinned(&test.world, "NAMES");
+    let mut ended = 0;
+    let larger = ["--max-addresses", "500000"];
+    for (descriptors, more) in [(24, &[][..]), (40, &[]), (56, &[]), (84, &larger), (96, &larger)] {
+        let limited = test.world.dir().join("limited.sh");
+        let egress = egress_tests::daemon::binary().unwrap();
+        let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec {} \"$@\"\n", egress.display());
+        std::fs::write(&limited, script).unwrap();
+        std::fs::set_permissions(&limited, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let builder = Daemon::builder(&test.world).binary(&limited);
+        let file = builder.policy_file(0);
+        let builder = more.iter().fold(builder.policy(file).cgroup(&test.cgroup), |builder, arg| builder.arg(*arg));
+        let run = builder.run_to_end(LIMIT).unwrap();
+        println!("{descriptors}: {run:?}");
+        if run.code() == Some(3) {
+            ended += 1;
+            assert_eq!(pinned(&test.world, "NAMES"), before, "{descriptors}: {run:?}");
+        }
+    }
+    assert!(ended > 3, "the limits are too high to show anything");
+    // With what it needs it makes its larger tables, which the next one takes up.
+    let builder = Daemon::builder(&test.world);
+    let file = builder.policy_file(0);
+    let daemon = larger.iter().fold(builder.policy(file).cgroup(&test.cgroup), |builder, arg| builder.arg(*arg));
+    // The old guard would detach what is the new one's.
+    std::mem::forget(std::mem::replace(&mut test.daemon, daemon.start().unwrap()));
+    assert_eq!(test.daemon.status().unwrap()["health"]["healthy"], true);
+    let (_, names) = pinned(&test.world, "NAMES");
+    assert_ne!(names, before.1);
+    test.daemon.kill().unwrap();
+    test.restart().unwrap();
+    assert_eq!(pinned(&test.world, "NAMES").1, names);
 }

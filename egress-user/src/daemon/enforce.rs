@@ -1,6 +1,6 @@
 //! From nothing to enforcement: load, install, attach, in an order that leaves no gap.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     beside::Beside,
@@ -10,6 +10,10 @@ use crate::{
     },
     policy::Compiled,
 };
+
+/// How long another policy is in force at the most while its programs are being attached: one that is killed meanwhile leaves the policy
+/// before to come back by itself. An emulated machine takes minutes.
+const ATTACHING: Duration = Duration::from_secs(600);
 
 /// What is to be governed.
 #[derive(Debug)]
@@ -58,7 +62,8 @@ impl Enforcement {
     /// that only remember are attached before those that drop.
     ///
     /// # Errors
-    /// On an error before all is attached, nothing new stays attached, or pinned; what an earlier daemon pinned goes on.
+    /// On an error before all is attached, nothing new stays attached, or pinned; what an earlier daemon pinned goes on, with the policy
+    /// that it had.
     ///
     /// A policy that an earlier daemon put on trial is ended, where it is not the one to start with and `on_trial` says so.
     ///
@@ -67,14 +72,16 @@ impl Enforcement {
         let lock = match &scope.pins {
             Some(pins) => {
                 pins.prepare()?;
-                Some(pins.lock()?)
+                let lock = pins.lock()?;
+                pins.forget_fresh()?;
+                Some(lock)
             }
             None => None,
         };
         let mut attempt = Attempt::begin(scope)?;
         // Where BPF LSM is off its programs would load, attach, and never be called.
         let bpf_lsm = datapath::bpf_lsm();
-        let object = load(policy, scope, on_trial)?;
+        let (object, fresh) = load(policy, scope, on_trial)?;
         let loading = object.load_beside(programs(scope));
         // Some milliseconds, for LSM alone: beside everything that comes before.
         let lsm = (bpf_lsm != Some(false)).then(|| {
@@ -100,7 +107,12 @@ impl Enforcement {
                 }
                 installed
             }
-            None => datapath.install(policy, &settings, &[])?,
+            // On trial until all is attached: by the pinned maps those programs judge too that are attached already.
+            None => {
+                let installed = datapath.install_until(policy, &settings, &[], datapath::deadline_after(ATTACHING))?;
+                attempt.on_trial = (datapath.live()?.deadline != 0).then(|| object.clone());
+                installed
+            }
         };
         if scope.has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
@@ -114,7 +126,13 @@ impl Enforcement {
         // All that judge, before the first one takes the place of an earlier daemon's.
         judges(scope).try_for_each(|name| object.program(name).map(drop))?;
         let mut attached = attach(&mut datapath, scope, judging, answering)?;
-        attempt.succeeded = true;
+        if attempt.on_trial.is_some() {
+            datapath.confirm()?;
+        }
+        if let Some(pins) = scope.pins.as_ref().filter(|_| fresh) {
+            pins.count_fresh()?;
+        }
+        attempt.succeeded();
         let mut warnings = super::machine_warnings();
         if scope.cgroup.level.is_none() {
             warnings.push(format!("cgroup {}: {}", scope.cgroup.path.display(), super::NAMESPACED));
@@ -193,19 +211,35 @@ fn attach(
 struct Attempt<'a> {
     scope: &'a Scope,
     before: Option<Before>,
+    /// What holds the policy that was put in the place of an earlier daemon's, and waits for this start's success.
+    on_trial: Option<Object>,
     succeeded: bool,
 }
 
 impl<'a> Attempt<'a> {
     fn begin(scope: &'a Scope) -> Result<Self, Error> {
         let before = scope.pins.as_ref().map(Pins::before).transpose()?;
-        Ok(Self { scope, before, succeeded: false })
+        Ok(Self { scope, before, on_trial: None, succeeded: false })
+    }
+
+    fn succeeded(&mut self) {
+        self.on_trial = None;
+        self.succeeded = true;
     }
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let (Some(pins), Some(before), false) = (&self.scope.pins, &self.before, self.succeeded) else { return };
+        let back = self.on_trial.take().map(|object| Datapath::new(object).and_then(|mut maps| maps.roll_back()));
+        match back {
+            // Its time is over: the kernel went back by itself.
+            None | Some(Ok(_) | Err(Error::NothingPending)) => {}
+            Some(Err(error)) => {
+                let seconds = ATTACHING.as_secs();
+                tracing::error!(%error, seconds, "the policy of the start that failed stays in force for so long");
+            }
+        }
         if let Err(error) = pins.go_back(before) {
             tracing::error!(%error, "a part of the start that failed may stay in force; `egress detach` ends it");
         }
@@ -223,7 +257,7 @@ fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
     let cgroup = format!("cgroup-{}-", scope.cgroup.id);
     let uplinks: Vec<_> =
         scope.uplinks.iter().chain(&scope.answered).map(|uplink| format!("if{}-", uplink.index)).collect();
-    for (name, _) in pins.links()? {
+    for name in pins.link_names()? {
         let ours = name.starts_with(&cgroup)
             || name.starts_with("lsm-")
             // Which workloads there are is asked afterwards.
@@ -266,31 +300,34 @@ fn has_others(uplinks: &[Uplink]) -> bool {
 }
 
 /// Loads the object. What is pinned is taken up where it has room for the policy; else new maps are made beside it, and
-/// the pinned links are given programs that use these. `as_it_is`: what is asked for is in the pinned maps, or nowhere.
-fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<Object, Error> {
+/// the pinned links are given programs that use these; then `true`, and they take the pinned ones' place when all is attached. `as_it_is`:
+/// what is asked for is in the pinned maps, or nowhere.
+fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<(Object, bool), Error> {
     let sizes = if scope.has_past { Sizes::for_policy(policy, scope.room) } else { Sizes::for_command(policy) };
-    let Some(pins) = &scope.pins else { return Object::load_telling(&sizes, None, scope.tells) };
-    let fresh = || Object::load_telling(&sizes, Some(pins), scope.tells);
-    let pinned = || fresh().and_then(Datapath::check);
+    let Some(pins) = &scope.pins else { return Ok((Object::load_telling(&sizes, None, scope.tells)?, false)) };
+    let pinned = || Object::load_telling(&sizes, Some(pins), scope.tells).and_then(Datapath::check);
     if as_it_is {
         if !pins.has_maps() {
             return Err(Error::NothingPending);
         }
         // Any other error is no word about the policy on trial, which a later start may go on with.
-        return pinned().map_err(|error| match error {
-            Error::Shape { .. } => Error::NothingPending,
-            error => error,
-        });
+        return match pinned() {
+            Ok(object) => Ok((object, false)),
+            Err(Error::Shape { .. }) => Err(Error::NothingPending),
+            Err(error) => Err(error),
+        };
     }
     if pins.has_maps() {
         match pinned().and_then(|object| Ok((object.has_room(&sizes)?, object))) {
-            Ok((true, object)) => return Ok(object),
+            Ok((true, object)) => return Ok((object, false)),
             Ok((false, _)) => {
                 tracing::info!("the policy, or what is asked for, has outgrown the pinned maps; making new ones");
             }
+            // The next start may have what is short now: what was learned is not given up for it.
+            Err(error) if error.is_want() => return Err(error),
             Err(error) => tracing::warn!(%error, "cannot take up the pinned maps; making new ones"),
         }
     }
-    pins.forget_maps()?;
-    fresh()
+    pins.make_fresh()?;
+    Ok((Object::load_telling(&sizes, Some(&pins.fresh()), scope.tells)?, true))
 }

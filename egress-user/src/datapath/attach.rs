@@ -345,20 +345,22 @@ pub(super) fn link(
     attach_type: AttachType,
     pin: Option<&Path>,
 ) -> std::io::Result<OwnedFd> {
-    if let Some(pin) = pin
-        && let Ok(link) = sys::open_pin(pin)
+    let pinned = pin.and_then(|pin| sys::open_pin(pin).ok());
+    // A pinned link whose target is gone cannot be updated: it is of an earlier life, and makes room.
+    if let Some(link) = &pinned
+        && sys::link_info(link.as_fd()).is_ok_and(|info| info.target != 0)
+        && sys::link_update(link.as_fd(), program).is_ok()
     {
-        // A pinned link whose target is gone cannot be updated: it is of an earlier life, and makes room.
-        if sys::link_info(link.as_fd()).is_ok_and(|info| info.target != 0)
-            && sys::link_update(link.as_fd(), program).is_ok()
-        {
-            return Ok(link);
-        }
-        std::fs::remove_file(pin)?;
+        return Ok(pinned.expect("it was updated"));
+    }
+    // Before the old one goes: where there can be none, that one stays.
+    let made = sys::link_create(program, target, attach_type)?;
+    if pinned.is_some() {
+        fs::remove_file(pin.expect("it was opened"))?;
     } else if let Some(pin) = pin.filter(|pin| pin.is_dir()) {
         fs::remove_dir_all(pin)?;
     }
-    keep(sys::link_create(program, target, attach_type)?, pin)
+    keep(made, pin)
 }
 
 /// Pins a new link, if it is to outlive this process.

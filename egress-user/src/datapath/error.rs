@@ -56,6 +56,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether something is short (descriptors, memory) or a privilege is missing: it says nothing of what was asked about.
+    pub fn is_want(&self) -> bool {
+        let first: &(dyn std::error::Error + 'static) = self;
+        let mut causes = std::iter::successors(Some(first), |error| error.source());
+        causes.any(|error| error.downcast_ref::<io::Error>().is_some_and(super::sys::is_want))
+    }
+
     pub(super) fn map(action: &'static str, name: &'static str, source: io::Error) -> Self {
         Self::Map { action, name, source }
     }

@@ -282,16 +282,6 @@ impl Object {
         let program = program.ok_or(Error::Missing { kind: "program", name })?;
         program.load(name, With { maps: places, types: types.as_fd(), hook })
     }
-
-    /// The classifier program of this name, loaded, for the netlink way of attaching (kernels before 6.6).
-    pub fn classifier(&self, name: &'static str) -> Result<aya::programs::SchedClassifier, Error> {
-        use aya::programs::{SchedClassifier, loaded_programs};
-        let missing = Error::Missing { kind: "classifier", name };
-        let id = sys::program_id(self.program(name)?).map_err(|source| Error::map("look at", "programs", source))?;
-        let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id);
-        let classifier = info.and_then(|info| SchedClassifier::from_program_info(info, name.into()).ok());
-        classifier.ok_or(missing)
-    }
 }
 
 /// The object's types, in the kernel.

@@ -3,10 +3,10 @@
 //! The version is part of the path, so that maps of another version are never taken for this one's.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs, io,
     os::{
-        fd::{BorrowedFd, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt as _,
     },
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use nix::{
     sys::statfs,
 };
 
-use super::{Error, sys};
+use super::{Error, sys, workload::WORKLOAD_PIN};
 
 /// The maps that outlive the daemon: all of them but the ring buffer's reader side.
 pub const MAPS: &[&str] = &[
@@ -69,14 +69,29 @@ pub const MAPS: &[&str] = &[
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+    /// The directory of maps.
+    maps: &'static str,
 }
+
+/// The directories of maps: those that count, and those of a start that has not succeeded yet.
+const COUNTS: &str = "maps";
+const FRESH: &str = "maps-new";
 
 /// What was pinned before a start.
 #[derive(Debug)]
 pub struct Before {
-    links: BTreeSet<String>,
+    links: BTreeMap<String, Option<Pinned>>,
+    /// The programs of the links, by their ids.
+    programs: BTreeMap<u32, OwnedFd>,
     /// Maps, or another version's pins.
     rest: bool,
+}
+
+/// What a pinned link was.
+#[derive(Clone, Copy, Debug)]
+struct Pinned {
+    id: u32,
+    program: u32,
 }
 
 impl Before {
@@ -94,7 +109,7 @@ impl Pins {
 
     /// The pins of this version of egress below a bpffs mount.
     pub fn new(bpffs: &Path) -> Self {
-        Self { root: bpffs.join("egress") }
+        Self { root: bpffs.join("egress"), maps: COUNTS }
     }
 
     /// The bpffs that they are in.
@@ -109,7 +124,7 @@ impl Pins {
             nix::mount::mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
                 .map_err(|errno| Error::path("mount bpffs at", bpffs, errno.into()))?;
         }
-        for dir in [self.root.clone(), self.version(), self.version().join("maps"), self.version().join("links")] {
+        for dir in [self.root.clone(), self.version(), self.version().join(COUNTS), self.version().join("links")] {
             match fs::create_dir(&dir) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(Error::path("make", dir, error));
@@ -148,7 +163,7 @@ impl Pins {
 
     /// Where a map is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
-        self.version().join("maps").join(name)
+        self.version().join(self.maps).join(name)
     }
 
     /// Where a link is pinned. The name says what it is attached to.
@@ -161,9 +176,13 @@ impl Pins {
         links_in(&self.version().join("links"))
     }
 
+    /// The names of the pinned links of this version; none is opened.
+    pub fn link_names(&self) -> Result<Vec<String>, Error> {
+        Ok(entries_of(&self.version().join("links"))?.map(|entry| name_of(&entry)).collect())
+    }
+
     /// Detaches a pinned link of this version and removes its pin.
     pub fn detach(&self, name: &str) -> Result<(), Error> {
-        use std::os::fd::AsFd as _;
         let path = self.link(name);
         if let Ok(link) = sys::open_pin(&path) {
             let _ = sys::link_detach(link.as_fd());
@@ -172,22 +191,92 @@ impl Pins {
     }
 
     /// What is pinned now, for [`Pins::go_back`].
-    pub fn before(&self) -> Result<Before, Error> {
-        let links = self.links()?.into_iter().map(|(name, _)| name).collect();
-        let others = self.versions()?.next().is_some();
-        Ok(Before { links, rest: others || MAPS.iter().any(|name| self.map(name).exists()) })
-    }
-
-    /// Detaches the links that were not pinned before, and forgets the maps where nothing was.
     ///
     /// # Errors
-    /// The first thing that could not be removed; the rest is tried all the same.
+    /// That it could not be looked at, as where descriptors are short: nothing was changed yet.
+    pub fn before(&self) -> Result<Before, Error> {
+        let rest = self.versions()?.next().is_some() || MAPS.iter().any(|name| self.map(name).exists());
+        let mut before = Before { links: BTreeMap::new(), programs: BTreeMap::new(), rest };
+        for name in self.link_names()? {
+            // A node has hundreds of workloads' links, which a start leaves alone until it has succeeded, as it does those of LSM.
+            let changes = !name.starts_with(WORKLOAD_PIN) && !name.starts_with("lsm-");
+            let pinned = if changes { self.pinned(&name)? } else { None };
+            if let Some(Pinned { program, .. }) = pinned
+                && !before.programs.contains_key(&program)
+            {
+                match sys::program_by_id(program) {
+                    Ok(fd) => drop(before.programs.insert(program, fd)),
+                    Err(error) if sys::is_want(&error) && error.raw_os_error() != Some(libc::EPERM) => {
+                        return Err(Error::path("take note of the program of", self.link(&name), error));
+                    }
+                    // Without CAP_SYS_ADMIN, or no link at all: it cannot be given its program again.
+                    Err(error) => tracing::debug!(name, %error, "the program of a pinned link cannot be kept"),
+                }
+            }
+            before.links.insert(name, pinned);
+        }
+        Ok(before)
+    }
+
+    /// What a pinned link is; `None` of what is no link.
+    fn pinned(&self, name: &str) -> Result<Option<Pinned>, Error> {
+        match sys::open_pin(&self.link(name)).and_then(|link| sys::link_info(link.as_fd())) {
+            Ok(info) => Ok(Some(Pinned { id: info.id, program: info.program })),
+            Err(error) if sys::is_want(&error) => Err(Error::path("open the pin", self.link(name), error)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Gives the links the programs again that they had before, detaches those that were not there, and removes the maps that do not
+    /// count yet; where nothing was, all.
+    ///
+    /// # Errors
+    /// The first thing that could not be put back; the rest is tried all the same.
     pub fn go_back(&self, before: &Before) -> Result<(), Error> {
-        let links = self.links()?;
-        let new = links.iter().filter(|(name, _)| !before.links.contains(name));
-        let detached = new.map(|(name, _)| self.detach(name)).fold(Ok(()), Result::and);
+        let links = self.link_names()?;
+        let back = links.iter().map(|name| self.link_back(name, before)).fold(Ok(()), Result::and);
         let forgotten = if before.is_nothing() { self.forget_maps() } else { Ok(()) };
-        detached.and(forgotten)
+        back.and(forgotten).and(self.forget_fresh())
+    }
+
+    fn link_back(&self, name: &str, before: &Before) -> Result<(), Error> {
+        let Some(was) = before.links.get(name) else { return self.detach(name) };
+        let (Some(was), Some(is)) = (was, self.pinned(name)?) else { return Ok(()) };
+        if is.id != was.id {
+            // Where it was, only one was pinned whose target is gone.
+            return self.detach(name);
+        }
+        let program = before.programs.get(&was.program).filter(|_| is.program != was.program);
+        let Some(program) = program else { return Ok(()) };
+        let link = sys::open_pin(&self.link(name));
+        let updated = link.and_then(|link| sys::link_update(link.as_fd(), program.as_fd()));
+        updated.map_err(|error| Error::path("give its program back to", self.link(name), error))
+    }
+
+    /// These pins, with maps beside those that count: for new ones, until [`Pins::count_fresh`].
+    pub fn fresh(&self) -> Self {
+        Self { maps: FRESH, ..self.clone() }
+    }
+
+    /// Makes the directory of [`Pins::fresh`], with nothing in it.
+    pub fn make_fresh(&self) -> Result<(), Error> {
+        self.forget_fresh()?;
+        let dir = self.version().join(FRESH);
+        fs::create_dir(&dir).map_err(|error| Error::path("make", &dir, error))?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+            .map_err(|error| Error::path("restrict", &dir, error))
+    }
+
+    /// From here on the fresh maps are the pinned ones, by one call, and those before are forgotten.
+    pub fn count_fresh(&self) -> Result<(), Error> {
+        let (fresh, counts) = (self.version().join(FRESH), self.version().join(COUNTS));
+        sys::exchange(&fresh, &counts).map_err(|error| Error::path("put fresh maps in the place of", counts, error))?;
+        self.forget_fresh()
+    }
+
+    /// Removes what a start left that was killed: maps that did not count yet, or no more.
+    pub fn forget_fresh(&self) -> Result<(), Error> {
+        remove_pin(&self.version().join(FRESH))
     }
 
     /// The directories of other versions.
@@ -214,7 +303,6 @@ impl Pins {
     /// Detaches and removes what other versions of egress pinned: to be called when this one's programs are in force. Gives
     /// the versions.
     pub fn retire_versions(&self) -> Result<Vec<String>, Error> {
-        use std::os::fd::AsFd as _;
         let mut retired = Vec::new();
         for entry in self.versions()? {
             let links = entry.path().join("links");
@@ -243,9 +331,14 @@ impl Pins {
     /// # Errors
     /// All that could not be removed; the rest is tried all the same.
     pub fn detach_all(&self, removed: &mut Vec<String>) -> Result<(), Error> {
-        use std::os::fd::AsFd as _;
-        if !self.root.exists() {
-            return Ok(());
+        match fs::symlink_metadata(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Ok(root) if root.is_dir() && is_bpffs(&self.root) => {}
+            // Whatever it is, egress has not made it.
+            _ => {
+                let source = io::Error::other("it is in no bpffs, so that it is not egress'; see EGRESS_BPFFS");
+                return Err(Error::path("detach", &self.root, source));
+            }
         }
         let mut failed = Vec::new();
         let versions = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
@@ -276,15 +369,25 @@ fn detach_link(link: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+fn name_of(entry: &fs::DirEntry) -> String {
+    entry.file_name().to_string_lossy().into_owned()
+}
+
+/// What is in a directory, but for directories, which are not ours; nothing where there is none.
+fn entries_of(dir: &Path) -> Result<impl Iterator<Item = fs::DirEntry>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        entries => Some(entries.map_err(|error| Error::path("read", dir, error))?),
+    };
+    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    Ok(entries.into_iter().flatten().filter_map(Result::ok).filter(move |entry| !is_dir(entry)))
+}
+
 fn links_in(dir: &Path) -> Result<Vec<(String, OwnedFd)>, Error> {
     let mut links = Vec::new();
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(links),
-        entries => entries.map_err(|error| Error::path("read", dir, error))?,
-    };
-    for entry in entries.filter_map(Result::ok) {
+    for entry in entries_of(dir)? {
         match sys::open_pin(&entry.path()) {
-            Ok(fd) => links.push((entry.file_name().to_string_lossy().into_owned(), fd)),
+            Ok(fd) => links.push((name_of(&entry), fd)),
             // Not ours: a directory, or what somebody else made. It must not keep ours from being in force.
             Err(error) => tracing::warn!(path = %entry.path().display(), %error, "this is no pin, and is left alone"),
         }

@@ -30,6 +30,7 @@ const MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
+const PROG_GET_FD_BY_ID: u32 = 13;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const RAW_TRACEPOINT_OPEN: u32 = 17;
 const MAP_LOOKUP_BATCH: u32 = 24;
@@ -330,6 +331,15 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(OBJ_PIN, &mut attr).map(drop)
 }
 
+/// Puts each of two paths in the other's place, by one step (in bpffs since kernel 5.16).
+pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    let (one, other, here) = (c_path(one)?, c_path(other)?, libc::AT_FDCWD);
+    // SAFETY: the kernel reads both paths, which end in NUL and outlive the call.
+    let done =
+        unsafe { libc::syscall(libc::SYS_renameat2, here, one.as_ptr(), here, other.as_ptr(), libc::RENAME_EXCHANGE) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Opens what is pinned at a path.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
@@ -470,6 +480,17 @@ fn run_on(
     }
     bpf(PROG_TEST_RUN, &mut attr)?;
     Ok(TestRun { returned: attr.returned, nanoseconds: attr.duration })
+}
+
+/// The program of this id; needs CAP_SYS_ADMIN.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    bpf(PROG_GET_FD_BY_ID, &mut attr).map(own)
+}
+
+/// Whether an error says that something is short, or forbidden, and nothing of what was asked about.
+pub fn is_want(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EPERM))
 }
 
 /// A program's id.

@@ -58,8 +58,10 @@ impl Wanted<'_> {
     }
 
     fn make(&self, types: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        if let Some(map) = self.pin.as_deref().and_then(|pin| sys::open_pin(pin).ok()) {
-            return Ok(map);
+        match self.pin.as_deref().map(sys::open_pin) {
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Some(taken) => return taken,
+            None => {}
         }
         let Self { part: MapPart { name, map }, .. } = self;
         let made = sys::map_create(&sys::NewMap {
@@ -85,9 +87,17 @@ impl Wanted<'_> {
 
     fn refusal(&self, source: io::Error) -> Error {
         let place = self.pin.as_deref().map(Path::display).map(|pin| format!(", pinned at {pin}"));
-        let what = format!("the map {}{}: {source}", self.part.name, place.unwrap_or_default());
-        Error::Object(what.into())
+        let what = format!("the map {}{}", self.part.name, place.unwrap_or_default());
+        Error::Object(Refusal { what, source }.into())
     }
+}
+
+/// With the errno to be found among its sources.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+struct Refusal {
+    what: String,
+    source: io::Error,
 }
 
 /// The types of key and value, by their numbers among the object's; these kinds of map take none.
