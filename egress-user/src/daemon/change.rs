@@ -76,6 +76,13 @@ impl Changer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Up to date with the kernel, where a policy's time ran out.
+    pub(super) fn settled(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        self.finish_trial(&mut state);
+        state
+    }
+
     /// The running state.
     pub fn core(&self) -> &Core {
         &self.core
