@@ -3,6 +3,10 @@
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, thread::sleep, time::Duration};
 
 use egress_tests::{Cgroup, Daemon, Governed, Held, Service, World, probe::tcp};
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use serde_json::Value;
 
 const OLD: &str = "version: 1
@@ -158,4 +162,53 @@ fn a_file_waits_for_the_end_of_a_trial() {
     assert!(test.daemon.egress(&["confirm"]).unwrap().ok());
     sleep(A_WHILE);
     assert_eq!(test.daemon.status().unwrap()["policy"]["hash"], hash);
+}
+
+/// P7, P8: a file that nobody can read to its end is refused as any other, and holds up nothing.
+#[test]
+fn a_pipe_among_the_files_is_refused_and_waited_for_by_nobody() {
+    let world = world();
+    let directory = world.dir().join("policies");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("a.yaml"), OLD).unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let start = |policy: &Path| Daemon::builder(&world).policy(policy).cgroup(&cgroup);
+    let daemon = start(&directory).start().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    let pipe = directory.join("z.yaml");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    sleep(A_WHILE);
+    let status = daemon.status().unwrap();
+    assert!(problems(&status).contains("z.yaml`: it is no regular file"), "{status}");
+    daemon.signal(Signal::SIGHUP).unwrap();
+    let other = world.dir().join("other.yaml");
+    fs::write(&other, NEW).unwrap();
+    let run = daemon.egress(&["apply", &other.to_string_lossy()]).unwrap();
+    assert!(run.ok(), "{run:?}");
+    let refused = start(&directory).run_to_end(Duration::from_secs(10)).unwrap();
+    assert!(refused.code() == Some(2) && refused.stderr.contains("it is no regular file"), "{refused:?}");
+    let mut test = Governed { daemon, inside, beside, cgroup, world };
+    assert_eq!(reached(&test), [true, false, true]);
+    assert!(test.daemon.stop().unwrap().success(), "{}", test.daemon.output());
+}
+
+/// A policy from a pipe is read at the start, and not followed.
+#[test]
+fn a_policy_from_a_pipe_stays() {
+    let world = world();
+    let pipe = world.dir().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let to = pipe.clone();
+    let writer = std::thread::spawn(move || fs::write(to, OLD).unwrap());
+    let daemon = Daemon::builder(&world).policy(&pipe).cgroup(&cgroup).start().unwrap();
+    writer.join().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    let mut test = Governed { daemon, inside, beside, cgroup, world };
+    sleep(A_WHILE);
+    assert_eq!(test.daemon.status().unwrap()["health"]["healthy"], true);
+    test.daemon.signal(Signal::SIGHUP).unwrap();
+    test.status_until(|status| problems(status).contains("it is no regular file")).unwrap();
+    assert_eq!(reached(&test), [true, true, false]);
+    assert!(test.daemon.stop().unwrap().success(), "{}", test.daemon.output());
 }

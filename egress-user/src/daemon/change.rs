@@ -10,7 +10,7 @@ use std::{
 use egress_ebpf::abi::Ticks;
 
 use super::{
-    Base, Core, Ready, allow_private, asked,
+    Base, Core, NotReady, Ready, allow_private, asked,
     recent::Gone,
     resolve_settings,
     store::{Applied, Store, Stored},
@@ -39,12 +39,14 @@ pub(super) struct State {
     now: Texts,
     /// `now` came by `apply`, not from the files of the command line.
     applied: bool,
+    /// What the files said when they were read last; none where that is `now`.
+    pub over: Option<Texts>,
     /// What `rollback` goes back to, and whether it came by `apply`.
     pub before: Option<(Texts, bool)>,
     /// `now` is on trial.
     pub trial: bool,
-    /// The files changed while `now` was on trial.
-    pub missed: bool,
+    /// What the files say since they changed while `now` was on trial.
+    pub missed: Option<Result<Texts, NotReady>>,
     /// What is in force is what `now` means with the resolvers of `system`.
     compiled: bool,
 }
@@ -61,8 +63,14 @@ impl Changer {
     ) -> Arc<Self> {
         let (resolver, refresher) = asking;
         let applied = trial || stored.applied.as_ref().is_some_and(|applied| applied.texts == now);
+        let over = match (stored.applied, &stored.before) {
+            (Some(applied), _) => Some(applied.over),
+            // The policy before the one on trial is the files'.
+            (None, Some(before)) if trial => Some(before.clone()),
+            _ => None,
+        };
         let before = stored.before.map(|texts| (texts, stored.before_applied));
-        let state = Mutex::new(State { system, now, applied, before, trial, missed: false, compiled: true });
+        let state = Mutex::new(State { system, now, applied, over, before, trial, missed: None, compiled: true });
         let changer = Arc::new(Self { core: Arc::clone(core), base, resolver, refresher, store, state });
         core.set_applied(applied);
         if trial && let Ok(Settled::Pending(deadline)) = core.with_datapath(|datapath| datapath.settle()) {
@@ -90,42 +98,54 @@ impl Changer {
 
     /// Reads the files again: they are the latest word, also over what was applied. `false` where that was refused.
     pub fn reload(&self) -> bool {
-        let mut state = self.state();
-        self.finish_trial(&mut state);
+        // Before the state is locked: a file system may not answer.
+        let files = self.base.texts();
+        let mut state = self.settled();
         if state.trial {
             self.core.refused(&Error::Unconfirmed.to_string());
             return false;
         }
-        self.read_files(&mut state)
+        self.take_files(&mut state, files)
     }
 
     /// [`Changer::reload`] for files that changed by themselves. While a policy is on trial they wait for its end: `confirm`
     /// is a later word than theirs, the policy before the trial an earlier one.
     pub fn files_changed(&self) {
-        let mut state = self.state();
-        self.finish_trial(&mut state);
+        let files = self.base.texts();
+        let mut state = self.settled();
         if state.trial {
             tracing::warn!("the policy files changed while a policy is on trial: they are read if it goes");
-            state.missed = true;
-        } else if !self.says_the_same(&state) {
-            self.read_files(&mut state);
+            state.missed = Some(files);
+        } else if !Self::says_the_same(&state, &files) {
+            self.take_files(&mut state, files);
         }
     }
 
     /// Whether the files say what is in force: what they mean would be the same too.
-    fn says_the_same(&self, state: &State) -> bool {
-        state.compiled && !state.applied && !state.trial && self.base.texts() == state.now
+    fn says_the_same(state: &State, files: &Result<Texts, NotReady>) -> bool {
+        state.compiled && !state.applied && !state.trial && files.as_ref().is_ok_and(|files| *files == state.now)
     }
 
-    fn read_files(&self, state: &mut State) -> bool {
-        if self.says_the_same(state) && matches!(self.core.is_in_force(), Ok(true)) {
+    fn take_files(&self, state: &mut State, files: Result<Texts, NotReady>) -> bool {
+        if Self::says_the_same(state, &files) && matches!(self.core.is_in_force(), Ok(true)) {
             self.ask();
             let generation = self.core.active().installed.generation;
             tracing::info!(generation, "the policy files say what is in force: nothing was changed");
             return true;
         }
-        match self.base.read(state.system.as_ref()) {
-            Ok((ready, _)) => self.put(state, ready, false, None).is_ok(),
+        let ready = files.and_then(|files| {
+            let ready = self.base.compile(&files, state.system.as_ref());
+            state.over = Some(files);
+            ready
+        });
+        match ready {
+            Ok(ready) => {
+                let put = self.put(state, ready, false, None).is_ok();
+                if put {
+                    state.over = None;
+                }
+                put
+            }
             Err(error) => {
                 tracing::error!("the policy files were changed, and refused; the old policy stays in force: {error}");
                 self.core.refused(&error.to_string());
@@ -180,6 +200,9 @@ impl Changer {
         let unchanged = texts == state.now && deadline.is_none();
         let old = std::mem::replace(&mut state.now, texts);
         let was_applied = std::mem::replace(&mut state.applied, applied);
+        if !was_applied && state.over.is_none() {
+            state.over = Some(old.clone());
+        }
         // `rollback` undoes the last change; what says the same is none.
         if !unchanged {
             state.before = Some((old, was_applied));
@@ -197,7 +220,9 @@ impl Changer {
     /// What a restart takes up, while nothing is on trial.
     pub(super) fn stored(&self, state: &State) -> Stored {
         Stored {
-            applied: state.applied.then(|| Applied { texts: state.now.clone(), over: self.base.texts() }),
+            applied: state
+                .applied
+                .then(|| Applied { texts: state.now.clone(), over: state.over.clone().unwrap_or_default() }),
             before: state.before.as_ref().map(|(texts, _)| texts.clone()),
             before_applied: state.before.as_ref().is_some_and(|(_, applied)| *applied),
             trial: None,
@@ -247,8 +272,8 @@ impl Changer {
             tracing::warn!(%error, "a restart will not know of the rollback");
         }
         self.in_force();
-        if std::mem::take(&mut state.missed) {
-            self.read_files(state);
+        if let Some(files) = state.missed.take() {
+            self.take_files(state, files);
         }
     }
 

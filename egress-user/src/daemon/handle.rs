@@ -96,7 +96,10 @@ impl Change for Handle {
         let mut state = changer.settled();
         let generation = changer.core.confirm().map_err(failed)?;
         state.trial = false;
-        state.missed = false;
+        // The later word than theirs.
+        if let Some(Ok(files)) = state.missed.take() {
+            state.over = Some(files);
+        }
         let kept = changer.store.write(&changer.stored(&state)).err();
         let warnings = kept.map(|error| format!("a restart will not know of this change: {error}"));
         Ok(Changed { applied: true, generation, warnings: warnings.into_iter().collect(), ..Changed::default() })
