@@ -193,6 +193,33 @@ fn rollback_ends_a_trial() {
     assert_eq!(run.code(), Some(1), "{run:?}");
 }
 
+/// The thread that waits for the end of a trial ends with it, however that ends, and does not wake up before.
+#[test]
+fn nobody_waits_for_a_trial_that_ended() {
+    let test = governed();
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", test.daemon.pid())).unwrap().flatten();
+    let waiting = || {
+        threads().find(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "changes\n"))
+    };
+    for end in ["confirm", "rollback", "confirm"] {
+        assert!(apply(&test, if end == "confirm" { NEW } else { OLD }, &["--confirm", "1h"]).ok());
+        let switches = || {
+            let status = std::fs::read_to_string(waiting().expect("somebody waits").path().join("status")).unwrap();
+            status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned()
+        };
+        sleep(Duration::from_millis(300));
+        let before = switches();
+        sleep(Duration::from_millis(700));
+        assert_eq!(switches(), before, "it wakes up");
+        assert!(test.daemon.egress(&[end]).unwrap().ok());
+        let start = Instant::now();
+        while waiting().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(5), "it waits after `{end}`");
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 /// P8: `confirm` does not wait for a question what another policy would change, however large that is.
 #[test]
 fn a_dry_run_does_not_hold_up_a_confirmation() {

@@ -84,9 +84,6 @@ impl Change for Handle {
         let mut warnings = changer.cuts(&diff, &ready.policy);
         let deadline = wait.map(deadline_after);
         warnings.extend(changer.put(&mut state, ready, true, deadline).map_err(failed)?);
-        if let Some(deadline) = deadline {
-            changer.watch(deadline);
-        }
         let generation = changer.core.active().installed.generation;
         Ok(Changed { applied: true, generation, diff, warnings, confirm_seconds: request.confirm_seconds, cut: None })
     }
@@ -100,8 +97,8 @@ impl Change for Handle {
         if let Some(Ok(files)) = state.missed.take() {
             state.over = Some(files);
         }
-        let kept = changer.store.write(&changer.stored(&state)).err();
-        let warnings = kept.map(|error| format!("a restart will not know of this change: {error}"));
+        let stored = changer.stored(&state);
+        let warnings = changer.keep(&mut state, stored);
         Ok(Changed { applied: true, generation, warnings: warnings.into_iter().collect(), ..Changed::default() })
     }
 
