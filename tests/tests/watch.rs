@@ -2,7 +2,11 @@
 
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::Path, thread::sleep, time::Duration};
 
-use egress_tests::{Cgroup, Daemon, Governed, Held, Service, World, probe::tcp};
+use egress_tests::{
+    Cgroup, Daemon, Governed, Held, Service, World,
+    probe::tcp,
+    world::{DNS_V4, DNS_V6},
+};
 use nix::{
     sys::{signal::Signal, stat::Mode},
     unistd::mkfifo,
@@ -211,4 +215,42 @@ fn a_policy_from_a_pipe_stays() {
     test.status_until(|status| problems(status).contains("it is no regular file")).unwrap();
     assert_eq!(reached(&test), [true, true, false]);
     assert!(test.daemon.stop().unwrap().success(), "{}", test.daemon.output());
+}
+
+/// The system's resolvers count though there were none at the start, as early at boot; SIGHUP reads them too.
+#[test]
+fn a_resolv_conf_that_comes_later_counts() {
+    let world = world();
+    let sh = |script: &str| {
+        let run = world.node().run("sh", &["-c", script], Duration::from_secs(5)).unwrap();
+        assert!(run.ok(), "{run:?}");
+    };
+    // Nothing is left of /etc, for this world.
+    sh("mount -t tmpfs tmpfs /etc");
+    let cgroup = Cgroup::new("governed").unwrap();
+    let own = OLD.replace("rules:", &format!("dns: {{resolvers: [{DNS_V4}]}}\nrules:"));
+    let daemon = Daemon::builder(&world).policy_text(&own).resolvers(&[]).cgroup(&cgroup).start().unwrap();
+    assert_eq!(daemon.status().unwrap()["health"]["healthy"], true);
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    sh(&format!("echo nameserver {DNS_V4} > /etc/resolv.conf"));
+    let test = Governed { daemon, inside, beside, cgroup, world };
+    test.reload(NEW, |status| status["health"]["healthy"] == true && status["rules"][1]["name"] == "three").unwrap();
+    assert_eq!(reached(&test), [true, false, true]);
+}
+
+/// Resolvers that change while a policy is on trial count as soon as it is confirmed.
+#[test]
+fn resolvers_that_change_during_a_trial_count_afterwards() {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let daemon = Daemon::builder(&world).policy_text(OLD).resolvers(&[]).cgroup(&cgroup).start().unwrap();
+    let other = world.dir().join("other.yaml");
+    fs::write(&other, NEW).unwrap();
+    assert!(daemon.egress(&["apply", &other.to_string_lossy(), "--confirm", "60s"]).unwrap().ok());
+    let trial = daemon.status().unwrap()["generation"].as_u64().unwrap();
+    world.set_resolvers(&[DNS_V6]).unwrap();
+    sleep(A_WHILE);
+    assert_eq!(daemon.status().unwrap()["generation"], trial);
+    assert!(daemon.egress(&["confirm"]).unwrap().ok());
+    assert!(daemon.status().unwrap()["generation"].as_u64().unwrap() > trial);
 }

@@ -219,13 +219,9 @@ fn writable(socket: &Path, args: &RunArgs, pins: Option<&Pins>) -> Vec<PathBuf> 
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what } = started;
-    let mut watcher = system::watch(system::Paths::default()).ok();
-    if let Some(watcher) = &mut watcher
-        && Some(&*watcher.resolvers.borrow()) != names.as_ref()
-    {
-        // They changed while the policy was being put in force.
-        watcher.resolvers.mark_changed();
-    }
+    let told = Arc::clone(&core);
+    let note = move |note| told.set_note("resolvers", note);
+    let mut watcher = system::watch(system::Paths::default(), names.clone(), note);
     let resolver = Resolver::new(&asked(&core.active().settings), Limits::default());
     let refresher = Arc::new(refresher(&core, &resolver));
     core.set_refresher(Arc::clone(&refresher));
@@ -306,7 +302,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
                 follow_uplinks(&core, &wanted);
                 follow_workloads(&core).await;
             }
-            system = resolvers_changed(watcher.as_mut()) => {
+            system = resolvers_changed(&mut watcher) => {
                 tokio::task::block_in_place(|| changer.set_system(system));
             }
         }
@@ -428,11 +424,11 @@ async fn changed(follower: Option<&mut Follower>) {
     }
 }
 
-async fn resolvers_changed(watcher: Option<&mut system::Watcher>) -> SystemResolvers {
-    if let Some(watcher) = watcher
-        && watcher.resolvers.changed().await.is_ok()
-    {
-        return watcher.resolvers.borrow_and_update().clone();
+async fn resolvers_changed(watcher: &mut system::Watcher) -> SystemResolvers {
+    while watcher.resolvers.changed().await.is_ok() {
+        if let Some(system) = watcher.resolvers.borrow_and_update().clone() {
+            return system;
+        }
     }
     std::future::pending().await
 }

@@ -20,7 +20,10 @@ use crate::{
     api::{Cut, Texts},
     datapath::{Error, Settled},
     policy::{Compiled, Diff, DomainName},
-    resolve::{Refresher, Resolver, system::SystemResolvers},
+    resolve::{
+        Refresher, Resolver,
+        system::{self, SystemResolvers},
+    },
 };
 
 /// A pause before what could not be written is tried again.
@@ -130,7 +133,11 @@ impl Changer {
     pub fn reload(self: &Arc<Self>) -> bool {
         // Before the state is locked: a file system may not answer.
         let files = self.base.texts();
+        let system = system::read(&system::Paths::default());
         let mut state = self.settled();
+        if let Ok(system) = system {
+            Self::know(&mut state, system);
+        }
         if state.trial {
             self.core.refused(&Error::Unconfirmed.to_string());
             return false;
@@ -186,17 +193,26 @@ impl Changer {
 
     /// The system has other resolvers: the same policy, with these.
     pub fn set_system(self: &Arc<Self>, system: SystemResolvers) {
-        let mut state = self.state();
-        state.system = Some(system);
-        self.finish_trial(&mut state);
+        let mut state = self.settled();
+        Self::know(&mut state, system);
         // A policy on trial keeps its resolvers until it is decided.
         if !state.trial {
             self.refresh(&mut state);
         }
     }
 
-    fn refresh(&self, state: &mut State) {
-        state.compiled = false;
+    fn know(state: &mut State, system: SystemResolvers) {
+        if state.system.as_ref() != Some(&system) {
+            state.system = Some(system);
+            state.compiled = false;
+        }
+    }
+
+    /// Where the system has other resolvers than what is in force was compiled with.
+    pub(super) fn refresh(&self, state: &mut State) {
+        if state.compiled {
+            return;
+        }
         match self.base.compile(&state.now, state.system.as_ref()) {
             Ok(Ready { policy, settings, .. }) => {
                 if self.core.install(policy, state.now.names(), settings).is_ok() {

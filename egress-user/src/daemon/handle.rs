@@ -97,6 +97,7 @@ impl Change for Handle {
         if let Some(Ok(files)) = state.missed.take() {
             state.over = Some(files);
         }
+        changer.refresh(&mut state);
         let stored = changer.stored(&state);
         let warnings = changer.keep(&mut state, stored);
         Ok(Changed { applied: true, generation, warnings: warnings.into_iter().collect(), ..Changed::default() })
