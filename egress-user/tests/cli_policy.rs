@@ -105,6 +105,42 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
+fn a_pipe_among_the_files_of_a_directory_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), "a.yaml", GOOD);
+    let pipe = directory.path().join("z.yaml");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let run = egress(&["check", directory.path().to_str().unwrap()]);
+    assert_eq!(run.code, 2);
+    assert!(run.err.contains("z.yaml`: it is no regular file"), "{}", run.err);
+    // One that is named is waited for, if somebody writes to it.
+    let started = std::time::Instant::now();
+    let run = egress(&["check", pipe.to_str().unwrap()]);
+    assert!(run.code == 2 && run.err.contains("nobody writes to this pipe"), "{}", run.err);
+    assert!(started.elapsed() < std::time::Duration::from_secs(20));
+    let to = pipe.clone();
+    let writer = std::thread::spawn(move || {
+        let mut pipe = fs::OpenOptions::new().write(true).open(to).unwrap();
+        for part in GOOD.split_inclusive('\n') {
+            std::io::Write::write_all(&mut pipe, part.as_bytes()).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    });
+    let run = egress(&["check", pipe.to_str().unwrap()]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    writer.join().unwrap();
+}
+
+#[test]
+fn standard_input_is_a_policy_too() {
+    let large = format!("{GOOD}{}", "# a comment\n".repeat(100_000));
+    let run = Command::cargo_bin("egress").unwrap().args(["check", "/dev/stdin"]).write_stdin(large).output().unwrap();
+    assert!(run.status.success() && run.stdout.starts_with(b"ok: 1 rule"), "{run:?}");
+    let run = Command::cargo_bin("egress").unwrap().args(["check", "/dev/stdin"]).write_stdin("").output().unwrap();
+    assert!(run.status.code().is_some(), "nothing is an answer too: {run:?}");
+}
+
+#[test]
 fn a_file_of_10_mb_that_is_no_policy() {
     let directory = tempfile::tempdir().unwrap();
     let path = write(directory.path(), "p.yaml", &"x".repeat(10_000_000));

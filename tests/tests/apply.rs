@@ -1,12 +1,14 @@
 //! Changing the policy of a running daemon: whole or not at all, on trial, and back (P2, P7, P8).
 
 use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    os::unix::net::UnixStream,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use egress_tests::{Governed, Held, Run, Service, World, probe::tcp};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const OLD: &str = "version: 1
 rules:
@@ -189,6 +191,55 @@ fn rollback_ends_a_trial() {
     assert_eq!(left(&test.daemon.status().unwrap()), None);
     let run = test.daemon.egress(&["rollback"]).unwrap();
     assert_eq!(run.code(), Some(1), "{run:?}");
+}
+
+/// The thread that waits for the end of a trial ends with it, however that ends, and does not wake up before.
+#[test]
+fn nobody_waits_for_a_trial_that_ended() {
+    let test = governed();
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", test.daemon.pid())).unwrap().flatten();
+    let waiting = || {
+        threads().find(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "changes\n"))
+    };
+    for end in ["confirm", "rollback", "confirm"] {
+        assert!(apply(&test, if end == "confirm" { NEW } else { OLD }, &["--confirm", "1h"]).ok());
+        let switches = || {
+            let status = std::fs::read_to_string(waiting().expect("somebody waits").path().join("status")).unwrap();
+            status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned()
+        };
+        sleep(Duration::from_millis(300));
+        let before = switches();
+        sleep(Duration::from_millis(700));
+        assert_eq!(switches(), before, "it wakes up");
+        assert!(test.daemon.egress(&[end]).unwrap().ok());
+        let start = Instant::now();
+        while waiting().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(5), "it waits after `{end}`");
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// P8: `confirm` does not wait for a question what another policy would change, however large that is.
+#[test]
+fn a_dry_run_does_not_hold_up_a_confirmation() {
+    let test = governed();
+    assert!(apply(&test, NEW, &["--confirm", "60s"]).ok());
+    let names: String =
+        (0..60_000).map(|n| format!("  - {{name: r{n}, to: [n{n}.example.com], ports: [443/tcp]}}\n")).collect();
+    let texts = json!({"files": [["large.yaml", format!("version: 1\nrules:\n{names}")]]});
+    let body = json!({"texts": texts, "dry_run": true}).to_string();
+    let mut asking = UnixStream::connect(test.daemon.socket()).unwrap();
+    let head = "POST /v1/policy HTTP/1.1\r\nhost: egress\r\ncontent-type: application/json";
+    write!(asking, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    // The last of it is read as soon as there is room for more; then it is compiled.
+    sleep(Duration::from_secs(1));
+    let run = test.daemon.egress(&["confirm"]).unwrap();
+    assert!(run.ok(), "{run:?}");
+    asking.set_nonblocking(true).unwrap();
+    let early = asking.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(early, Err(ErrorKind::WouldBlock), "the dry run was done first");
+    assert_eq!(reached(&test), [true, false, true]);
 }
 
 /// A rule that is new begins with no hits, whatever passed by the one whose place in the kernel's tables it takes.

@@ -4,6 +4,7 @@
 use std::{fs, time::Duration};
 
 use egress_tests::{Fault, Governed, Service, World, probe::tcp};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const POLICY: &str = "version: 1
@@ -145,13 +146,45 @@ fn a_full_or_read_only_disk_loses_names_alone() {
     let run = test.daemon.egress(&["apply", &more.to_string_lossy()]).unwrap();
     assert!(run.ok() && format!("{run:?}").contains("a restart will not know of this change"), "{run:?}");
     assert!(tcp(&test.inside, "203.0.113.12:7000").unwrap().echoed);
+    let untold = |status: &Value| status["health"].to_string().contains("a restart will not know of this change");
+    assert!(untold(&test.daemon.status().unwrap()));
 
     mount(&["-o", "remount,size=1m"]);
+    // With room it is written after all.
+    test.status_until(|status| !untold(status)).unwrap();
+    let kept = node.run("cat", &[&format!("{at}/policy.json")], Duration::from_secs(5)).unwrap();
+    assert!(kept.stdout.contains("name: more"), "{kept:?}");
     mount(&["-o", "remount,ro"]);
     test.world.dns.set_text("late.wild.example.com", 30, &["203.0.113.31"]);
     test.daemon.kill().unwrap();
     test.restart().unwrap();
     assert_enforced(&test);
+}
+
+/// P7: the latest word stays the latest over a restart, though the disk was full when it came.
+#[test]
+fn a_reload_with_a_full_disk_is_told_and_kept_later() {
+    let mut test = governed();
+    let more = test.world.dir().join("more.yaml");
+    fs::write(&more, format!("{POLICY}  - {{name: more, to: [203.0.113.12], ports: [7000/tcp]}}\n")).unwrap();
+    assert!(test.daemon.egress(&["apply", &more.to_string_lossy()]).unwrap().ok());
+    let kept = test.world.dir().join("state/policy.json");
+    let applied = fs::read(&kept).unwrap();
+    // In its place stands what cannot be written over: a folder with something in it.
+    fs::remove_file(&kept).unwrap();
+    fs::create_dir_all(kept.join("in the way")).unwrap();
+    test.daemon.signal(Signal::SIGHUP).unwrap();
+    let told = |status: &Value| status["health"]["problems"].to_string().contains("a restart will not know");
+    let status = test.status_until(|status| status["policy"]["applied"] == false && told(status)).unwrap();
+    assert_eq!(status["health"]["healthy"], false);
+    assert!(test.daemon.output().contains("a restart will not know"), "{}", test.daemon.output());
+    fs::remove_dir_all(&kept).unwrap();
+    fs::write(&kept, applied).unwrap();
+    test.status_until(|status| status["health"]["healthy"] == true).unwrap();
+    test.daemon.kill().unwrap();
+    test.restart().unwrap();
+    assert_eq!(test.daemon.status().unwrap()["policy"]["applied"], false);
+    assert!(!tcp(&test.inside, "203.0.113.12:7000").unwrap().echoed);
 }
 
 /// P7: a restart in the middle of an outage. What the daemon before it had resolved stays open past its TTL and grace, though

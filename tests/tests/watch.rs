@@ -9,7 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use egress_tests::{Cgroup, Daemon, Governed, Held, Service, World, probe::tcp};
+use egress_tests::{
+    Cgroup, Daemon, Governed, Held, Service, World,
+    probe::tcp,
+    world::{DNS_V4, DNS_V6},
+};
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use serde_json::Value;
 
 const OLD: &str = "version: 1
@@ -175,4 +183,91 @@ fn a_file_waits_for_the_end_of_a_trial() {
     assert!(test.daemon.egress(&["confirm"]).unwrap().ok());
     sleep(A_WHILE);
     assert_eq!(test.daemon.status().unwrap()["policy"]["hash"], hash);
+}
+
+/// P7, P8: a file that nobody can read to its end is refused as any other, and holds up nothing.
+#[test]
+fn a_pipe_among_the_files_is_refused_and_waited_for_by_nobody() {
+    let world = world();
+    let directory = world.dir().join("policies");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("a.yaml"), OLD).unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let start = |policy: &Path| Daemon::builder(&world).policy(policy).cgroup(&cgroup);
+    let daemon = start(&directory).start().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    let pipe = directory.join("z.yaml");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    sleep(A_WHILE);
+    let status = daemon.status().unwrap();
+    assert!(problems(&status).contains("z.yaml`: it is no regular file"), "{status}");
+    daemon.signal(Signal::SIGHUP).unwrap();
+    let other = world.dir().join("other.yaml");
+    fs::write(&other, NEW).unwrap();
+    let run = daemon.egress(&["apply", &other.to_string_lossy()]).unwrap();
+    assert!(run.ok(), "{run:?}");
+    let refused = start(&directory).run_to_end(Duration::from_secs(10)).unwrap();
+    assert!(refused.code() == Some(2) && refused.stderr.contains("it is no regular file"), "{refused:?}");
+    let mut test = Governed { daemon, inside, beside, cgroup, world };
+    assert_eq!(reached(&test), [true, false, true]);
+    assert!(test.daemon.stop().unwrap().success(), "{}", test.daemon.output());
+}
+
+/// A policy from a pipe is read at the start, and not followed.
+#[test]
+fn a_policy_from_a_pipe_stays() {
+    let world = world();
+    let pipe = world.dir().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let to = pipe.clone();
+    let writer = std::thread::spawn(move || fs::write(to, OLD).unwrap());
+    let daemon = Daemon::builder(&world).policy(&pipe).cgroup(&cgroup).start().unwrap();
+    writer.join().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    let mut test = Governed { daemon, inside, beside, cgroup, world };
+    sleep(A_WHILE);
+    assert_eq!(test.daemon.status().unwrap()["health"]["healthy"], true);
+    test.daemon.signal(Signal::SIGHUP).unwrap();
+    test.status_until(|status| problems(status).contains("it is no regular file")).unwrap();
+    assert_eq!(reached(&test), [true, true, false]);
+    assert!(test.daemon.stop().unwrap().success(), "{}", test.daemon.output());
+}
+
+/// The system's resolvers count though there were none at the start, as early at boot; SIGHUP reads them too.
+#[test]
+fn a_resolv_conf_that_comes_later_counts() {
+    let world = world();
+    let sh = |script: &str| {
+        let run = world.node().run("sh", &["-c", script], Duration::from_secs(5)).unwrap();
+        assert!(run.ok(), "{run:?}");
+    };
+    // Nothing is left of /etc, for this world.
+    sh("mount -t tmpfs tmpfs /etc");
+    let cgroup = Cgroup::new("governed").unwrap();
+    let own = OLD.replace("rules:", &format!("dns: {{resolvers: [{DNS_V4}]}}\nrules:"));
+    let daemon = Daemon::builder(&world).policy_text(&own).resolvers(&[]).cgroup(&cgroup).start().unwrap();
+    assert_eq!(daemon.status().unwrap()["health"]["healthy"], true);
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    sh(&format!("echo nameserver {DNS_V4} > /etc/resolv.conf"));
+    let test = Governed { daemon, inside, beside, cgroup, world };
+    test.reload(NEW, |status| status["health"]["healthy"] == true && status["rules"][1]["name"] == "three").unwrap();
+    assert_eq!(reached(&test), [true, false, true]);
+}
+
+/// Resolvers that change while a policy is on trial count as soon as it is confirmed.
+#[test]
+fn resolvers_that_change_during_a_trial_count_afterwards() {
+    let world = world();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let daemon = Daemon::builder(&world).policy_text(OLD).resolvers(&[]).cgroup(&cgroup).start().unwrap();
+    let other = world.dir().join("other.yaml");
+    fs::write(&other, NEW).unwrap();
+    assert!(daemon.egress(&["apply", &other.to_string_lossy(), "--confirm", "60s"]).unwrap().ok());
+    let trial = daemon.status().unwrap()["generation"].as_u64().unwrap();
+    world.set_resolvers(&[DNS_V6]).unwrap();
+    sleep(A_WHILE);
+    assert_eq!(daemon.status().unwrap()["generation"], trial);
+    assert!(daemon.egress(&["confirm"]).unwrap().ok());
+    assert!(daemon.status().unwrap()["generation"].as_u64().unwrap() > trial);
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json, Router,
-    extract::{DefaultBodyLimit, State, rejection::JsonRejection},
+    body::HttpBody as _,
+    extract::{DefaultBodyLimit, FromRequest as _, Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::post,
 };
+use http_body_util::{BodyExt as _, Limited};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
@@ -18,6 +20,8 @@ use crate::policy::Diff;
 
 /// The longest request: policies are sent as text.
 const BODY_MAX: usize = 64 << 20;
+/// The longest one of a member of the socket's group, who may only ask what would change.
+const READERS_BODY_MAX: usize = 1 << 20;
 
 /// `POST /v1/policy`: a whole policy, as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +107,7 @@ pub trait Change: Send + Sync {
 
 pub(super) fn routes() -> Router<Connection> {
     Router::new()
-        .route("/v1/policy", post(apply).layer(DefaultBodyLimit::max(BODY_MAX)))
+        .route("/v1/policy", post(apply))
         .route("/v1/confirm", post(confirm))
         .route("/v1/rollback", post(roll_back))
 }
@@ -111,16 +115,41 @@ pub(super) fn routes() -> Router<Connection> {
 async fn apply(
     State(connection): State<Connection>,
     Extension(peer): Extension<Peer>,
-    request: Result<Json<ApplyRequest>, JsonRejection>,
+    mut request: Request,
 ) -> Response {
-    match request {
-        // What would change is no more than `status` and the policy tell.
-        Ok(Json(request)) if request.dry_run || peer.role == Role::Root => {
-            change(&connection, move |change| change.apply(&request)).await
-        }
-        Ok(_) => refuse(),
-        Err(rejection) => error(StatusCode::BAD_REQUEST, rejection.body_text(), None),
+    let root = peer.role == Role::Root;
+    let limit = if root { BODY_MAX } else { READERS_BODY_MAX };
+    if !root && request.body().size_hint().lower() > limit as u64 {
+        // To its end: who is still writing would not see the answer.
+        let mut rest = Limited::new(request.into_body(), BODY_MAX);
+        while let Some(Ok(_)) = rest.frame().await {}
+        let message = format!("the socket's group may ask about policies of up to {} MiB", limit >> 20);
+        return error(StatusCode::PAYLOAD_TOO_LARGE, message, Some("root may ask about larger ones".to_owned()));
     }
+    DefaultBodyLimit::max(limit).apply(&mut request);
+    let request: ApplyRequest = match Json::from_request(request, &()).await {
+        Ok(Json(request)) => request,
+        Err(rejection) => return error(StatusCode::BAD_REQUEST, rejection.body_text(), None),
+    };
+    if root {
+        return change(&connection, move |change| change.apply(&request)).await;
+    }
+    // What would change is no more than `status` and the policy tell.
+    if !request.dry_run {
+        return refuse();
+    }
+    // It is work all the same: one at a time, whoever of them asks.
+    let turn = Arc::clone(&connection.dry_runs).acquire_owned();
+    let Ok(Ok(turn)) = tokio::time::timeout(connection.limits.request, turn).await else {
+        let hint = Some("try again, or ask as root".to_owned());
+        return error(StatusCode::SERVICE_UNAVAILABLE, "others of the socket's group ask what would change", hint);
+    };
+    change(&connection, move |change| {
+        // Until it is done: a client that goes away does not end it.
+        let _turn = turn;
+        change.apply(&request)
+    })
+    .await
 }
 
 async fn confirm(State(connection): State<Connection>, Extension(peer): Extension<Peer>) -> Response {

@@ -72,6 +72,8 @@ pub(super) struct Connection {
     pub(super) limits: Limits,
     pub(super) followers: Arc<Semaphore>,
     pub(super) following: Arc<AtomicBool>,
+    /// Those who are not root ask what would change by turns.
+    pub(super) dry_runs: Arc<Semaphore>,
 }
 
 /// A daemon's control socket.
@@ -107,6 +109,7 @@ impl Server {
         let connections = Arc::new(Semaphore::new(limits.connections));
         let followers = Arc::new(Semaphore::new(limits.followers));
         let readers = Arc::new(Readers::new(limits));
+        let dry_runs = Arc::new(Semaphore::new(1));
         let refusals = Arc::new(Semaphore::new(limits.connections));
         let mut tasks = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
@@ -139,6 +142,7 @@ impl Server {
                 limits,
                 followers: Arc::clone(&followers),
                 following: Arc::new(AtomicBool::new(false)),
+                dry_runs: Arc::clone(&dry_runs),
             };
             let refusal = match Peer::of(&stream, group) {
                 Ok(Some(peer)) => {

@@ -254,17 +254,9 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut watcher = system::watch(system::Paths::default())
-        .inspect_err(|error| {
-            tracing::warn!(%error, "changes of the system's resolvers are not seen: restart the daemon to take them up");
-        })
-        .ok();
-    if let Some(watcher) = &mut watcher
-        && Some(&*watcher.resolvers.borrow()) != names.as_ref()
-    {
-        // They changed while the policy was being put in force.
-        watcher.resolvers.mark_changed();
-    }
+    let told = Arc::clone(&core);
+    let note = move |note| told.set_note("resolvers", note);
+    let mut watcher = system::watch(system::Paths::default(), names.clone(), note);
     let resolver = Resolver::new(&asked(&core.active().settings), Limits::default());
     let refresher = Arc::new(refresher(&core, &resolver));
     core.set_refresher(Arc::clone(&refresher));
@@ -342,7 +334,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
                 follow_uplinks(&core, &wanted);
                 follow_workloads(&core).await;
             }
-            system = resolvers_changed(watcher.as_mut()) => {
+            system = resolvers_changed(&mut watcher) => {
                 tokio::task::block_in_place(|| changer.set_system(system));
             }
         }
@@ -489,11 +481,11 @@ async fn changed(follower: Option<&mut Follower>) {
     }
 }
 
-async fn resolvers_changed(watcher: Option<&mut system::Watcher>) -> SystemResolvers {
-    if let Some(watcher) = watcher
-        && watcher.resolvers.changed().await.is_ok()
-    {
-        return watcher.resolvers.borrow_and_update().clone();
+async fn resolvers_changed(watcher: &mut system::Watcher) -> SystemResolvers {
+    while watcher.resolvers.changed().await.is_ok() {
+        if let Some(system) = watcher.resolvers.borrow_and_update().clone() {
+            return system;
+        }
     }
     std::future::pending().await
 }

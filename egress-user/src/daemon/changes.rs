@@ -17,6 +17,9 @@ use crate::{
     policy::Compiled,
 };
 
+/// Subjects of notes that tell of what the daemon must have: what it enforces now would not outlast it.
+const GRAVE: [&str; 1] = ["state"];
+
 /// Part of [`Core`].
 #[derive(Default)]
 pub(super) struct Changes {
@@ -44,7 +47,14 @@ impl Changes {
 
     /// For `status`, beside the machine's warnings.
     pub fn notes(&self) -> Vec<String> {
-        lock(&self.notes).values().cloned().collect()
+        let notes = lock(&self.notes);
+        notes.iter().filter(|(subject, _)| !GRAVE.contains(subject)).map(|(_, note)| note.clone()).collect()
+    }
+
+    /// Those with which the daemon is not healthy.
+    pub fn problems(&self) -> Vec<String> {
+        let notes = lock(&self.notes);
+        notes.iter().filter(|(subject, _)| GRAVE.contains(subject)).map(|(_, note)| note.clone()).collect()
     }
 
     /// Rounded up, so that it is not 0 while it waits.
@@ -89,6 +99,11 @@ impl Core {
     /// A policy that an earlier daemon put on trial is waited for.
     pub fn set_deadline(&self, deadline: Ticks) {
         *lock(&self.changes.deadline) = Some(deadline);
+    }
+
+    /// Until when the policy on trial is in force.
+    pub(super) fn deadline(&self) -> Option<Ticks> {
+        *lock(&self.changes.deadline)
     }
 
     /// Asks the maps, or changes them.

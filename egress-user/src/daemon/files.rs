@@ -50,7 +50,16 @@ impl PolicyFiles {
         let mut heard: Option<Receiver> = None;
         loop {
             // Watched before it is read: a change in between is heard of.
-            heard = match self.watch() {
+            // Apart: a file system that does not answer holds up nobody else.
+            let watched = match spawn_blocking(move || (self.watch(), self)).await {
+                Ok((watched, files)) => {
+                    self = files;
+                    watched
+                }
+                // The daemon is ending.
+                Err(_) => return,
+            };
+            heard = match watched {
                 Ok(fresh) => {
                     changer.core().set_note("policy-files", None);
                     Some(fresh)
@@ -66,7 +75,6 @@ impl PolicyFiles {
             };
             let (changed, files) = match spawn_blocking(move || (self.look(), self)).await {
                 Ok(looked) => looked,
-                // The daemon is ending.
                 Err(_) => return,
             };
             self = files;

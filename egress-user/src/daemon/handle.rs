@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Changer;
+use super::{Active, Changer, Ready};
 use crate::{
     api::{ApplyRequest, Change, ChangeError, Changed},
     datapath::{Error, deadline_after},
     policy::Diff,
+    resolve::system::SystemResolvers,
 };
 
 /// The longest time that a policy may wait for its confirmation.
@@ -33,57 +34,78 @@ fn failed(error: Error) -> ChangeError {
 /// One handle for the control socket: [`Change`] needs the `Arc` for the thread that watches a deadline.
 pub struct Handle(pub Arc<Changer>);
 
+/// What a client wants in force, and what that changes.
+struct Plan {
+    ready: Ready,
+    active: Arc<Active>,
+    diff: Diff,
+}
+
+impl Handle {
+    fn plan(&self, request: &ApplyRequest, system: Option<&SystemResolvers>) -> Result<Plan, ChangeError> {
+        let Changer { core, base, .. } = &*self.0;
+        let ready = base.compile(&request.texts, system).map_err(|error| {
+            if !request.dry_run {
+                core.refused(&error.to_string());
+            }
+            ChangeError::Wrong(error.to_string())
+        })?;
+        let active = core.active();
+        let diff = Diff::new(&active.policy, &ready.policy);
+        Ok(Plan { ready, active, diff })
+    }
+}
+
 impl Change for Handle {
     fn apply(&self, request: &ApplyRequest) -> Result<Changed, ChangeError> {
         let changer = &self.0;
-        let mut state = changer.state();
-        changer.finish_trial(&mut state);
         let wait = request.confirm_seconds.map(Duration::from_secs);
         if wait.is_some_and(|wait| wait < Duration::from_secs(2) || wait > CONFIRM_MAX) {
             return Err(ChangeError::Wrong("a confirmation takes from 2s to 24h".to_owned()));
         }
-        let ready = changer.base.compile(&request.texts, state.system.as_ref()).map_err(|error| {
-            if !request.dry_run {
-                changer.core.refused(&error.to_string());
-            }
-            ChangeError::Wrong(error.to_string())
-        })?;
-        let active = changer.core.active();
-        let diff = Diff::new(&active.policy, &ready.policy);
-        let mut warnings = changer.cuts(&diff, &ready.policy);
+        // Before others must wait: to compile a large policy takes seconds, which `confirm` may not have.
+        let mut system = changer.settled().system.clone();
+        let mut plan = self.plan(request, system.as_ref())?;
         if request.dry_run {
-            let cut = changer.cut(&diff, &ready.policy);
-            let generation = active.installed.generation;
-            return Ok(Changed { generation, diff, warnings, cut, ..Changed::default() });
+            let Plan { ready, active, diff } = plan;
+            let (warnings, cut) = (changer.cuts(&diff, &ready.policy), changer.cut(&diff, &ready.policy));
+            return Ok(Changed { generation: active.installed.generation, diff, warnings, cut, ..Changed::default() });
+        }
+        let mut state = changer.settled();
+        if state.system != system || !Arc::ptr_eq(&plan.active, &changer.core.active()) {
+            // Somebody changed what it was compiled for.
+            system.clone_from(&state.system);
+            plan = self.plan(request, system.as_ref())?;
         }
         if state.trial {
             return Err(failed(Error::Unconfirmed));
         }
+        let Plan { ready, diff, .. } = plan;
+        let mut warnings = changer.cuts(&diff, &ready.policy);
         let deadline = wait.map(deadline_after);
         warnings.extend(changer.put(&mut state, ready, true, deadline).map_err(failed)?);
-        if let Some(deadline) = deadline {
-            changer.watch(deadline);
-        }
         let generation = changer.core.active().installed.generation;
         Ok(Changed { applied: true, generation, diff, warnings, confirm_seconds: request.confirm_seconds, cut: None })
     }
 
     fn confirm(&self) -> Result<Changed, ChangeError> {
         let changer = &self.0;
-        let mut state = changer.state();
-        changer.finish_trial(&mut state);
+        let mut state = changer.settled();
         let generation = changer.core.confirm().map_err(failed)?;
         state.trial = false;
-        state.missed = false;
-        let kept = changer.store.write(&changer.stored(&state)).err();
-        let warnings = kept.map(|error| format!("a restart will not know of this change: {error}"));
+        // The later word than theirs.
+        if let Some(Ok(files)) = state.missed.take() {
+            state.over = Some(files);
+        }
+        changer.refresh(&mut state);
+        let stored = changer.stored(&state);
+        let warnings = changer.keep(&mut state, stored);
         Ok(Changed { applied: true, generation, warnings: warnings.into_iter().collect(), ..Changed::default() })
     }
 
     fn roll_back(&self) -> Result<Changed, ChangeError> {
         let changer = &self.0;
-        let mut state = changer.state();
-        changer.finish_trial(&mut state);
+        let mut state = changer.settled();
         let before = changer.core.active();
         let mut warnings = Vec::new();
         if state.trial {

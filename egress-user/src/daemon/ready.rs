@@ -52,17 +52,11 @@ impl Base {
         Ok((Ready { texts, policy: loaded.compiled.clone(), settings }, loaded))
     }
 
-    /// What the files say now, without a look at what it means; nothing where one cannot be read.
-    pub fn texts(&self) -> Texts {
-        let (files, _) = policy::read_texts(&self.sources.policies);
-        let files = files.map(|mut files| {
-            files.extend(self.sources.texts.iter().cloned());
-            files
-        });
-        files.map_or_else(
-            |_| Texts::default(),
-            |files| Texts { files, allow: self.sources.allow.clone(), set: self.sources.set.clone() },
-        )
+    /// What the files say now, without a look at what it means.
+    pub fn texts(&self) -> Result<Texts, NotReady> {
+        let mut files = policy::read_texts(&self.sources.policies).0?;
+        files.extend(self.sources.texts.iter().cloned());
+        Ok(Texts { files, allow: self.sources.allow.clone(), set: self.sources.set.clone() })
     }
 
     /// Compiles a policy that came as text.

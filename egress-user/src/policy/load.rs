@@ -2,11 +2,18 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{self, Read},
     net::SocketAddr,
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
     compile,
@@ -60,7 +67,7 @@ pub struct Loaded {
 pub fn load(sources: &Sources) -> Result<Loaded, PolicyError> {
     let mut diagnostics = Vec::new();
     let mut paths = Vec::new();
-    let mut files = read_all(&sources.policies, &mut paths, &mut diagnostics);
+    let mut files = read_all(&sources.policies, &mut paths, &mut diagnostics, Pipes::Read);
     for (name, text) in &sources.texts {
         if text.len() as u64 > MAX_BYTES {
             diagnostics.push(Diagnostic::error(format!("the policy `{name}` is larger than {MAX_BYTES} bytes")));
@@ -138,11 +145,25 @@ fn exact_places(document: &Document) -> Vec<(DomainName, Option<Place>, bool)> {
 /// Name and text of each file.
 pub type NamedTexts = Vec<(String, String)>;
 
+/// What a policy that is named and no file, like `/dev/stdin`, is taken for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pipes {
+    /// Read, and waited for.
+    Read,
+    /// What it said is gone, and nobody waits for more.
+    Refuse,
+}
+
+/// Read of a pipe in one go.
+const AT_ONCE: u64 = 1 << 16;
+/// How long a named pipe is waited for that nobody writes to.
+const UNWRITTEN: Duration = Duration::from_secs(10);
+
 /// What the files and directories say now, by name, without a look at what it means: to see whether something changed. With
-/// them, every path on disk that was read, the files of a directory too; none for embedded policies.
+/// them, every path on disk that was read, the files of a directory too; none for embedded policies. Waits for nobody.
 pub fn read_texts(policies: &[PathBuf]) -> (Result<NamedTexts, PolicyError>, Vec<PathBuf>) {
     let (mut paths, mut diagnostics) = (Vec::new(), Vec::new());
-    let files = read_all(policies, &mut paths, &mut diagnostics);
+    let files = read_all(policies, &mut paths, &mut diagnostics, Pipes::Refuse);
     let directories: Vec<PathBuf> = paths.iter().filter(|path| path.is_dir()).cloned().collect();
     for directory in directories {
         paths.extend(list(&directory).unwrap_or_default());
@@ -153,7 +174,12 @@ pub fn read_texts(policies: &[PathBuf]) -> (Result<NamedTexts, PolicyError>, Vec
     (Ok(files.iter().map(|file| (file.name.clone(), file.text.clone())).collect()), paths)
 }
 
-fn read_all(policies: &[PathBuf], paths: &mut Vec<PathBuf>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Arc<SourceFile>> {
+fn read_all(
+    policies: &[PathBuf],
+    paths: &mut Vec<PathBuf>,
+    diagnostics: &mut Vec<Diagnostic>,
+    pipes: Pipes,
+) -> Vec<Arc<SourceFile>> {
     let mut files: Vec<Arc<SourceFile>> = Vec::new();
     let mut named: Vec<PathBuf> = Vec::new();
     for policy in policies {
@@ -162,7 +188,7 @@ fn read_all(policies: &[PathBuf], paths: &mut Vec<PathBuf>, diagnostics: &mut Ve
             continue;
         }
         named.push(policy.clone());
-        match read(policy, paths) {
+        match read(policy, paths, pipes) {
             Ok(read) => files.extend(read.into_iter().map(Arc::new)),
             Err(diagnostic) => diagnostics.push(diagnostic),
         }
@@ -171,7 +197,7 @@ fn read_all(policies: &[PathBuf], paths: &mut Vec<PathBuf>, diagnostics: &mut Ve
 }
 
 /// A path on disk wins over an embedded name, so that `./aks-required` and a file of that name mean what they say.
-fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diagnostic> {
+fn read(policy: &Path, paths: &mut Vec<PathBuf>, pipes: Pipes) -> Result<Vec<SourceFile>, Diagnostic> {
     let shown = policy.display();
     let metadata = match fs::metadata(policy) {
         Ok(metadata) => metadata,
@@ -188,9 +214,12 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diag
             return Err(Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(&error))).hint(hint));
         }
     };
-    paths.push(policy.to_owned());
+    // A pipe is read once: there is nothing to follow.
+    if metadata.is_file() || metadata.is_dir() {
+        paths.push(policy.to_owned());
+    }
     if !metadata.is_dir() {
-        return read_file(policy).map(|file| vec![file]);
+        return read_file(policy, pipes).map(|file| vec![file]);
     }
     let found = list(policy)
         .map_err(|error| Diagnostic::error(format!("cannot list the directory `{shown}`: {}", cause(&error))))?;
@@ -198,7 +227,7 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<SourceFile>, Diag
         return Err(Diagnostic::error(format!("the directory `{shown}` has no policy"))
             .hint("policies in a directory end in `.yaml` or `.yml`"));
     }
-    found.iter().map(|path| read_file(path)).collect()
+    found.iter().map(|path| read_file(path, Pipes::Refuse)).collect()
 }
 
 /// The policies of a directory, sorted.
@@ -214,12 +243,23 @@ fn list(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn read_file(path: &Path) -> Result<SourceFile, Diagnostic> {
+fn read_file(path: &Path, pipes: Pipes) -> Result<SourceFile, Diagnostic> {
     let shown = path.display();
-    let failed =
-        |error: std::io::Error| Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(&error)));
+    let failed = |error: io::Error| Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(&error)));
+    // To open a pipe would wait until somebody writes to it.
+    let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = open.map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
     let mut bytes = Vec::new();
-    fs::File::open(path).map_err(failed)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if kind.is_file() {
+        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    } else if pipes == Pipes::Read {
+        read_pipe(&file, kind.is_fifo(), &mut bytes).map_err(failed)?;
+    } else {
+        return Err(failed(io::Error::other("it is no regular file")).hint(
+            "a directory takes files and links to files; a pipe that is named is read once, at the start: write its text into a file",
+        ));
+    }
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Diagnostic::error(format!("the policy `{shown}` is larger than {} MiB", MAX_BYTES >> 20))
             .hint("is it a policy? If so, write prefixes and wildcards instead of single addresses and names"));
@@ -233,6 +273,34 @@ fn read_file(path: &Path) -> Result<SourceFile, Diagnostic> {
                 .hint("save it as UTF-8"))
         }
     }
+}
+
+/// Reads what was opened without waiting, and waits for what comes.
+fn read_pipe(file: &fs::File, fifo: bool, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let ready = |timeout: PollTimeout| -> io::Result<bool> {
+        let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut polled, timeout)? != 0)
+    };
+    let mut unwritten = fifo;
+    while bytes.len() as u64 <= MAX_BYTES {
+        match file.take(AT_ONCE).read_to_end(bytes) {
+            // The end of what was written, of nothing too; but a pipe that nobody opened yet has no end.
+            Ok(0) if unwritten => {
+                unwritten = false;
+                if !ready(PollTimeout::try_from(UNWRITTEN).unwrap_or(PollTimeout::MAX))? {
+                    return Err(io::Error::other(format!("nobody writes to this pipe ({} s)", UNWRITTEN.as_secs())));
+                }
+            }
+            Ok(read) if (read as u64) < AT_ONCE => return Ok(()),
+            Ok(_) => unwritten = false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                unwritten = false;
+                ready(PollTimeout::NONE)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The message of an I/O error without the number that Rust appends.

@@ -1,7 +1,6 @@
 //! Follows changes of the system's resolvers.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::net::unix::pipe::Receiver;
@@ -9,24 +8,20 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
-use super::system::{Paths, ReadError, SystemResolvers, read};
+use super::system::{Paths, SystemResolvers, read};
 use crate::inotify::{self, AddWatchFlags, drain};
 
 /// Editors and network managers write in several steps; what counts is the last.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
-#[derive(Debug, thiserror::Error)]
-pub enum WatchError {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error("cannot watch {path} for changes (inotify); fs.inotify.max_user_instances may be used up")]
-    Inotify { path: PathBuf, source: io::Error },
-}
+/// A pause before inotify is asked again for what it refused; the configuration is read as often meanwhile.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Ends the watching when dropped; `resolvers` then stays as it is.
 #[derive(Debug)]
 pub struct Watcher {
-    pub resolvers: watch::Receiver<SystemResolvers>,
+    /// Nothing until the configuration could be read.
+    pub resolvers: watch::Receiver<Option<SystemResolvers>>,
     task: AbortHandle,
 }
 
@@ -36,51 +31,86 @@ impl Drop for Watcher {
     }
 }
 
-/// Reads the configuration, and again whenever one of its files, or a symbolic link or folder on the way to one,
-/// changes. The receiver is marked as changed only when the result differs. A file that cannot be read for a while
-/// leaves the last result standing. Must be called within a Tokio runtime.
+/// Reads the configuration, and again whenever one of its files, or a symbolic link or folder on the way to one, changes or comes.
+/// The receiver is marked as changed only when the result differs from what was known. A file that is not there, or cannot be
+/// read for a while, leaves the last result standing. `note` is told what does not work, and when it works (again).
 ///
-/// # Errors
-/// When the first reading fails, or inotify is not to be had.
-pub fn watch(paths: Paths) -> Result<Watcher, WatchError> {
-    // Watched before it is read: a change in between is seen.
-    let inotify = watched(&paths).map_err(|source| WatchError::Inotify { path: paths.resolv_conf.clone(), source })?;
-    let (sender, resolvers) = watch::channel(read(&paths)?);
-    let task = tokio::spawn(follow(paths, inotify, sender)).abort_handle();
-    Ok(Watcher { resolvers, task })
+/// Must be called within a Tokio runtime.
+pub fn watch(
+    paths: Paths,
+    known: Option<SystemResolvers>,
+    note: impl Fn(Option<String>) + Send + Sync + 'static,
+) -> Watcher {
+    let (sender, resolvers) = watch::channel(known);
+    let task = tokio::spawn(follow(paths, sender, note)).abort_handle();
+    Watcher { resolvers, task }
 }
 
-async fn follow(paths: Paths, mut inotify: Receiver, sender: watch::Sender<SystemResolvers>) {
+async fn follow(
+    paths: Paths,
+    sender: watch::Sender<Option<SystemResolvers>>,
+    note: impl Fn(Option<String>) + Send + Sync + 'static,
+) {
+    let mut heard: Option<Receiver> = None;
     loop {
-        match inotify.readable().await {
-            Ok(()) => drain(&inotify),
-            Err(error) => {
-                warn!(%error, "changes of the system's resolvers are not seen any more; restart to take them up");
-                return;
+        // Before it is read: a change in between is seen. A new instance instead of reading the events: which folders there are to
+        // watch may have changed as well.
+        let deaf = match watched(&paths) {
+            Ok(fresh) => {
+                heard = Some(fresh);
+                None
             }
+            Err(error) => {
+                heard.iter().for_each(drain);
+                Some(format!(
+                    "changes of {} are seen {} s late, or by SIGHUP (inotify: {error}): \
+                     fs.inotify.max_user_instances or max_user_watches may be used up",
+                    paths.resolv_conf.display(),
+                    AGAIN.as_secs(),
+                ))
+            }
+        };
+        let unread = look(&paths, &sender);
+        let asks_again = deaf.is_some();
+        note(deaf.or(unread));
+        let changed = async {
+            match &heard {
+                Some(inotify) => inotify.readable().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        if asks_again {
+            let _ = tokio::time::timeout(AGAIN, changed).await;
+        } else if !changed.await {
+            tokio::time::sleep(AGAIN).await;
         }
+        heard.iter().for_each(drain);
         tokio::time::sleep(DEBOUNCE).await;
-        // A new instance instead of reading the events: which folders there are to watch may have changed as well.
-        match watched(&paths) {
-            Ok(fresh) => inotify = fresh,
-            Err(error) => {
-                warn!(%error, "cannot renew the watch on the system's resolvers");
-                drain(&inotify);
-            }
+    }
+}
+
+/// Reads the configuration and tells of a change; gives why it could not be read.
+fn look(paths: &Paths, sender: &watch::Sender<Option<SystemResolvers>>) -> Option<String> {
+    match read(paths) {
+        Ok(read) => {
+            sender.send_if_modified(|known| {
+                let changed = known.as_ref() != Some(&read);
+                if changed {
+                    info!(asked = ?read.asked, upstreams = ?read.upstreams, "the system's resolvers changed");
+                    *known = Some(read);
+                }
+                changed
+            });
+            None
         }
-        match read(&paths) {
-            Ok(read) => {
-                sender.send_if_modified(|known| {
-                    let changed = *known != read;
-                    if changed {
-                        info!(asked = ?read.asked, upstreams = ?read.upstreams, "the system's resolvers changed");
-                        *known = read;
-                    }
-                    changed
-                });
+        // It may come yet.
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
+            if sender.borrow().is_some() {
+                warn!(path = %error.path.display(), "it is gone: kept the resolvers known so far");
             }
-            Err(error) => warn!(error = %error.source, path = %error.path.display(), "kept the resolvers known so far"),
+            None
         }
+        Err(error) => Some(format!("{error} ({}); the resolvers known so far count", error.source)),
     }
 }
 

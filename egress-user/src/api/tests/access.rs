@@ -15,7 +15,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 /// Runs `what` on a thread of other credentials: the system calls, unlike libc's functions, change one thread alone.
-fn as_user<T: Send>(user: u32, groups: &[u32], what: impl FnOnce() -> T + Send) -> T {
+pub(super) fn as_user<T: Send>(user: u32, groups: &[u32], what: impl FnOnce() -> T + Send) -> T {
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

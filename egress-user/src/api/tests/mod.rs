@@ -1,4 +1,5 @@
 mod access;
+mod dry_run;
 mod limits;
 
 use std::{path::PathBuf, sync::Arc};
@@ -132,12 +133,16 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start(group: Option<u32>, limits: Limits) -> Self {
+        Self::over(group, limits, |hub| Fake { hub, status: status() })
+    }
+
+    fn over<S: Source>(group: Option<u32>, limits: Limits, source: impl FnOnce(Hub) -> S) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let hub = Hub::new(4);
         let options = SocketOptions { path: directory.path().join("run/egress.sock"), group };
         let server = Server::bind(&options).unwrap().with_limits(limits);
         let (stop, stopped) = oneshot::channel::<()>();
-        let source = Arc::new(Fake { hub: hub.clone(), status: status() });
+        let source = Arc::new(source(hub.clone()));
         let task = tokio::spawn(server.serve(source, async {
             let _ = stopped.await;
         }));

@@ -2,12 +2,13 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::resolve::system::{Paths, Watcher, read, watch};
+use crate::resolve::system::{Paths, SystemResolvers, Watcher, read, watch};
 
 fn paths(folder: &Path) -> Paths {
     Paths { resolv_conf: folder.join("etc/resolv.conf"), resolved: folder.join("run/resolve/resolv.conf") }
@@ -58,17 +59,27 @@ fn behind_the_stub_stand_its_upstreams() {
     assert_eq!(system.upstreams, addresses(&["203.0.113.1:53"]));
 }
 
+fn watching(folder: &Path) -> Watcher {
+    let paths = paths(folder);
+    let known = read(&paths).ok();
+    watch(paths, known, |note| assert_eq!(note, None))
+}
+
 async fn changed(watcher: &mut Watcher) -> Vec<SocketAddr> {
     timeout(Duration::from_secs(5), watcher.resolvers.changed()).await.expect("the change was not seen").unwrap();
-    watcher.resolvers.borrow_and_update().asked.clone()
+    asked(watcher)
+}
+
+fn asked(watcher: &mut Watcher) -> Vec<SocketAddr> {
+    watcher.resolvers.borrow_and_update().as_ref().map(|known| known.asked.clone()).unwrap_or_default()
 }
 
 #[tokio::test]
 async fn a_file_written_in_place_renamed_over_removed_and_made_again() {
     let folder = folder("nameserver 203.0.113.1\n");
     let file = folder.path().join("etc/resolv.conf");
-    let mut watcher = watch(paths(folder.path())).unwrap();
-    assert_eq!(watcher.resolvers.borrow_and_update().asked, addresses(&["203.0.113.1:53"]));
+    let mut watcher = watching(folder.path());
+    assert_eq!(asked(&mut watcher), addresses(&["203.0.113.1:53"]));
     fs::write(&file, "nameserver 203.0.113.2\n").unwrap();
     assert_eq!(changed(&mut watcher).await, addresses(&["203.0.113.2:53"]));
     let new = folder.path().join("elsewhere"); // moved in: its own folder is not watched
@@ -93,7 +104,7 @@ async fn a_symlink_swapped_and_its_target_written() {
     fs::write(folder.path().join("b/resolv.conf"), "nameserver 203.0.113.2\n").unwrap();
     fs::remove_file(&file).unwrap();
     symlink("../a/resolv.conf", &file).unwrap();
-    let mut watcher = watch(paths(folder.path())).unwrap();
+    let mut watcher = watching(folder.path());
     let new = folder.path().join("etc/new");
     symlink("../b/resolv.conf", &new).unwrap();
     fs::rename(&new, &file).unwrap();
@@ -109,12 +120,53 @@ async fn a_symlink_swapped_and_its_target_written() {
 #[tokio::test]
 async fn the_upstream_file_that_comes_later_is_seen() {
     let folder = folder("nameserver 127.0.0.53\n");
-    let mut watcher = watch(paths(folder.path())).unwrap();
+    let mut watcher = watching(folder.path());
     fs::create_dir(folder.path().join("run")).unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     fs::create_dir(folder.path().join("run/resolve")).unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     fs::write(folder.path().join("run/resolve/resolv.conf"), "nameserver 203.0.113.1\n").unwrap();
     changed(&mut watcher).await;
-    assert_eq!(watcher.resolvers.borrow().upstreams, addresses(&["203.0.113.1:53"]));
+    assert_eq!(watcher.resolvers.borrow().as_ref().unwrap().upstreams, addresses(&["203.0.113.1:53"]));
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_at_first_is_seen() {
+    let folder = folder("");
+    let file = folder.path().join("etc/resolv.conf");
+    fs::remove_file(&file).unwrap();
+    let mut watcher = watching(folder.path());
+    assert!(timeout(Duration::from_millis(600), watcher.resolvers.changed()).await.is_err(), "there is none");
+    fs::write(&file, "nameserver 203.0.113.1\n").unwrap();
+    assert_eq!(changed(&mut watcher).await, addresses(&["203.0.113.1:53"]));
+}
+
+/// Also what changed between the reading and the watch is seen.
+#[tokio::test]
+async fn what_differs_from_what_is_known_is_a_change() {
+    let folder = folder("nameserver 203.0.113.2\n");
+    let known = SystemResolvers { asked: addresses(&["203.0.113.1:53"]), ..SystemResolvers::default() };
+    let mut watcher = watch(paths(folder.path()), Some(known), |_| {});
+    assert_eq!(changed(&mut watcher).await, addresses(&["203.0.113.2:53"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_watch_it_is_read_every_minute_and_told_until_there_is_one() {
+    let folder = folder("nameserver 203.0.113.1\n");
+    // The kernel refuses names as long as this.
+    symlink("x".repeat(300), folder.path().join("run")).unwrap();
+    let notes = Arc::new(Mutex::new(None));
+    let told = Arc::clone(&notes);
+    let paths = paths(folder.path());
+    let known = read(&paths).ok();
+    let mut watcher = watch(paths, known, move |note: Option<String>| *told.lock().unwrap() = note);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let note = notes.lock().unwrap().clone().unwrap();
+    assert!(note.contains("etc/resolv.conf") && note.contains("inotify: File name too long"), "{note}");
+    fs::write(folder.path().join("etc/resolv.conf"), "nameserver 203.0.113.2\n").unwrap();
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(asked(&mut watcher), addresses(&["203.0.113.2:53"]));
+    fs::remove_file(folder.path().join("run")).unwrap();
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(*notes.lock().unwrap(), None);
 }
