@@ -36,7 +36,7 @@ fn programs_that_are_loaded_beside_are_those_that_are_given() {
 fn links_made_ahead_are_taken() {
     apart(|| {
         let mut object = object();
-        let loopback = Uplink { judges: true, ..Uplink::loopback() };
+        let loopback = Uplink { judges: true, hears: true, ..Uplink::loopback() };
         let interfaces = [loopback.clone()];
         let mut ahead = attach_ahead(&object, &interfaces, None).finish();
         let ids = ahead.iter().map(|made| sys::link_info(made.link.as_fd()).unwrap().id).collect::<Vec<_>>();
