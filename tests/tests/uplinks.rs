@@ -2,14 +2,17 @@
 //! ours go on working. What is sent here is sent from outside the governed cgroup: only the uplink's programs judge it.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use egress_tests::bench::raw;
 use egress_tests::daemon::patient;
 use egress_tests::held::{FLOOD, python};
 use egress_tests::probe::{tcp, udp};
-use egress_tests::skip::kernel;
+use egress_tests::skip::{has_tcx, kernel};
 use egress_tests::{Cgroup, Daemon, Governed, Service, World};
+use egress_user::datapath::sys::{self, AttachType};
 
 const POLICY: &str = "version: 1
 rules:
@@ -201,6 +204,45 @@ fn a_named_interface_may_come_later() {
         test.world.node_ns.ip("link del up4").unwrap();
         test.status_until(|status| status["health"]["healthy"] == false).unwrap();
     }
+}
+
+/// P2: an interface that is there and cannot be attached to is a problem of the daemon's health, and is tried again until it can, though
+/// nothing more changes in the network. Here others' programs leave no place for ours.
+#[test]
+fn an_uplink_that_cannot_be_attached_to_is_told_and_tried_again() {
+    if !has_tcx("an_uplink_that_cannot_be_attached_to_is_told_and_tried_again", "the whole test") {
+        return;
+    }
+    let test = governed(Some(&["up0", "late0"]));
+    let node = &test.world.node_ns;
+    test.world.add_uplink(4).unwrap();
+    let index = node.ifindex("up4").unwrap();
+    // Each program once.
+    let attach = || {
+        let program = raw::constant(raw::CLASSIFIER, -1).unwrap();
+        sys::link_create(program.as_fd(), index, AttachType::TcxIngress)
+    };
+    let others: Vec<_> = node.run(|| std::iter::repeat_with(attach).map_while(Result::ok).take(1000).collect());
+    assert!(others.len() < 1000, "there is always place for one more");
+    node.ip("link set up4 name late0").unwrap();
+    let problems = |status: &serde_json::Value| status["health"]["problems"].to_string();
+    let told = |status: &serde_json::Value| {
+        status["health"]["healthy"] == false && problems(status).contains("uplink_ingress of late0")
+    };
+    test.status_until(told).unwrap();
+    node.ip("route replace default via 198.18.4.1 dev late0").unwrap();
+    // Seen, and not mended by it.
+    std::thread::sleep(Duration::from_millis(500));
+    test.status_until(told).unwrap();
+    drop(others);
+    wait_governed(&test, "late0");
+    // Being a veth it was taken for a workload's, until it was an uplink.
+    let workload = |point: &serde_json::Value| point["target"] == "late0" && point["hook"] == "workload_ingress";
+    let points = |status: &serde_json::Value| status["attach_points"].as_array().cloned().unwrap_or_default();
+    let done = |status: &serde_json::Value| status["health"]["healthy"] == true && !points(status).iter().any(workload);
+    test.status_until(done).unwrap();
+    assert_judged(&test, "at last");
+    assert_eq!(test.daemon.output().matches("cannot govern").count(), 1, "{}", test.daemon.output());
 }
 
 /// P2, measured: how long packets without a governed socket pass by an interface that was just given the default route, and

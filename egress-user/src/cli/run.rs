@@ -316,6 +316,8 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let serving = tokio::spawn(server.serve(Arc::clone(&core) as Arc<dyn crate::api::Source>, async {
         let _ = stopped.await;
     }));
+    let mut again = tokio::time::interval(AGAIN);
+    again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 3));
     loop {
         tokio::select! {
@@ -331,6 +333,10 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
             }
             () = changed(follower.as_mut()) => {
+                follow_uplinks(&core, &wanted);
+                follow_workloads(&core).await;
+            }
+            _ = again.tick(), if follows && !core.ungoverned().is_empty() => {
                 follow_uplinks(&core, &wanted);
                 follow_workloads(&core).await;
             }
@@ -411,8 +417,11 @@ fn no_cgroup(error: datapath::Error) -> Failure {
 
 /// What `--cgroup` and `--interface` name.
 pub(super) fn scope_of(cgroup: Option<&Path>, interfaces: &[String], pins: Option<Pins>) -> anyhow::Result<Scope> {
-    let (uplinks, missing) = wanted(interfaces)?.find();
+    let wanted = wanted(interfaces)?;
     let cgroup = Cgroup::open(cgroup).map_err(no_cgroup)?;
+    let (uplinks, missing) = wanted
+        .find()
+        .map_err(|error| Failure::machine(error.to_string(), "`egress run --help` says what each option takes"))?;
     if !missing.is_empty() {
         let missing = missing.join(", ");
         tracing::warn!(
@@ -446,23 +455,37 @@ fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {
     refresher
 }
 
+/// How soon what could not be attached to is tried again.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
+
 fn follow_uplinks(core: &Core, wanted: &Wanted) {
+    let before = core.ungoverned();
     match core.govern_uplinks(wanted) {
         Ok(added) if !added.is_empty() => tracing::info!(?added, "new uplinks are governed"),
         Ok(_) => {}
-        Err(error) => tracing::error!(%error, "cannot govern a new uplink"),
+        // It is tried again and again: told once.
+        Err(error) if core.ungoverned() != before => tracing::error!(%error, "cannot govern a new uplink"),
+        Err(_) => {}
     }
 }
 
 async fn follow_workloads(core: &Core) {
+    let before = core.ungoverned();
     let links = match daemon::links().await {
         Ok(links) => links,
-        Err(error) => return tracing::error!(%error, "cannot list the network's links"),
+        Err(error) => {
+            core.cannot_list_links(&error);
+            if core.ungoverned() != before {
+                tracing::error!(%error, "cannot list the network's links");
+            }
+            return;
+        }
     };
     match core.govern_workloads(&links) {
         Ok(added) if !added.is_empty() => tracing::info!(?added, "new workloads' veths are governed"),
         Ok(_) => {}
-        Err(error) => tracing::error!(%error, "cannot govern a workload's veth"),
+        Err(error) if core.ungoverned() != before => tracing::error!(%error, "cannot govern a workload's veth"),
+        Err(_) => {}
     }
 }
 

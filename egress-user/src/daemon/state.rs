@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 use egress_ebpf::abi::{self, LearnedEvent, NEVER, TICK_SHIFT, Ticks};
 
-use super::{Book, Enforcement, sweep::Told, trouble::Troubles};
+use super::{Book, Enforcement, sweep::Told, trouble::Troubles, uplinks::Ungoverned};
 use crate::{
     datapath::{Attached, Datapath, Error, Installed, Learned, Settings, boot_ticks},
     events::{Event, Hub, Kind, Known, PolicyChange, RECENT, Timestamp},
@@ -54,6 +54,8 @@ pub struct Core {
     pub(super) map_full: std::sync::atomic::AtomicU64,
     /// Uplinks that were asked for by name and are not there.
     pub(super) missing: Mutex<Vec<String>>,
+    /// What is there and could not be attached to.
+    pub(super) ungoverned: Mutex<Ungoverned>,
     /// The last attempt to change something that failed, for `status`.
     pub(super) trouble: Mutex<Option<String>>,
     /// Resolvers and names that fail, so that each is told once.
@@ -92,6 +94,7 @@ impl Core {
             learned_anew: tokio::sync::Notify::new(),
             map_full: std::sync::atomic::AtomicU64::new(0),
             missing: Mutex::default(),
+            ungoverned: Mutex::default(),
             trouble: Mutex::default(),
             failing: Mutex::default(),
             sweeping: Mutex::default(),

@@ -132,6 +132,7 @@ impl Core {
         problems.extend(lock(&self.trouble).clone());
         problems.extend(self.changes.problems());
         problems.extend(lock(&self.missing).iter().map(|name| format!("there is no interface {name} to govern (yet)")));
+        problems.extend(self.ungoverned());
         let names = self.refresher.get().map(|refresher| refresher.names()).unwrap_or_default();
         let failing = names.iter().filter(|name| name.last_error.is_some() && name.failures > 0).count();
         if failing != 0 && failing == names.len() {

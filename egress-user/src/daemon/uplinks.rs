@@ -3,11 +3,14 @@
 use std::{collections::BTreeSet, fs, io, path::Path};
 
 use futures_util::StreamExt as _;
+use nix::errno::Errno;
 use procfs::net::RouteEntry;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 
 use super::{Core, state::lock};
-use crate::datapath::{Attached, DENIAL_HOOK, Error, Uplink, WORKLOAD_HOOK, attach_uplink, forget_uplink};
+use crate::datapath::{
+    Attached, DENIAL_HOOK, Error, Uplink, WORKLOAD_HOOK, attach_uplink, forget_uplink, sys::is_want,
+};
 
 /// Which interfaces are to be governed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,17 +34,21 @@ impl Wanted {
     }
 
     /// The interfaces that are there, and the names of those that are not.
-    pub fn find(&self) -> (Vec<Uplink>, Vec<String>) {
+    ///
+    /// # Errors
+    /// That it is not known of one whether it is there.
+    pub fn find(&self) -> Result<(Vec<Uplink>, Vec<String>), Error> {
         let names = match self {
             Self::None => Vec::new(),
             Self::Named(names) => names.clone(),
-            Self::DefaultRoutes => with_lower(Path::new("/sys/class/net"), default_uplinks()),
+            Self::DefaultRoutes => with_lower(Path::new("/sys/class/net"), default_uplinks()?),
         };
         let (mut there, mut missing) = (Vec::new(), Vec::new());
         for name in names {
             match Uplink::named(&name) {
                 Ok(uplink) => there.push(uplink),
-                Err(_) => missing.push(name),
+                Err(Error::NoInterface(_)) => missing.push(name),
+                Err(error) => return Err(error),
             }
         }
         let names: Vec<String> = there.iter().map(|uplink: &Uplink| uplink.name.clone()).collect();
@@ -53,14 +60,15 @@ impl Wanted {
             // It went between the two looks.
             missing.clear();
         }
-        (there, missing)
+        Ok((there, missing))
     }
 }
 
 /// Where the queries of a command without governed uplinks are answered when they are refused: loopback, and the
 /// interfaces of the default routes that have a link header.
 pub fn answered_for_command() -> Vec<Uplink> {
-    let (uplinks, _) = Wanted::DefaultRoutes.find();
+    // What cannot be looked for is answered by an error, as what has no link header.
+    let (uplinks, _) = Wanted::DefaultRoutes.find().unwrap_or_default();
     let uplinks = uplinks.into_iter().filter(|uplink| uplink.ethernet && uplink.name != "lo");
     std::iter::once(Uplink::loopback()).chain(uplinks.map(|uplink| Uplink { judges: false, ..uplink })).collect()
 }
@@ -92,19 +100,40 @@ fn lower(dir: &Path) -> Vec<String> {
     names.filter_map(|name| name.strip_prefix("lower_").map(ToOwned::to_owned)).collect()
 }
 
+/// What is there, is to be governed and could not be attached to: one problem of each kind.
+#[derive(Debug, Default)]
+pub struct Ungoverned {
+    pub(super) uplinks: Option<String>,
+    pub(super) workloads: Option<String>,
+}
+
 impl Core {
+    /// What is there and could not be attached to, for `status`, and for whoever tries it again.
+    pub fn ungoverned(&self) -> Vec<String> {
+        let Ungoverned { uplinks, workloads } = &*lock(&self.ungoverned);
+        uplinks.iter().chain(workloads).cloned().collect()
+    }
+
     /// Governs the wanted uplinks that are not governed yet, and lets go of those whose interface is gone. Gives the names of
     /// the new ones. An interface that lost its default route stays governed until the next start; one that was renamed
     /// stays governed too, its programs go with it.
     ///
     /// # Errors
-    /// The first uplink that could not be attached to; the rest is tried all the same.
+    /// The first uplink that could not be attached to; the rest is tried all the same. It is a problem of the daemon's health until it
+    /// could.
     pub fn govern_uplinks(&self, wanted: &Wanted) -> Result<Vec<String>, Error> {
-        let (mut uplinks, missing) = wanted.find();
+        let result = self.try_uplinks(wanted);
+        lock(&self.ungoverned).uplinks =
+            result.as_ref().err().map(|error| format!("an uplink is not governed as it should be: {error}"));
+        result
+    }
+
+    fn try_uplinks(&self, wanted: &Wanted) -> Result<Vec<String>, Error> {
+        let (mut uplinks, missing) = wanted.find()?;
         uplinks.push(Uplink::loopback());
         *lock(&self.missing) = missing;
         let mut attached = lock(&self.attached);
-        attached.retain(|point| !is_uplink(point) || exists(point.interface));
+        attached.retain(|point| !is_uplink(point) || !is_gone(point.interface));
         for gone in attached.iter().filter(|point| is_uplink(point) && !point.present()) {
             forget_uplink(lock(&self.datapath).object(), gone.interface)?;
         }
@@ -136,7 +165,7 @@ impl Core {
                     added.push(uplink.name);
                 }
                 // It went between the look and the attaching.
-                Err(_) if !exists(uplink.index) => {}
+                Err(_) if is_gone(uplink.index) => {}
                 Err(error) => first = first.and(Err(error)),
             }
         }
@@ -166,8 +195,14 @@ fn name_of(index: u32) -> Option<String> {
     Some(name.to_string_lossy().into_owned()).filter(|name| !name.is_empty())
 }
 
-fn exists(index: u32) -> bool {
-    name_of(index).is_some()
+/// Whether the kernel says that there is none; where it cannot be asked (no descriptor), no.
+pub(super) fn is_gone(index: u32) -> bool {
+    let errno = match nix::net::if_::if_indextoname(index) {
+        Ok(name) if name.is_empty() => Errno::last(),
+        Ok(_) => return false,
+        Err(errno) => errno,
+    };
+    matches!(errno, Errno::ENXIO | Errno::ENODEV)
 }
 
 /// A pin `if<index>-...` whose interface is gone: the kernel says 0 for it.
@@ -178,29 +213,40 @@ fn is_dead_uplink(pin: &str, link: &std::os::fd::OwnedFd) -> bool {
 }
 
 /// The names of the interfaces that a default route of either family leaves by, in this network namespace.
-pub fn default_uplinks() -> Vec<String> {
+///
+/// # Errors
+/// That the routes cannot be read, where there are any of the family.
+pub fn default_uplinks() -> Result<Vec<String>, Error> {
+    let failed = |source| Error::path("read", "/proc/self/net", source);
     let mut names = BTreeSet::new();
-    if let Ok(procfs::net::RouteEntries(routes)) = read_routes() {
-        names.extend(routes.into_iter().filter(is_default).map(|route| route.iface));
+    match read_routes() {
+        Ok(procfs::net::RouteEntries(routes)) => {
+            names.extend(routes.into_iter().filter(is_default).map(|route| route.iface));
+        }
+        Err(procfs::ProcError::Io(error, _)) if is_want(&error) => return Err(failed(error)),
+        Err(_) => {}
     }
     // Fields of ipv6_route (net/ipv6/route.c): destination, its prefix length, ..., metric, refcount, use, flags, device.
-    if let Ok(text) = std::fs::read_to_string("/proc/self/net/ipv6_route") {
-        for line in text.lines() {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            if let [destination, "00", .., _flags, device] = fields.as_slice()
-                && destination.bytes().all(|byte| byte == b'0')
-                && *device != "lo"
-            {
-                names.insert((*device).to_owned());
-            }
+    let text = match std::fs::read_to_string("/proc/self/net/ipv6_route") {
+        Err(error) if is_want(&error) => return Err(failed(error)),
+        text => text.unwrap_or_default(),
+    };
+    for line in text.lines() {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        if let [destination, "00", .., _flags, device] = fields.as_slice()
+            && destination.bytes().all(|byte| byte == b'0')
+            && *device != "lo"
+        {
+            names.insert((*device).to_owned());
         }
     }
-    names.into_iter().collect()
+    Ok(names.into_iter().collect())
 }
 
 fn read_routes() -> procfs::ProcResult<procfs::net::RouteEntries> {
     use procfs::FromRead as _;
-    procfs::net::RouteEntries::from_read(std::fs::File::open("/proc/self/net/route")?)
+    let file = std::fs::File::open("/proc/self/net/route").map_err(|error| procfs::ProcError::Io(error, None))?;
+    procfs::net::RouteEntries::from_read(file)
 }
 
 fn is_default(route: &RouteEntry) -> bool {

@@ -12,7 +12,7 @@ use rtnetlink::{
     packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
 };
 
-use super::{Core, state::lock};
+use super::{Core, state::lock, uplinks::is_gone};
 use crate::datapath::{Error, WORKLOAD_HOOK, WORKLOAD_PIN, Workload, remove_clsact_of, sys};
 
 /// A link of this network namespace.
@@ -103,6 +103,18 @@ impl Core {
     /// # Errors
     /// That the table of workloads could not be written, or the first veth that could not be attached to; the rest is tried all the same.
     pub fn govern_workloads(&self, links: &[Link]) -> Result<Vec<String>, Error> {
+        let result = self.try_workloads(links);
+        let problem = |error| format!("a workload's veth is not governed as it should be: {error}");
+        lock(&self.ungoverned).workloads = result.as_ref().err().map(problem);
+        result
+    }
+
+    /// The links could not be listed: what came is not governed.
+    pub fn cannot_list_links(&self, error: &io::Error) {
+        lock(&self.ungoverned).workloads = Some(format!("workloads' veths that come are not governed: {error}"));
+    }
+
+    fn try_workloads(&self, links: &[Link]) -> Result<Vec<String>, Error> {
         let mut attached = lock(&self.attached);
         let uplinks = attached.iter().filter(|point| point.hook.starts_with("uplink_")).map(|point| &point.target);
         let wanted = workloads(links, &uplinks.cloned().collect());
@@ -140,7 +152,7 @@ impl Core {
                     added.push(workload.name.clone());
                 }
                 // It went between the look and the attaching.
-                Err(_) if nix::net::if_::if_nametoindex(workload.name.as_str()) != Ok(workload.index) => {}
+                Err(_) if is_gone(workload.index) => {}
                 Err(error) => {
                     datapath.set_veth(workload.index, false)?;
                     first = first.and(Err(error));

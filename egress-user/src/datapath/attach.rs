@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::errno::Errno;
+
 use super::{
     Error, Object, Pins, Table, clsact,
     host::{cgroup_root, cgroup_root_of, is_machine_root},
@@ -96,11 +98,18 @@ impl Uplink {
     /// The interface of this name, in this process's network namespace.
     ///
     /// # Errors
-    /// [`Error::NoInterface`].
+    /// [`Error::NoInterface`], and [`Error::Interface`] where that is not known.
     pub fn named(name: &str) -> Result<Self, Error> {
-        let index = nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoInterface(name.to_owned()))?;
+        let index = nix::net::if_::if_nametoindex(name).map_err(|errno| match errno {
+            Errno::ENODEV | Errno::ENXIO | Errno::EINVAL | Errno::ENAMETOOLONG => Error::NoInterface(name.to_owned()),
+            // As where there is no descriptor for the question.
+            errno => Error::Interface { name: name.to_owned(), source: errno.into() },
+        })?;
         // ARPHRD_ETHER (1) and ARPHRD_LOOPBACK (772) have Ethernet headers; TUN (65534), WireGuard and the like none.
-        let kind = fs::read_to_string(format!("/sys/class/net/{name}/type")).unwrap_or_default();
+        let kind = match fs::read_to_string(format!("/sys/class/net/{name}/type")) {
+            Err(source) if sys::is_want(&source) => return Err(Error::Interface { name: name.to_owned(), source }),
+            kind => kind.unwrap_or_default(),
+        };
         let ethernet = matches!(kind.trim(), "" | "1" | "772");
         Ok(Self { name: name.to_owned(), index, ethernet, judges: true, hears: true })
     }

@@ -41,6 +41,8 @@ pub enum Error {
     NotACgroup { path: PathBuf, root: PathBuf },
     #[error("there is no interface {0}; `ip link` lists them")]
     NoInterface(String),
+    #[error("cannot look for the interface {name}: {source}")]
+    Interface { name: String, source: io::Error },
     #[error("cannot read the number of CPUs ({what}): {source}")]
     Cpus { what: &'static str, source: io::Error },
     #[error("what was written to the map {0} reads back differently; the old policy stays in force")]
@@ -67,7 +69,7 @@ impl Error {
         Self::Map { action, name, source }
     }
 
-    pub(super) fn path(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+    pub(crate) fn path(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Path { action, path: path.into(), source }
     }
 }

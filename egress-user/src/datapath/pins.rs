@@ -340,6 +340,10 @@ impl Pins {
                 return Err(Error::path("detach", &self.root, source));
             }
         }
+        self.remove_all(removed)
+    }
+
+    fn remove_all(&self, removed: &mut Vec<String>) -> Result<(), Error> {
         let mut failed = Vec::new();
         let versions = fs::read_dir(&self.root).map_err(|error| Error::path("read", &self.root, error))?;
         for version in versions.filter_map(Result::ok) {
@@ -478,7 +482,9 @@ mod tests {
         std::os::unix::fs::symlink(elsewhere.path(), pins.root.join("of-nobody/link")).unwrap();
         let mut removed = Vec::new();
         assert!(pins.hold());
-        pins.detach_all(&mut removed).unwrap();
+        // It is in no bpffs: not egress' own.
+        assert!(pins.detach_all(&mut removed).is_err() && pins.hold());
+        pins.remove_all(&mut removed).unwrap();
         assert!(!pins.hold());
         assert_eq!(removed, ["map LIVE"]);
         assert!(!pins.root.exists() && elsewhere.path().join("file").exists());
