@@ -7,13 +7,13 @@ use egress_user::datapath::{Object, Sizes};
 /// every chain of calls that stands in the code.
 const BOUNDS: [(&str, u32, u32); 14] = [
     ("denial_egress", 4_300, 208),
-    ("socket_egress", 25_700, 512),
+    ("socket_egress", 31_000, 512),
     ("socket_ingress", 17_600, 448),
     ("uplink_egress", 18_700, 512),
     ("uplink_egress_l3", 18_200, 512),
     ("uplink_ingress", 17_800, 448),
     ("uplink_ingress_l3", 17_600, 448),
-    ("workload_ingress", 18_500, 480),
+    ("workload_ingress", 21_200, 480),
     ("connect4", 5_150, 384),
     ("connect6", 5_150, 384),
     ("sendmsg4", 5_250, 384),
