@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use egress_tests::bench::raw;
+use egress_tests::daemon::{binary, patient};
 use egress_tests::held::python;
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::tcp;
@@ -70,7 +71,7 @@ fn a_start_that_cannot_attach_leaves_nothing_behind() {
     let cgroup = Cgroup::new("alone").unwrap();
     let [_, (connect, at)] = raw::empty_hooks().unwrap();
     raw::attach_alone(connect.as_fd(), File::open(cgroup.path()).unwrap().as_fd(), at as u32).unwrap();
-    let run = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).run_to_end(LIMIT).unwrap();
+    let run = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).run_to_end(patient(LIMIT)).unwrap();
     assert_eq!(run.code(), Some(3), "{run:?}");
     assert!(run.stderr.contains("connect4") && run.stderr.contains(&*cgroup.path().to_string_lossy()), "{run:?}");
     for place in [world.node().in_cgroup(&cgroup), world.node()] {
@@ -104,7 +105,7 @@ fn a_start_that_fails_half_way_leaves_the_policy_before_in_force() {
         let builder = Daemon::builder(&test.world);
         let file = builder.policy_file(1);
         std::fs::write(&file, &text).unwrap();
-        let run = builder.policy(file).cgroup(&test.cgroup).run_to_end(LIMIT).unwrap();
+        let run = builder.policy(file).cgroup(&test.cgroup).run_to_end(patient(LIMIT)).unwrap();
         assert_eq!(run.code(), Some(3), "{run:?}");
         assert!(run.stderr.contains("connect4"), "{run:?}");
         for place in [&test.inside, &test.beside] {
@@ -140,12 +141,12 @@ fn a_start_with_larger_tables_that_fails_half_way_leaves_those_before() {
     let builder = Daemon::builder(&test.world);
     let file = builder.policy_file(0);
     let builder = builder.policy(file).cgroup(&test.cgroup).arg("--max-addresses").arg("500000");
-    let run = builder.run_to_end(LIMIT).unwrap();
+    let run = builder.run_to_end(patient(LIMIT)).unwrap();
     assert_eq!(run.code(), Some(3), "{run:?}");
     assert!(run.stderr.contains("connect4") && run.stderr.contains("making new ones"), "{run:?}");
     assert_eq!(pinned(&test.world, "NAMES"), before);
     let script = "import socket\nsocket.create_connection(('late.wild.example.com', 7000), 2)\nprint('yes')";
-    let run = test.inside.run(python(), &["-c", script], LIMIT).unwrap();
+    let run = test.inside.run(python(), &["-c", script], patient(LIMIT)).unwrap();
     assert_eq!(run.stdout, "yes\n", "a name that is learned with the daemon dead: {run:?}");
 }
 
@@ -159,14 +160,14 @@ fn a_start_short_of_descriptors_leaves_the_tables_before() {
     let larger = ["--max-addresses", "500000"];
     for (descriptors, more) in [(24, &[][..]), (40, &[]), (56, &[]), (84, &larger), (96, &larger)] {
         let limited = test.world.dir().join("limited.sh");
-        let egress = egress_tests::daemon::binary().unwrap();
+        let egress = binary().unwrap();
         let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec {} \"$@\"\n", egress.display());
         std::fs::write(&limited, script).unwrap();
         std::fs::set_permissions(&limited, std::fs::Permissions::from_mode(0o755)).unwrap();
         let builder = Daemon::builder(&test.world).binary(&limited);
         let file = builder.policy_file(0);
         let builder = more.iter().fold(builder.policy(file).cgroup(&test.cgroup), |builder, arg| builder.arg(*arg));
-        let run = builder.run_to_end(LIMIT).unwrap();
+        let run = builder.run_to_end(patient(LIMIT)).unwrap();
         println!("{descriptors}: {run:?}");
         if run.code() == Some(3) {
             ended += 1;
