@@ -3,12 +3,14 @@
 //! This machine's own root is governed in audit mode alone; with a policy enforced where that is a virtual machine's
 //! (`cargo xtask vm`), or a cgroup namespace's, as a container has it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use egress_tests::cgroup::mount_point;
 use egress_tests::probe::{tcp, udp};
 use egress_tests::skip::in_vm;
+use egress_tests::world::POD_V4;
 use egress_tests::{Cgroup, Daemon, Governed, Place, Service, World, skip};
 
 const RULES: &str = "rules:
@@ -98,6 +100,52 @@ fn the_machines_root_is_audited() {
     }
     let status = daemon.status().unwrap();
     assert!(!status["warnings"].to_string().contains("cgroup namespace"), "{status:#}");
+}
+
+/// P8: with the root governed the kernel's own errors to a container are governed too. One that its packet is too large for the uplink
+/// must reach it, or its uploads hang; in audit mode it is told of nothing.
+#[test]
+fn a_container_hears_that_its_packet_is_too_large() {
+    let world = World::with_pod().unwrap();
+    world.serve_echoes(&[ALLOWED]).unwrap();
+    world.node_ns.ip("link set up0 mtu 1300").unwrap();
+    let policy = format!("version: 1\nmode: audit\n{RULES}");
+    let daemon = Daemon::builder(&world).policy_text(&policy).default_cgroup().start().unwrap();
+    let elsewhere = Cgroup::new("elsewhere").unwrap();
+    let send = || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let always = libc::IP_PMTUDISC_DO;
+        // SAFETY: the value is live for the call, and its size is given.
+        let set = unsafe {
+            let (value, size) = ((&raw const always).cast(), size_of_val(&always) as u32);
+            libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value, size)
+        };
+        anyhow::ensure!(set == 0, "IP_MTU_DISCOVER: {}", std::io::Error::last_os_error());
+        socket.connect(ALLOWED)?;
+        let start = std::time::Instant::now();
+        while start.elapsed() < LIMIT {
+            if let Err(error) = socket.send(&[0; 1400]) {
+                return Ok(error.raw_os_error());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(None)
+    };
+    let pod = world.pod().in_cgroup(&elsewhere);
+    assert_eq!(pod.fork(2 * LIMIT, send).unwrap(), Some(libc::EMSGSIZE));
+    // Events come in the order in which they were made: one of the pod's own ends the wait.
+    assert!(udp(&pod, DENIED, 5).is_ok());
+    let start = std::time::Instant::now();
+    let events = loop {
+        let events = daemon.events(true).unwrap();
+        if events.iter().any(|event| event["destination"] == "198.51.100.77") {
+            break events;
+        }
+        assert!(start.elapsed() < LIMIT, "{events:#?}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let errors: Vec<_> = events.iter().filter(|event| event["destination"] == POD_V4).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
 }
 
 /// P1: the machine's root with the policy enforced: only where the machine is ours alone.

@@ -1,17 +1,18 @@
 //! P2: uplinks that appear, go, come back under another name or as another kind are governed, and others' programs beside
 //! ours go on working. What is sent here is sent from outside the governed cgroup: only the uplink's programs judge it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use egress_tests::attacker::{as_container, forged};
 use egress_tests::bench::raw;
 use egress_tests::daemon::patient;
 use egress_tests::held::{FLOOD, python};
-use egress_tests::probe::{tcp, udp};
+use egress_tests::probe::{send_frame, tcp, udp};
 use egress_tests::skip::{has_tcx, kernel};
-use egress_tests::{Cgroup, Daemon, Governed, Service, World};
+use egress_tests::{Cgroup, Daemon, Governed, NetNs, Place, Service, World};
 use egress_user::datapath::sys::{self, AttachType};
 
 const POLICY: &str = "version: 1
@@ -132,6 +133,40 @@ fn a_bridge_is_governed() {
         wait_governed(&test, name);
     }
     assert_judged(&test, "bridge");
+}
+
+/// P1: what a container on the bridge that is the uplink sends to the node is no arrival from outside, whatever source it writes.
+#[test]
+fn a_container_on_the_bridge_cannot_call_in_anothers_name() {
+    const OWN: &str = "198.18.3.20";
+    let test = governed(None);
+    let node = &test.world.node_ns;
+    test.world.add_uplink(3).unwrap();
+    node.ip("link add link up3 name port0 type macvlan mode passthru\nlink set port0 up\naddr flush dev up3").unwrap();
+    node.ip("link add br0 type bridge\nlink set br0 up\nlink set port0 master br0").unwrap();
+    node.ip("addr add 198.18.3.10/24 dev br0\nroute replace default via 198.18.3.1 dev br0").unwrap();
+    let container = NetNs::new("bridged").unwrap();
+    node.veth("vbr0", &[], &container, "eth0", &[&format!("{OWN}/24")]).unwrap();
+    node.ip("link set vbr0 master br0").unwrap();
+    for name in ["br0", "port0", "up3", "vbr0"] {
+        wait_governed(&test, name);
+    }
+    let (peer, own) = (DENIED.parse().unwrap(), SocketAddrV4::new(OWN.parse().unwrap(), 4242));
+    let (bridge, gateway) = (node.mac("br0").unwrap(), test.world.world_ns.mac("wup3").unwrap());
+    let place = Place::new(&container).in_cgroup(&test.cgroup);
+    let attack = || {
+        as_container()?;
+        send_frame("eth0", bridge, &forged(peer, own, b"call"))?;
+        std::thread::sleep(Duration::from_millis(100));
+        send_frame("eth0", gateway, &forged(own, peer, b"answer"))?;
+        Ok(())
+    };
+    place.fork(patient(Duration::from_secs(5)), attack).unwrap();
+    test.world.sniffer.assert_none("the answer", |frame| frame.payload == b"answer");
+    let points = test.daemon.status().unwrap()["attach_points"].clone();
+    let of_bridge = points.as_array().unwrap().iter().filter(|point| point["target"] == "br0");
+    let hooks: Vec<_> = of_bridge.map(|point| point["hook"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(hooks, ["uplink_egress"], "arrivals are its outer ports'");
 }
 
 /// P2: an interface without a link header (TUN, as WireGuard's) is judged by the programs for such.

@@ -5,7 +5,6 @@ use crate::{
         Address, BUILTIN_ARP, BUILTIN_DHCPV4, BUILTIN_DHCPV6, BUILTIN_EAPOL, BUILTIN_IGMP, BUILTIN_LLDP, BUILTIN_MLD,
         BUILTIN_NEIGHBOUR_DISCOVERY, Config, PROTO_UDP,
     },
-    dns::is_private,
     packet::{EtherType, Fragment, Packet},
     reason::Reason,
 };
@@ -68,9 +67,17 @@ pub fn ethertype(config: &Config, ethertype: EtherType) -> Reason {
 /// Where a DHCP client sends (RFC 2131, 4.1 and 4.4.5): to everybody on the link, or, to renew its lease, to the server. Which that is
 /// nobody tells, so it is taken for one inside, and the host's own client alone may ask it: else port 67 would be a way out to
 /// whoever listens there. A client that gets no answer asks everybody, before its lease is over.
+/// `address` is an IPv4 one.
 #[inline(always)]
-fn is_dhcp_server(address: &Address, own: bool) -> bool {
-    address.low >> 32 == u64::from(u32::MAX) || (own && is_private(address))
+pub fn is_dhcp_server(address: &Address, own: bool) -> bool {
+    let address = u32::from_be_bytes(address.v4_bytes());
+    // RFC 1918, RFC 3927, RFC 6598.
+    let inside = address >> 24 == 10
+        || address >> 20 == 0xac1
+        || address >> 16 == 0xc0a8
+        || address >> 16 == 0xa9fe
+        || address >> 22 == 0x6440_0000 >> 22;
+    address == u32::MAX || (own && inside)
 }
 
 /// fe80::/10, or multicast of link scope (ff02::/16): where a DHCPv6 client sends (RFC 8415, 7.1).

@@ -11,7 +11,7 @@ mod tests;
 mod uplink;
 mod workload;
 
-pub use builtin::{builtin, ethertype};
+pub use builtin::{builtin, ethertype, is_dhcp_server};
 pub use established::{by_loopback, established_at_socket, established_at_uplink, tells_nothing, tells_nothing_to};
 pub use policy::{Destination, opens, policy};
 pub use socket::{Sender, SocketKind, accepted_flow, accepted_key, arrives_at_socket, leaves_socket};

@@ -126,6 +126,7 @@ fn dhcp_and_neighbour_discovery_are_no_way_out() {
         (all, false, true),
         (inside, true, true),
         (inside, false, false),
+        (Address::v4([224, 0, 0, 1]), true, false),
         (STRANGER, true, false),
         (STRANGER, false, false),
     ] {

@@ -106,7 +106,8 @@ fn is_answered_below(skb: *mut __sk_buff, config: &Config, source: &Address) -> 
     if !in_the_host {
         return paths::lead_to_a_veth(skb, config, source);
     }
-    is_by_uplink(skb)
+    // SAFETY: the context is valid.
+    maps::UPLINKS.get_ifindex(unsafe { (*skb).ifindex }).is_some()
 }
 
 /// The short way, for a packet of the flow that its socket carries, and for what stays on this node.
@@ -143,7 +144,7 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     let sender = Sender { kind, cookie, loopback };
     let state = sockets::state(sk);
     let now = now();
-    let about_arrival = |error: &Packet| stays_within(skb, config) || global::is_about_arrival(skb, 0, error);
+    let about_arrival = |error: &Packet| is_kernels(skb, config) || global::is_about_arrival(skb, 0, error);
     let verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
     if verdict.reason.passes() && rehearsed == 0 {
         maps::remember_fragment(packet, &verdict, ZONE_SOCKET, now);
@@ -154,19 +155,12 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     verdict
 }
 
-/// Whether the interface has the number of a governed uplink. In another network namespace it may be another interface.
-#[inline(always)]
-fn is_by_uplink(skb: *mut __sk_buff) -> bool {
-    // SAFETY: the context is valid.
-    maps::UPLINKS.get_ifindex(unsafe { (*skb).ifindex }).is_some()
-}
-
-/// Whether the kernel itself sends the error, not by an uplink: one that a workload's packet is too large for the uplink, say. Its own
-/// sockets were made by no process, and an uplink judges what goes on from there.
+/// Whether the kernel itself sends the error: one that a workload's packet is too large for the uplink, say. Its own sockets were made by no
+/// process. An uplink judges all errors that leave by it, whoever sends them.
 // Not inlined: rare, and what it asks would be kept in the caller's frame.
 #[inline(never)]
-fn stays_within(skb: *mut __sk_buff, config: &Config) -> bool {
-    sockets::state_of(skb).is_none() && !is_by_uplink(skb) && !rehearsal::is_on(skb, config)
+fn is_kernels(skb: *mut __sk_buff, config: &Config) -> bool {
+    sockets::state_of(skb).is_none() && !rehearsal::is_on(skb, config)
 }
 
 /// The socket's cookie, by which the flows of datagrams are known; 0 for others, which spares them the call.

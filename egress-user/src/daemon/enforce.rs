@@ -59,13 +59,12 @@ pub struct Enforcement {
 
 impl Enforcement {
     /// Loads, installs `policy` and attaches. The policy is in the maps before the first program is attached, and those
-    /// that only remember are attached before those that drop.
+    /// that only remember are attached before those that drop. A policy that an earlier daemon put on trial ends, unless
+    /// `on_trial` says that `policy` is that one.
     ///
     /// # Errors
     /// On an error before all is attached, nothing new stays attached, or pinned; what an earlier daemon pinned goes on, with the policy
     /// that it had.
-    ///
-    /// A policy that an earlier daemon put on trial is ended, where it is not the one to start with and `on_trial` says so.
     ///
     /// [`Error::NothingPending`] where `on_trial` is said, and `policy` neither waits for its confirmation nor got it.
     pub fn start(policy: &Compiled, settings: Settings, scope: &Scope, on_trial: bool) -> Result<Self, Error> {
@@ -307,14 +306,12 @@ fn load(policy: &Compiled, scope: &Scope, as_it_is: bool) -> Result<(Object, boo
     let Some(pins) = &scope.pins else { return Ok((Object::load_telling(&sizes, None, scope.tells)?, false)) };
     let pinned = || Object::load_telling(&sizes, Some(pins), scope.tells).and_then(Datapath::check);
     if as_it_is {
-        if !pins.has_maps() {
-            return Err(Error::NothingPending);
-        }
-        // Any other error is no word about the policy on trial, which a later start may go on with.
-        return match pinned() {
-            Ok(object) => Ok((object, false)),
-            Err(Error::Shape { .. }) => Err(Error::NothingPending),
-            Err(error) => Err(error),
+        return match pins.has_maps().then(pinned) {
+            Some(Ok(object)) => Ok((object, false)),
+            // No word about the policy on trial, which a later start may go on with.
+            Some(Err(error)) if error.is_want() => Err(error),
+            // What cannot be taken up now cannot be later, and must not keep the files' policy from being in force.
+            _ => Err(Error::NothingPending),
         };
     }
     if pins.has_maps() {

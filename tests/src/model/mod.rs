@@ -83,7 +83,8 @@ fn builtin(packet: &Packet) -> Option<Builtin> {
         (Transport::Other(2), IpAddr::V4(_)) if packet.hops == 1 => Some(Builtin::Igmp),
         // RFC 2131: to everybody, or to a server inside.
         (Transport::Udp { source: 68, destination: 67 }, IpAddr::V4(to)) => {
-            (to.is_broadcast() || to.is_private() || to.is_link_local()).then_some(Builtin::Dhcp)
+            let shared = to.octets()[0] == 100 && to.octets()[1] & 0xc0 == 64;
+            (to.is_broadcast() || to.is_private() || to.is_link_local() || shared).then_some(Builtin::Dhcp)
         }
         (Transport::Udp { source: 546, destination: 547 }, IpAddr::V6(to)) => {
             (to.is_unicast_link_local() || to.segments()[0] == 0xff02).then_some(Builtin::Dhcp)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use egress_tests::attacker::{answer, as_container, forged};
 use egress_tests::model::wire::dns_query;
 use egress_tests::probe::send_frame;
-use egress_tests::world::{DNS_V4, GATEWAY_V4, NODE_V4, POD_VETH};
+use egress_tests::world::{DNS_V4, NODE_V4, POD_VETH};
 use egress_tests::{Governed, Place};
 
 use crate::{EVIL, LIMIT, POLICY, world};
@@ -67,12 +67,7 @@ fn a_container_cannot_call_in_anothers_name() {
 #[test]
 fn an_answer_for_a_neighbour_to_send_back_does_not_leave() {
     let test = Governed::over(world(), POLICY).unwrap();
-    let run = test.world.node().run("ping", &["-c1", "-W1", "-n", GATEWAY_V4], LIMIT);
-    drop(run);
-    let neighbours = test.world.node().run("ip", &["neigh", "show", GATEWAY_V4], LIMIT).unwrap().stdout;
-    let mac = neighbours.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).expect("the gateway's address");
-    let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-    let gateway: [u8; 6] = bytes.try_into().unwrap();
+    let gateway = test.world.world_ns.mac("wup0").unwrap();
     let resolver = SocketAddrV4::new(DNS_V4.parse().unwrap(), 53);
     let own = SocketAddrV4::new(NODE_V4.parse().unwrap(), 123);
     for place in [&test.inside, &test.beside] {
@@ -89,20 +84,33 @@ fn an_answer_for_a_neighbour_to_send_back_does_not_leave() {
     test.world.sniffer.assert_none("the answer", |frame| frame.destination == NODE_V4.parse().ok());
 }
 
-/// P1: DHCP's builtin lets a client ask its server, and nobody talk to whoever listens at its port.
+/// P1, P4: DHCP's builtin lets a client ask its server, and nobody talk to whoever listens at its port.
 #[test]
 fn the_port_of_dhcp_is_no_way_out() {
     let test = Governed::over(world(), POLICY).unwrap();
-    for place in [&test.inside, &test.world.pod().in_cgroup(&test.cgroup)] {
+    let pod = test.world.pod().in_cgroup(&test.cgroup);
+    let (all, inside, outside) = (Ipv4Addr::BROADCAST, Ipv4Addr::new(192, 168, 255, 254), Ipv4Addr::from(EVIL));
+    let send = |place: &Place, port: u16, to: Ipv4Addr, connects: bool| -> Option<i32> {
         let send = || {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 68))?;
-            socket.connect((Ipv4Addr::from(EVIL), 67))?;
-            let connected = socket.send(b"data").err().map(|error| error.raw_os_error().unwrap_or(0));
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            let by_address = socket.send_to(b"data", (Ipv4Addr::from(EVIL), 67));
-            Ok((connected, by_address.err().map(|error| error.raw_os_error().unwrap_or(0))))
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+            socket.set_broadcast(true)?;
+            let sent = if connects {
+                socket.connect((to, 67)).and_then(|()| socket.send(b"data"))
+            } else {
+                socket.send_to(b"data", (to, 67))
+            };
+            Ok(sent.err().map(|error| error.raw_os_error().unwrap_or(0)))
         };
-        assert_eq!(place.fork(LIMIT, send).unwrap(), (Some(libc::EPERM), Some(libc::EPERM)));
+        place.fork(LIMIT, send).unwrap()
+    };
+    for connects in [false, true] {
+        assert_eq!(send(&test.inside, 68, all, connects), None, "a client asks everybody");
+        assert_eq!(send(&test.inside, 68, inside, connects), None, "and its server");
+        assert_eq!(send(&test.inside, 69, inside, connects), Some(libc::EPERM), "no other port may");
+        assert_eq!(send(&pod, 68, inside, connects), Some(libc::EPERM), "nor another than the host");
+        for place in [&test.inside, &pod] {
+            assert_eq!(send(place, 68, outside, connects), Some(libc::EPERM));
+        }
     }
     test.world.sniffer.assert_none("DHCP's port", |frame| frame.destination == Some(EVIL.into()));
 }

@@ -9,7 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use egress_ebpf::dns::is_private;
+use egress_ebpf::decision::is_dhcp_server;
 use serde::Serialize;
 
 pub use self::nearest::{Near, Nearest};
@@ -323,7 +323,12 @@ impl Compiled {
         };
         match destination.proto {
             Proto::Udp | Proto::Tcp if resolvers.contains(&here) => Some("dns"),
-            Proto::Udp if destination.port == 67 && is_dhcp_server(address) && self.builtins.dhcpv4 => {
+            Proto::Udp
+                if destination.port == 67
+                    && address.is_ipv4()
+                    && is_dhcp_server(&address.into(), true)
+                    && self.builtins.dhcpv4 =>
+            {
                 notes.push("from port 68 (a DHCP client), to one address from the node itself only".to_owned());
                 Some("dhcpv4")
             }
@@ -342,9 +347,4 @@ impl Compiled {
 
 fn is_dns(destination: &Destination) -> bool {
     matches!(destination.proto, Proto::Udp | Proto::Tcp) && destination.port == 53
-}
-
-/// Where the builtin lets a DHCP client send: [`egress_ebpf::decision::builtin`].
-fn is_dhcp_server(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(to) if to.is_broadcast() || is_private(&address.into()))
 }

@@ -32,6 +32,7 @@ fn each_reason_is_named() {
     assert_eq!(reason("255.255.255.255:67/udp"), Reason::Builtin { builtin: "dhcpv4" });
     assert_eq!(reason("192.168.1.1:67/udp"), Reason::Builtin { builtin: "dhcpv4" });
     assert_eq!(reason("198.51.100.77:67/udp"), Reason::NoRule);
+    assert_eq!(reason("224.0.0.1:67/udp"), Reason::NoRule);
     assert!(matches!(reason("pool.ntp.org:123/udp"), Reason::NotAsked { .. }));
     assert!(matches!(reason("x.cluster.local:123/udp"), Reason::Allow { via: Via::Everything, .. }));
     assert_eq!(reason("x.cluster.local:80"), Reason::NoRule);
