@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::Value;
 
 use crate::cgroup::Cgroup;
-use crate::daemon::{Daemon, patient};
+use crate::daemon::{Daemon, DaemonBuilder, patient};
 use crate::place::Place;
 use crate::world::World;
 
@@ -44,12 +44,22 @@ impl Governed {
 
     /// Starts the daemon again after it ended, with the policy text in its place.
     pub fn restart(&mut self) -> Result<()> {
+        self.restart_with(|builder| builder)
+    }
+
+    /// The same with what `and` says besides.
+    pub fn restart_with(&mut self, and: impl FnOnce(DaemonBuilder<'_>) -> DaemonBuilder<'_>) -> Result<()> {
         let builder = Daemon::builder(&self.world);
         let file = builder.policy_file(0);
-        let next = builder.policy(file).cgroup(&self.cgroup).start()?;
-        // The old guard detaches when it is dropped: its process must have ended, and what is pinned is the new one's.
-        std::mem::forget(std::mem::replace(&mut self.daemon, next));
+        let next = and(builder.policy(file).cgroup(&self.cgroup)).start()?;
+        self.follow(next);
         Ok(())
+    }
+
+    /// Has the next daemon in the place of one whose process has ended.
+    pub fn follow(&mut self, next: Daemon) {
+        // The old guard detaches when it is dropped: what is pinned is the new one's.
+        std::mem::forget(std::mem::replace(&mut self.daemon, next));
     }
 
     /// Writes another policy text; nothing is told to the daemon.

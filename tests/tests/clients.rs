@@ -132,10 +132,7 @@ fn refused_queries_do_not_leave_by_an_uplink_that_was_let_go() {
     };
     assert!(dig(&test.inside).contains("NXDOMAIN"), "{}", dig(&test.inside));
     test.daemon.stop().unwrap();
-    let builder = Daemon::builder(&test.world);
-    let file = builder.policy_file(0);
-    let next = builder.policy(file).cgroup(&test.cgroup).interfaces(&[&other]).start().unwrap();
-    std::mem::forget(std::mem::replace(&mut test.daemon, next));
+    test.restart_with(|builder| builder.interfaces(&[&other])).unwrap();
     assert!(!dig(&test.inside).contains("NXDOMAIN"), "{}", dig(&test.inside));
     let leaked = |frame: &egress_tests::Frame| frame.bytes.windows(9).any(|bytes| bytes == b"forbidden");
     test.world.sniffer.assert_none("a refused question", leaked);

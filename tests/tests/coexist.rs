@@ -176,11 +176,7 @@ fn a_start_short_of_descriptors_leaves_the_tables_before() {
     }
     assert!(ended > 3, "the limits are too high to show anything");
     // With what it needs it makes its larger tables, which the next one takes up.
-    let builder = Daemon::builder(&test.world);
-    let file = builder.policy_file(0);
-    let daemon = larger.iter().fold(builder.policy(file).cgroup(&test.cgroup), |builder, arg| builder.arg(*arg));
-    // The old guard would detach what is the new one's.
-    std::mem::forget(std::mem::replace(&mut test.daemon, daemon.start().unwrap()));
+    test.restart_with(|builder| larger.iter().fold(builder, |builder, arg| builder.arg(*arg))).unwrap();
     assert_eq!(test.daemon.status().unwrap()["health"]["healthy"], true);
     let (_, names) = pinned(&test.world, "NAMES");
     assert_ne!(names, before.1);

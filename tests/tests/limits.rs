@@ -243,7 +243,7 @@ fn a_million_addresses_are_held_and_taken_up() {
     test.daemon.kill().unwrap();
     assert_closed(&test);
     let next = daemon(&test.world, &test.cgroup, POLICY, &room);
-    std::mem::forget(std::mem::replace(&mut test.daemon, next));
+    test.follow(next);
     assert!(entries(&test) > u64::from(MANY), "taken up");
     assert_eq!(held.say("still").unwrap(), "echo");
     assert!(tcp(&test.inside, "203.0.113.30:7000").unwrap().echoed, "learned before");
@@ -438,7 +438,7 @@ fn full_address_table_is_told_and_evicts_nothing() {
 
     test.daemon.stop().unwrap();
     let next = daemon(&test.world, &test.cgroup, POLICY, &["--max-addresses", "4096"]);
-    std::mem::forget(std::mem::replace(&mut test.daemon, next));
+    test.follow(next);
     assert_eq!(held.say("still").unwrap(), "echo");
     let status = test.status_until(|status| map(status, "ADDRESSES_4")["entries"] == 3).unwrap();
     assert_eq!((&map(&status, "ADDRESSES_4")["capacity"], &status["health"]["healthy"]), (&4096.into(), &true.into()));

@@ -78,7 +78,7 @@ fn the_lines_come_and_go_with_a_restart() {
         test.daemon.kill().unwrap();
         assert!(udp(&test.inside, DENIED, 5).unwrap().refused());
         let next = start(&test.world, &test.cgroup, tells);
-        std::mem::forget(std::mem::replace(&mut test.daemon, next));
+        test.follow(next);
         traffic(&test);
         if tells {
             assert_told(&test.daemon, &["hook=connect reason=no-rule"]);

@@ -187,8 +187,7 @@ fn no_first_packet_is_lost_while_the_daemon_comes_and_goes() {
             if round % 2 == 0 { test.daemon.kill() } else { test.daemon.stop() }.unwrap();
             thread::sleep(Duration::from_millis(20));
             let next = start_daemon(&test.world, &test.cgroup, &policy(round - 1));
-            // The old guard would detach what is now the new one's.
-            std::mem::forget(std::mem::replace(&mut test.daemon, next));
+            test.follow(next);
             let generation = test.daemon.status().unwrap()["generation"].clone();
             test.reload(&policy(round), |status| status["generation"] != generation).unwrap();
         }

@@ -117,11 +117,7 @@ rules: [{name: web, to: [www.example.com], ports: [443/tcp]}]
         assert!(allowed.contains("203.0.113.80"), "{when}: {allowed}");
     };
     let again = |test: &mut Governed| {
-        let builder = Daemon::builder(&test.world);
-        let file = builder.policy_file(0);
-        let next = builder.policy(file).cgroup(&test.cgroup).resolvers(&[]).start().unwrap();
-        // As `Governed::restart`, which names a resolver of its own.
-        std::mem::forget(std::mem::replace(&mut test.daemon, next));
+        test.restart_with(|builder| builder.resolvers(&[])).unwrap();
     };
     answered(&test, "at first");
     test.daemon.kill().unwrap();

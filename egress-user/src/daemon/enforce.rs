@@ -254,14 +254,15 @@ impl Drop for Attempt<'_> {
 /// Detaches what an earlier daemon pinned to another cgroup or interface: by now this one's are attached.
 fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
     let cgroup = format!("cgroup-{}-", scope.cgroup.id);
-    let uplinks: Vec<_> =
-        scope.uplinks.iter().chain(&scope.answered).map(|uplink| format!("if{}-", uplink.index)).collect();
+    let uplinks = scope.uplinks.iter().chain(&scope.answered);
+    let uplinks: BTreeSet<_> =
+        uplinks.flat_map(|uplink| uplink.hooks().iter().map(|(hook, _)| uplink.pin(hook))).collect();
     for name in pins.link_names()? {
         let ours = name.starts_with(&cgroup)
             || name.starts_with("lsm-")
             // Which workloads there are is asked afterwards.
             || name.starts_with(crate::datapath::WORKLOAD_PIN)
-            || uplinks.iter().any(|uplink| name.starts_with(uplink.as_str()));
+            || uplinks.contains(&name);
         if !ours {
             tracing::info!(name, "a link of an earlier daemon is not wanted any more");
             pins.detach(&name)?;

@@ -9,7 +9,8 @@ use rtnetlink::{MulticastGroup, new_multicast_connection};
 
 use super::{Core, state::lock};
 use crate::datapath::{
-    Attached, DENIAL_HOOK, Error, Uplink, WORKLOAD_HOOK, attach_uplink, forget_uplink, sys::is_want,
+    Attached, DENIAL_HOOK, Error, Pins, Uplink, WORKLOAD_HOOK, attach_uplink, forget_uplink, remove_clsact_of,
+    sys::is_want,
 };
 
 /// Which interfaces are to be governed.
@@ -151,16 +152,19 @@ impl Core {
         }
         let (mut added, mut first) = (Vec::new(), Ok(()));
         for uplink in uplinks {
-            // All of its programs: somebody may have taken one of them away.
-            let mut points =
-                attached.iter().filter(|point| is_uplink(point) && point.interface == uplink.index).peekable();
-            if points.peek().is_some() && points.all(Attached::present) {
+            // All of its programs, and no other: somebody may have taken one of them away, and a bridge have got an outer port, or lost it.
+            let is_its = |point: &Attached| is_uplink(point) && point.interface == uplink.index;
+            let wanted = |point: &Attached| uplink.hooks().iter().any(|(hook, _)| *hook == point.hook);
+            let points: Vec<_> = attached.iter().filter(|point| is_its(point)).collect();
+            if points.len() == uplink.hooks().len() && points.iter().all(|point| point.present() && wanted(point)) {
                 continue;
             }
             let result = attach_uplink(lock(&self.datapath).object(), &uplink, self.pins.as_ref(), &mut Vec::new());
             match result {
                 Ok(points) => {
-                    attached.retain(|point| !(is_uplink(point) && point.interface == uplink.index));
+                    for point in attached.extract_if(.., |point| is_its(point)).filter(|point| !wanted(point)) {
+                        first = first.and(let_go(&point, &uplink, self.pins.as_ref()));
+                    }
                     attached.extend(points);
                     added.push(uplink.name);
                 }
@@ -183,6 +187,14 @@ impl Core {
         object.load_programs(&programs);
         programs.into_iter().try_for_each(|name| object.program(name).map(drop))
     }
+}
+
+/// Takes a program away from an uplink that stays one.
+fn let_go(point: &Attached, uplink: &Uplink, pins: Option<&Pins>) -> Result<(), Error> {
+    if point.filter.is_some() {
+        remove_clsact_of(&uplink.name, point.hook);
+    }
+    pins.map_or(Ok(()), |pins| pins.detach(&uplink.pin(point.hook)))
 }
 
 fn is_uplink(point: &Attached) -> bool {

@@ -119,7 +119,8 @@ impl Uplink {
         Self { name: "lo".to_owned(), index: 1, ethernet: true, judges: false, hears: false }
     }
 
-    fn pin(&self, hook: &str) -> String {
+    /// Where a program's link is pinned.
+    pub(crate) fn pin(&self, hook: &str) -> String {
         format!("if{}-{hook}", self.index)
     }
 

@@ -69,8 +69,9 @@ pub struct Limits {
     pub over_tcp: usize,
 }
 
-/// Messages that the kernel part lets leave in one segment, none cut in two (`MESSAGES` in egress-ebpf/src/programs/dns/query.rs). What
-/// is written before the earlier is acknowledged leaves as one, and one with more is dropped each time it is sent again.
+/// Queries at a time over one TCP connection. What is written before the earlier is acknowledged leaves as one segment, and the kernel part
+/// lets none leave in which one is cut in two, however often it is sent again: so many of the longest (284 bytes) fit into 1,220, the least
+/// that a segment has room for over IPv6 (RFC 9293, 3.7.1).
 const SEGMENT: usize = 4;
 
 impl Default for Limits {
