@@ -52,9 +52,17 @@ fn governed_over(world: World, interfaces: Option<&[&str]>) -> Governed {
 }
 
 fn wait_governed(test: &Governed, name: &str) {
+    wait_for(test, name, "uplink_");
+}
+
+/// Waits until a program whose name begins so is in force. A veth may be a workload's before it is an uplink.
+fn wait_for(test: &Governed, name: &str, hook: &str) {
     let has = |status: &serde_json::Value| {
         let mut points = status["attach_points"].as_array().into_iter().flatten();
-        points.any(|point| point["target"] == name && point["present"] == true)
+        points.any(|point| {
+            let is_it = point["hook"].as_str().is_some_and(|of| of.starts_with(hook));
+            is_it && point["target"] == name && point["present"] == true
+        })
     };
     test.status_until(has).unwrap_or_else(|error| panic!("{name}: {error}"));
 }
@@ -177,9 +185,10 @@ fn a_container_on_the_bridge_cannot_call_in_anothers_name() {
     let node = &test.world.node_ns;
     node.veth("vbr0", &[], &container, "eth0", &[&format!("{OWN}/24")]).unwrap();
     node.ip("link set vbr0 master br0").unwrap();
-    for name in ["port0", "up3", "vbr0"] {
+    for name in ["port0", "up3"] {
         wait_governed(&test, name);
     }
+    wait_for(&test, "vbr0", "workload_ingress");
     let (peer, own) = (DENIED.parse().unwrap(), SocketAddrV4::new(OWN.parse().unwrap(), 4242));
     let (bridge, gateway) = (node.mac("br0").unwrap(), test.world.world_ns.mac("wup3").unwrap());
     let place = Place::new(&container).in_cgroup(&test.cgroup);
