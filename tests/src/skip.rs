@@ -26,6 +26,13 @@ pub fn kernel() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// Whether the kernel calls BPF LSM programs; unmounted securityfs counts as no, as it does to the daemon's warning.
+#[must_use]
+pub fn bpf_lsm() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lsm")
+        .is_ok_and(|active| active.split(',').any(|name| name.trim() == "bpf"))
+}
+
 /// Whether the uplinks are attached by tcx; where not, says that `test`, or `what` of it, was skipped.
 #[must_use]
 pub fn has_tcx(test: &str, what: &str) -> bool {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use egress_tests::{Cgroup, Daemon, Place, World, skip};
+use egress_tests::skip::{bpf_lsm, skip};
+use egress_tests::{Cgroup, Daemon, Place, World};
 use serde::{Deserialize, Serialize};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -11,12 +12,6 @@ const OFF: &str = "BPF LSM is not on here; boot with `lsm=...,bpf`";
 const FORBIDDEN: &str = "this machine lets not even root load an LSM program (EPERM)";
 const DENY_ALL: &str = "version: 1\n";
 const AUDIT: &str = "version: 1\nmode: audit\n";
-
-/// Whether the kernel calls BPF LSM programs; unmounted securityfs counts as no, as it does to the daemon's warning.
-fn bpf_lsm() -> bool {
-    std::fs::read_to_string("/sys/kernel/security/lsm")
-        .is_ok_and(|active| active.split(',').any(|name| name.trim() == "bpf"))
-}
 
 /// Whether the daemon was refused an LSM program for lack of privilege, and says so where an operator looks.
 fn forbidden(daemon: &Daemon) -> bool {

@@ -154,6 +154,7 @@ impl Enforcement {
         }
         if let Some(pins) = &scope.pins {
             retire_others(pins, scope)?;
+            retire_filters(&attached);
             for version in pins.retire_versions()? {
                 if Pins::is_newer(&version) {
                     tracing::warn!(
@@ -269,6 +270,24 @@ fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Removes the clsact filters of an earlier daemon that are not this one's, where it has such: interfaces hold those, and nothing is pinned
+/// for them.
+fn retire_filters(attached: &[Attached]) {
+    if attached.iter().all(|point| point.filter.is_none()) {
+        return;
+    }
+    for interface in nix::net::if_::if_nameindex().iter().flatten() {
+        let name = interface.name().to_string_lossy();
+        let hooks: Vec<_> =
+            attached.iter().filter(|point| point.interface == interface.index()).map(|point| point.hook).collect();
+        // Which veths are workloads' is asked afterwards; an uplink is none.
+        let goes = |hook: &str| !hooks.contains(&hook) && (hook != datapath::WORKLOAD_HOOK || !hooks.is_empty());
+        for filter in datapath::remove_clsact_where(&name, goes) {
+            tracing::info!(filter, "of an earlier daemon, and not wanted any more");
+        }
+    }
 }
 
 /// The programs that enforcement is on with; those of interfaces first, since their links take longest.

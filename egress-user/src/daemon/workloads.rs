@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    os::fd::AsFd as _,
 };
 
 use futures_util::TryStreamExt as _;
@@ -13,7 +12,7 @@ use rtnetlink::{
 };
 
 use super::{Core, state::lock, uplinks::is_gone};
-use crate::datapath::{Error, WORKLOAD_HOOK, WORKLOAD_PIN, Workload, remove_clsact_of, sys};
+use crate::datapath::{Error, WORKLOAD_HOOK, WORKLOAD_PIN, Workload, remove_clsact_of};
 
 /// A link of this network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,10 +127,7 @@ impl Core {
                 return true;
             }
             let found = wanted.iter().find(|workload| workload.name == point.target);
-            let keep = found.is_some_and(|workload| match &point.link {
-                Some(link) => sys::link_info(link.as_fd()).is_ok_and(|info| info.target == workload.index),
-                None => true,
-            });
+            let keep = found.is_some_and(|workload| workload.index == point.interface && point.present());
             if !keep {
                 gone.push(point.interface);
                 if point.link.is_none() {

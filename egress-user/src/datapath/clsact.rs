@@ -75,8 +75,14 @@ pub(super) fn attach(object: &Object, name: &'static str, interface: &str, index
 
 /// Removes egress' filters from an interface; gives their names. There are none where tcx is used.
 pub fn remove(interface: &str) -> Vec<String> {
+    remove_where(interface, |_| true)
+}
+
+/// Removes those of egress' filters at an interface whose name is said so of.
+pub fn remove_where(interface: &str, goes: impl Fn(&str) -> bool) -> Vec<String> {
     FILTERS
         .into_iter()
+        .filter(|name| goes(name))
         // No such filter, or no clsact at all: nothing to remove.
         .filter(|name| tc::qdisc_detach_program(interface, direction(name), name).is_ok())
         .map(|name| format!("filter {name} of {interface}"))

@@ -38,7 +38,7 @@ pub use attach::{
     forget_uplink, keep_uplinks, load_lsm, lsm as attach_lsm, uplink as attach_uplink,
 };
 pub use classes::{Allotted, Known as KnownClasses};
-pub use clsact::{remove as remove_clsact, remove_one as remove_clsact_of};
+pub use clsact::{remove as remove_clsact, remove_one as remove_clsact_of, remove_where as remove_clsact_where};
 pub use confirm::{Settled, deadline_after};
 pub use error::Error;
 pub use fill::Fill;
