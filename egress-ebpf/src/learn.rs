@@ -3,7 +3,7 @@
 use crate::{
     abi::{Address, AddressEntry, Alias, NAME_CLASSES, NEVER, SLOTS, Slot, TICK_SHIFT, Ticks},
     atomic,
-    dns::bytes::opaque,
+    dns::bytes::{again, opaque},
     repeat::{Step, repeat},
 };
 
@@ -147,14 +147,17 @@ pub fn merge<A: Addresses>(
     } else {
         repeat(SLOTS as u32, &mut Scan { addresses, entry, new, now, state: &mut *state });
     }
-    let (index, old) = match (state.slot, state.free) {
+    let index = match (state.slot, state.free) {
         (0, 0) => return Outcome::SlotsFull,
-        (0, free) => (free - 1, state.free_found),
-        (slot, _) => (slot - 1, state.found),
+        (0, free) => {
+            state.found = state.free_found;
+            free - 1
+        }
+        (slot, _) => slot - 1,
     };
+    let old = again(&state.found);
     let was = Slot::unpack(old);
-    let lives = was.lives(now);
-    if lives && was.expiry >= new.expiry {
+    if was.lives(now) && was.expiry >= new.expiry {
         return Outcome::Unchanged;
     }
     if !replace(entry, index, old, new.pack()) || is_deleting(entry) {
@@ -164,7 +167,7 @@ pub fn merge<A: Addresses>(
         replace(entry, index, new.pack(), old);
         return Outcome::Again;
     }
-    if lives { Outcome::Extended } else { Outcome::Added }
+    if Slot::unpack(again(&state.found)).lives(now) { Outcome::Extended } else { Outcome::Added }
 }
 
 struct Scan<'a, A> {

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Address, NEVER, Ticks};
+use super::{Address, Ticks};
 
 /// Key of map `ADDRESSES_4`: 8 bytes, the cheapest key a kernel hash map has.
 #[repr(C)]
@@ -65,7 +65,7 @@ impl Slot {
     /// Whether the slot counts at `now`.
     #[inline(always)]
     pub const fn lives(self, now: Ticks) -> bool {
-        self.class != 0 && (self.expiry == NEVER || self.expiry > now)
+        self.class != 0 && self.expiry > now
     }
 }
 

@@ -14,7 +14,7 @@ mod workload;
 pub use builtin::{builtin, ethertype, is_dhcp_server};
 pub use established::{by_loopback, established_at_socket, established_at_uplink, tells_nothing, tells_nothing_to};
 pub use policy::{Destination, opens, policy};
-pub use socket::{Sender, SocketKind, accepted_flow, accepted_key, arrives_at_socket, leaves_socket};
+pub use socket::{Kind, Sender, SocketKind, accepted_flow, accepted_key, arrives_at_socket, leaves_socket};
 pub use uplink::{arrives_at_uplink, leaves_uplink};
 pub use workload::{Author, Entry, Route, enters_from_workload};
 

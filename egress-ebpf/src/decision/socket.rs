@@ -15,8 +15,6 @@ use crate::{
 
 /// What a socket can be trusted to say of its packets.
 ///
-/// It is the socket's type, a number that nobody looks at before it counts: for each of three values the verifier would walk all that
-/// follows by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketKind(u32);
 
@@ -56,11 +54,25 @@ impl SocketKind {
     }
 }
 
+/// What tells a socket's kind, anew each time that it counts: for each value that a known one can have the verifier would walk all that
+/// follows by itself.
+pub trait Kind {
+    /// The kind.
+    fn get(&self) -> SocketKind;
+}
+
+impl Kind for SocketKind {
+    #[inline(always)]
+    fn get(&self) -> SocketKind {
+        *self
+    }
+}
+
 /// The socket that a packet leaves by.
 #[derive(Clone, Copy, Debug)]
-pub struct Sender {
+pub struct Sender<K = SocketKind> {
     /// Its kind.
-    pub kind: SocketKind,
+    pub kind: K,
     /// Its cookie.
     pub cookie: u64,
     /// Whether the packet leaves by a loopback interface.
@@ -70,17 +82,17 @@ pub struct Sender {
 /// The verdict for a packet that leaves a governed socket. `state` is what is remembered of the socket, and
 /// `about_arrival` answers for an ICMP error whether it is about a packet that came in ([`super::is_about_arrival`]).
 #[inline(always)]
-pub fn leaves_socket<T: Tables>(
+pub fn leaves_socket<T: Tables, K: Kind>(
     tables: &T,
     config: &Config,
     about_arrival: impl FnOnce(&Packet) -> bool,
     packet: &Packet,
-    sender: &Sender,
+    sender: &Sender<K>,
     state: Option<&SocketState>,
     now: Ticks,
 ) -> Verdict {
     if sender.loopback && config.builtins & BUILTIN_LOOPBACK != 0 {
-        return Verdict::plain(by_loopback(tables, config, packet, sender.kind, state));
+        return Verdict::plain(by_loopback(tables, config, packet, sender.kind.get(), state));
     }
     if is_odd_fragment(packet) {
         return Verdict::plain(fragment(tables, packet, ZONE_SOCKET, now));
@@ -90,7 +102,7 @@ pub fn leaves_socket<T: Tables>(
         return query;
     }
     let known = if packet.opens_tcp() { None } else { known_flow(tables, packet, sender, state) };
-    let known = fresh(known, packet.proto, now);
+    let known = fresh(known, packet.proto_again(), now);
     if known.origin == ORIGIN_IN {
         return Verdict::by(Reason::Reply, 0, ORIGIN_IN);
     }
@@ -98,14 +110,14 @@ pub fn leaves_socket<T: Tables>(
         return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
     // None of them is TCP, and that is seen without a call.
-    if packet.proto != PROTO_TCP && tables.builtin(config, packet, is_hosts(config, state)) {
+    if packet.proto_again() != PROTO_TCP && tables.builtin(config, packet, is_hosts(config, state)) {
         return Verdict::plain(Reason::Builtin);
     }
     let verdict = tables.policy(config, &destination, now);
     if verdict.reason.passes() {
         // A raw socket's segments need not follow one another: a resolver could be made to see another stream than the
         // one that was judged.
-        if matches!(verdict.reason, Reason::Dns) && packet.proto == PROTO_TCP && sender.kind.is_raw() {
+        if matches!(verdict.reason, Reason::Dns) && packet.proto_again() == PROTO_TCP && sender.kind.get().is_raw() {
             return Verdict::plain(Reason::BadQuery);
         }
         return verdict;
@@ -116,7 +128,7 @@ pub fn leaves_socket<T: Tables>(
     // What the socket opened itself is no reply, whatever arrived since with the same addresses and ports.
     if known.origin != ORIGIN_OUT && replies_without_state(tables, about_arrival, packet, sender, state) {
         // A raw socket writes its own headers: what one packet answers says nothing of the next.
-        let remember = if sender.kind.is_raw() { ORIGIN_NONE } else { ORIGIN_IN };
+        let remember = if sender.kind.get().is_raw() { ORIGIN_NONE } else { ORIGIN_IN };
         return Verdict::by(Reason::Reply, 0, remember);
     }
     verdict
@@ -152,10 +164,10 @@ fn by_loopback<T: Tables>(
 /// The flow that a socket's packet belongs to, from the socket's own storage or, for datagram sockets with several far
 /// ends, from the table of peers.
 #[inline(always)]
-fn known_flow<'a, T: Tables>(
+fn known_flow<'a, T: Tables, K: Kind>(
     tables: &'a T,
     packet: &Packet,
-    sender: &Sender,
+    sender: &Sender<K>,
     state: Option<&'a SocketState>,
 ) -> Option<&'a Flow> {
     if let Some(state) = state
@@ -166,7 +178,7 @@ fn known_flow<'a, T: Tables>(
     {
         return Some(&state.flow);
     }
-    if packet.proto == PROTO_UDP && sender.kind.is_datagram() {
+    if packet.proto_again() == PROTO_UDP && sender.kind.get().is_datagram() {
         return peer(tables, sender.cookie, &packet.destination, packet.destination_port);
     }
     None
@@ -182,18 +194,18 @@ fn peer<'a, T: Tables>(tables: &'a T, cookie: u64, remote: &Address, remote_port
 /// Whether the packet answers what came in, by tables that outlive the socket's own storage.
 // Not inlined: rare, and its keys would crowd the stack.
 #[inline(always)]
-fn replies_without_state<T: Tables>(
+fn replies_without_state<T: Tables, K: Kind>(
     tables: &T,
     about_arrival: impl FnOnce(&Packet) -> bool,
     packet: &Packet,
-    sender: &Sender,
+    sender: &Sender<K>,
     state: Option<&SocketState>,
 ) -> bool {
-    if sender.kind.is_datagram() {
+    if sender.kind.get().is_datagram() {
         return false;
     }
-    let segment = packet.proto == PROTO_TCP && !packet.opens_tcp();
-    if sender.kind.is_stream() {
+    let segment = packet.proto_again() == PROTO_TCP && !packet.opens_tcp();
+    if sender.kind.get().is_stream() {
         // A connection that was accepted: its SYN was seen, or it was there before Egress was. Where its addresses are translated, what
         // leaves has those that the uplink saw come in.
         let netns = state.map_or(0, |state| state.netns as u32);

@@ -96,6 +96,14 @@ pub fn set_word<const N: usize>(bytes: &mut [u8; N], at: u64, value: u64) {
     }
 }
 
+/// Reads a word anew. What the verifier learns of a number by a comparison parts all that follows in two as long as the number is in use; of
+/// another reading it knows nothing.
+#[inline(always)]
+pub fn again(word: &u64) -> u64 {
+    // SAFETY: a valid reference.
+    unsafe { core::ptr::from_ref(word).read_volatile() }
+}
+
 /// Whether words are the same, wherever they start.
 ///
 /// # Safety

@@ -1,6 +1,9 @@
 //! What the name table says of a name.
 
-use super::{bytes::opaque, name};
+use super::{
+    bytes::{again, opaque},
+    name,
+};
 use crate::{
     abi::{Alias, INNER_MAX, InnerWildcard, KeyBuffer, NAME_CLASSES, NEVER, NameValue, SLOTS, Slot, Ticks},
     learn,
@@ -88,11 +91,14 @@ pub fn find<T: NameTable>(
             repeat(INNER_MAX, &mut Inner { table, key, matching: &mut *matching, differ, suffix, first, count });
         }
     }
-    matching.until = if matching.count == 0 { 0 } else { NEVER };
+    // Reckoned, not compared: 0 without a class, else `NEVER`.
+    matching.until = (again(&matching.count).wrapping_neg().cast_signed() >> 63) as Ticks;
     if let Some(alias) = table.alias(key) {
         repeat(SLOTS as u32, &mut Aliases { table, alias, matching, generation, now });
     }
 }
+
+const _: () = assert!(NEVER == Ticks::MAX);
 
 struct Inner<'a, T> {
     table: &'a T,

@@ -53,6 +53,8 @@ pub struct Work {
     pub left: u64,
     /// Whether the answer will be believed where the query is seen.
     pub trust: u64,
+    /// What is to be done with the query, in the program's own numbers.
+    pub result: u64,
     /// The key of the query, as it is remembered or looked for.
     pub key: PendingKey,
     /// The message that is being read.

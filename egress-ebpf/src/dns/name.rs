@@ -1,6 +1,6 @@
 //! Domain names: from the wire to the canonical key (RFC 1035, 3.1 and 4.1.4).
 
-use super::bytes::{byte, low_bytes, opaque, set_byte, set_word, splat, word};
+use super::bytes::{again, byte, low_bytes, opaque, set_byte, set_word, splat, word};
 use crate::{
     abi::{KeyBuffer, NAME_MAX},
     repeat::{Step, repeat},
@@ -187,7 +187,7 @@ pub fn reverse<const N: usize>(
     state: &mut Reversal,
 ) {
     *state = Reversal::default();
-    clear(&mut key.name, key.len);
+    clear(&mut key.name, again(&key.len));
     key.len = len;
     key.first = labels.first;
     repeat(WORDS.div_ceil(2), &mut Reverse { source, key, state, start, len });

@@ -2,7 +2,7 @@
 
 use super::{
     HEADER, Message, Work,
-    bytes::{be16, byte, set_word, word},
+    bytes::{again, be16, byte, set_word, word},
     name,
 };
 use crate::{
@@ -61,7 +61,8 @@ pub fn question(work: &mut Work) -> bool {
     {
         return false;
     }
-    let text_len = if labels.count == 0 { 0 } else { labels.at - HEADER - 1 };
+    let text_len = again(&labels.at).wrapping_sub(HEADER + 1);
+    let text_len = text_len.wrapping_add(text_len >> 63);
     name::reverse(&message.bytes, HEADER + 1, text_len, labels, &mut work.pending.key, &mut work.reversal);
     true
 }
@@ -82,7 +83,7 @@ fn keep(message: &Message, pending: &mut Pending) {
         unsafe { to.add(index).write_volatile(from.add(index).read_volatile()) };
         index += 1;
     }
-    if message.len > HEADER + SHORT as u64 {
+    if again(&message.len) > HEADER + SHORT as u64 {
         repeat((QUESTION_MAX - SHORT) as u32 / 8, &mut Keep { message, pending });
     }
 }

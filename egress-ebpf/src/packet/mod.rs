@@ -146,6 +146,13 @@ impl Packet {
         end: 0,
     };
 
+    /// The protocol, read anew: see [`crate::dns::bytes::again`].
+    #[inline(always)]
+    pub fn proto_again(&self) -> u8 {
+        // SAFETY: a valid reference.
+        unsafe { (&raw const self.proto).read_volatile() }
+    }
+
     /// Whether it opens a TCP connection: SYN without ACK.
     #[inline(always)]
     pub const fn opens_tcp(&self) -> bool {

@@ -4,7 +4,7 @@
 //! frames of a call chain, and the DNS message takes most of them.
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -14,8 +14,7 @@ use egress_ebpf::{
         Address, Config, Flow, HOOK_CGROUP_EGRESS, LEARN_AT_CGROUP, LEARN_BY_LOOPBACK, ORIGIN_IN, ORIGIN_NONE,
         PROTO_TCP, PROTO_UDP, Process, ResolverKey, ResolverTrust, ZONE_SOCKET,
     },
-    decision::{self, Sender, SocketKind, Tables, Verdict},
-    dns::bytes::opaque,
+    decision::{self, Kind, Sender, SocketKind, Tables, Verdict},
     packet::{Packet, plain},
     reason::Reason,
 };
@@ -49,7 +48,8 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         report::count(&verdict, unsafe { (*skb).len });
         return PASS;
     }
-    let rehearsed = rehearsal::is_on(skb, config);
+    let kind = rehearsal::kind_of(skb, config);
+    let rehearsed = kind != 0;
     let mut packet = Packet::UNKNOWN;
     if let Err(reason) = global::parse(skb, 0, &mut packet) {
         if rehearsed {
@@ -57,7 +57,7 @@ pub fn socket_egress(ctx: SkBuffContext) -> i32 {
         }
         return refuse(skb, config, &report::unknown(), &Refused::plain(reason));
     }
-    let mut verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet));
+    let mut verdict = Verdict::unpack(global::egress_judge_socket(skb, config, &raw const packet, kind));
     let mut refused = Refused::plain(verdict.reason);
     if matches!(verdict.reason, Reason::Dns) {
         // SAFETY: the context is valid, and helper 46 takes it.
@@ -133,13 +133,11 @@ fn is_by_loopback(skb: *mut __sk_buff) -> bool {
 
 /// Decides, and writes down what the decision asks to be remembered.
 #[inline(always)]
-pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
+pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, rehearsed: u32) -> Verdict {
     // The hook runs for full sockets only.
     let Some(sk) = socket(skb) else { return Verdict::plain(Reason::Malformed) };
-    // SAFETY: `sk` is a full socket.
-    let (own, loopback) = (unsafe { (*sk).type_ }, is_by_loopback(skb));
-    let rehearsed = opaque(u64::from(rehearsal::kind_of(skb, config))) as u32;
-    let kind = SocketKind::of(opaque(u64::from(if rehearsed == 0 { own } else { rehearsed })) as u32);
+    let loopback = is_by_loopback(skb);
+    let kind = KindOf { sk, rehearsed };
     let cookie = cookie(skb, packet);
     let sender = Sender { kind, cookie, loopback };
     let state = sockets::state(sk);
@@ -153,6 +151,22 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
         }
     }
     verdict
+}
+
+/// The kind of a full socket, or the one that a rehearsal stands for, whose own socket has no type.
+struct KindOf {
+    sk: *mut bpf_sock,
+    rehearsed: u32,
+}
+
+impl Kind for KindOf {
+    #[inline(always)]
+    fn get(&self) -> SocketKind {
+        // SAFETY: `sk` is a full socket.
+        let own = unsafe { (&raw const (*self.sk).type_).read_volatile() };
+        // Joined without a look at either, which would part what follows in two.
+        SocketKind::of(own | self.rehearsed)
+    }
 }
 
 /// Whether the kernel itself sends the error: one that a workload's packet is too large for the uplink, say. Its own sockets were made by no

@@ -10,10 +10,10 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{bpf_map_lookup_elem, bpf_skb_load_bytes},
 };
-use core::ptr;
+use core::{mem::offset_of, ptr};
 use egress_ebpf::{
-    abi::{Alias, Config, InnerWildcard, KeyBuffer, NameEntry, NameValue, Ticks},
-    dns::{self, MESSAGE_MAX, Message, NameTable, bytes::opaque},
+    abi::{Alias, Config, InnerWildcard, KeyBuffer, LearnedEvent, NameEntry, NameValue, Pending, Ticks},
+    dns::{self, MESSAGE_MAX, Message, NameTable, Work, bytes::opaque},
 };
 
 pub use answer::answer;
@@ -82,10 +82,19 @@ extern "C" fn egress_find(index: u32, answered: u32, epoch: u32, generation: u32
     let Some(work) = scratch::claimed(index) else { return 0 };
     // SAFETY: the caller's own buffer, whose references to it wait meanwhile.
     let work = unsafe { &mut *work };
-    let key = if answered != 0 { &mut work.event.key } else { &mut work.pending.key };
+    // SAFETY: one of both keys. By its place, not by a choice of two pointers, for each of which all that follows would be walked.
+    let key = unsafe { &mut *ptr::from_mut(work).byte_add(key_at(answered)).cast::<KeyBuffer>() };
     key.set_epoch(epoch);
     dns::find(&Names, key, generation, now, &mut work.matching, &mut work.differ);
     work.matching.lost
+}
+
+/// Where the buffer has the name of a query (0) or of an answer (1).
+#[inline(always)]
+fn key_at(answered: u32) -> usize {
+    const ASKED: usize = offset_of!(Work, pending) + offset_of!(Pending, key);
+    const ANSWERED: usize = offset_of!(Work, event) + offset_of!(LearnedEvent, key);
+    ASKED + opaque(u64::from(answered) & 1) as usize * (ANSWERED - ASKED)
 }
 
 /// The policy beside the live one, which learns too: one that is being staged, or the one to go back to while the live one is

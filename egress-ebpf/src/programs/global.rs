@@ -138,12 +138,17 @@ pub extern "C" fn egress_policy(config: *const Config, destination: *const Desti
 /// [`cgroup_skb::judge`], packed.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn egress_judge_socket(skb: *mut __sk_buff, config: *const Config, packet: *const Packet) -> u64 {
+pub extern "C" fn egress_judge_socket(
+    skb: *mut __sk_buff,
+    config: *const Config,
+    packet: *const Packet,
+    rehearsed: u32,
+) -> u64 {
     // SAFETY: null or valid, as the verifier makes sure; a null is refused.
     let (Some(config), Some(packet)) = (unsafe { config.as_ref() }, unsafe { packet.as_ref() }) else {
         return Verdict::plain(Reason::NoPolicy).pack();
     };
-    cgroup_skb::judge(skb, config, packet).pack()
+    cgroup_skb::judge(skb, config, packet, rehearsed).pack()
 }
 
 /// [`uplink::judge`], packed.

@@ -12,8 +12,8 @@ use aya_ebpf::{
 use egress_ebpf::{
     abi::{
         Address, AddressEntry, AddressKey4, AddressKey6, CONTROL_END, CONTROL_FLIP, CONTROL_LEARN, CONTROL_RECLAIM,
-        CONTROL_RECORDS, Config, ControlHeader, ControlRecord, LearnCount, Live, REMOVALS_BEGUN, REMOVALS_ENDED, Slot,
-        Ticks,
+        CONTROL_RECORDS, Config, ControlHeader, ControlRecord, LearnCount, Live, NameValue, REMOVALS_BEGUN,
+        REMOVALS_ENDED, Slot, Ticks,
     },
     atomic,
     dns::{
@@ -145,12 +145,12 @@ fn tell(outcome: Outcome) {
 /// Learns every address of an answer for every class of its name: `work.answer`, `work.event.addresses`, `work.matching`.
 /// `work.event.addresses` get their expiries.
 #[inline(always)]
-pub fn addresses(work: &mut dns::Work, config: &Config, private: bool, now: Ticks) {
+pub fn addresses(work: &mut dns::Work, config: &Config, now: Ticks) {
     work.learning.address = 0;
     work.learning.class = 0;
     let turns = (egress_ebpf::abi::ANSWER_MAX * egress_ebpf::abi::NAME_CLASSES) as u32 + AGAIN;
     let (epoch, min_ttl, grace) = (config.epoch, config.min_ttl, config.grace);
-    repeat(turns, &mut Each { work, epoch, min_ttl, grace, now, private });
+    repeat(turns, &mut Each { work, epoch, min_ttl, grace, now });
 }
 
 struct Each<'a> {
@@ -159,7 +159,6 @@ struct Each<'a> {
     min_ttl: Ticks,
     grace: Ticks,
     now: Ticks,
-    private: bool,
 }
 
 impl Step for Each<'_> {
@@ -173,7 +172,8 @@ impl Step for Each<'_> {
         let found = unsafe { self.work.event.addresses.get_unchecked_mut(at as usize) };
         let number = self.work.learning.class;
         let class = learn::class_at(&self.work.matching.classes, number);
-        if class == 0 || (!self.private && dns::is_private(&found.address)) {
+        let private = self.work.matching.flags & NameValue::PRIVATE != 0;
+        if class == 0 || (!private && dns::is_private(&found.address)) {
             self.work.learning.address = at + 1;
             self.work.learning.class = 0;
             return true;

@@ -90,16 +90,18 @@ pub fn current_process() -> Process {
     }
 }
 
-/// How many refusals the next event stands for, this one included; `None` where one like it was told in this tick.
-// Not inlined, for the stack's sake.
+/// How many refusals the next event stands for, this one included; 0 where one like it was told in this tick.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn fold(packet: &Packet, reason: u8, sender: &Sender, name: u32) -> Option<u32> {
+extern "C" fn egress_fold(packet: *const Packet, reason: u32, sender: *const Sender, name: u32) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure.
+    let (Some(packet), Some(sender)) = (unsafe { packet.as_ref() }, unsafe { sender.as_ref() }) else { return 1 };
     let key = DropKey {
         cgroup: sender.cgroup,
         destination: packet.destination,
         destination_port: packet.destination_port,
         proto: packet.proto,
-        reason,
+        reason: reason as u8,
         name,
         pid: sender.process.pid,
         pad: 0,
@@ -108,10 +110,10 @@ fn fold(packet: &Packet, reason: u8, sender: &Sender, name: u32) -> Option<u32> 
     let tick = exact();
     let Some(fold) = maps::DROP_FOLDS.get_ptr_mut(&key) else {
         let _ = maps::DROP_FOLDS.insert(&key, &DropFold { told: tick, untold: 0 }, 0);
-        return Some(1);
+        return 1;
     };
     // SAFETY: an entry of an LRU map is not freed while the program runs, and the kernel aligns values to 8 bytes.
-    unsafe { fold_into(fold.cast(), tick, false) }
+    unsafe { fold_into(fold.cast(), tick, false) }.unwrap_or(0)
 }
 
 /// Adds one to a fold, which is one word so that no CPU's is lost to another's: when one was told last below, how many were not
@@ -166,8 +168,12 @@ extern "C" fn egress_refused(config: *const Config, packet: *const Packet, what:
     };
     let reason = what as u8;
     log::judged(sender.hook, packet, u32::from(reason), 0);
-    let name = maps_names::REFUSED_NAMES.get((what >> 8).wrapping_sub(1));
-    let Some(count) = fold(packet, reason, sender, name.map_or(0, |name| name.hash)) else { return 0 };
+    let place = (what >> 8).wrapping_sub(1);
+    let hash = maps_names::REFUSED_NAMES.get(place).map_or(0, |name| name.hash);
+    let count = egress_fold(packet, u32::from(reason), sender, hash);
+    if count == 0 {
+        return 0;
+    }
     let Some(mut entry) = maps::EVENTS.reserve_untyped::<DropEvent>(0) else {
         if let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(0) {
             // SAFETY: a per-CPU entry, as in `add`.
@@ -201,7 +207,8 @@ extern "C" fn egress_refused(config: *const Config, packet: *const Packet, what:
         (*event).generation = config.generation;
         (*event).process = sender.process;
         (*event).count = count;
-        if let Some(name) = name {
+        // Looked up anew: with and without a name all that is above would be walked.
+        if let Some(name) = maps_names::REFUSED_NAMES.get(place) {
             // With its length, which follows it in both.
             const { assert!(offset_of!(DropEvent, name_len) == offset_of!(DropEvent, name) + NAME_KEY) };
             const { assert!(offset_of!(Name, len) == offset_of!(Name, bytes) + NAME_KEY) };

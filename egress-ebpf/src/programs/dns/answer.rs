@@ -232,8 +232,11 @@ fn learn(config: &Config, work: &mut Work) {
     event.aliases = work.answer.chain as u8;
     event.pad = [0; 6];
     count(LearnCount::Answers);
-    let generation = work.pending.generation;
-    repeat(2, &mut Each { live: config, work, generation, now });
+    let index = work.index as u32;
+    egress_learn_into(index, config, now, 1);
+    if let Some(staged) = staged(config) {
+        egress_learn_into(index, staged, now, 0);
+    }
 }
 
 /// Takes a query that was remembered, if the answer repeats its question. It is gone then: a second answer to it finds
@@ -283,50 +286,37 @@ fn copy(from: &KeyBuffer, to: &mut KeyBuffer) {
     }
 }
 
-/// Learns into the live generation, then into the one that is being staged.
-struct Each<'a> {
-    live: &'a Config,
-    work: &'a mut Work,
-    generation: u32,
-    now: Ticks,
-}
-
-impl Step for Each<'_> {
-    #[inline(always)]
-    fn step(&mut self, index: u32) -> bool {
-        let config = if index == 0 {
-            self.live
-        } else {
-            let Some(staged) = staged(self.live) else { return false };
-            staged
-        };
-        let work = &mut *self.work;
-        if config.generation == self.generation {
-            work.matching.classes = work.pending.classes;
-            work.matching.flags = work.pending.flags;
-            work.matching.until = work.pending.until;
-        } else {
-            // The policy was changed since the query left, or is being changed now.
-            find(work.index as u32, Wanted::Answered, config, self.now);
-        }
-        let private = work.matching.flags & NameValue::PRIVATE != 0;
-        addresses(work, config, private, self.now);
-        work.learning.address = 0;
-        work.learning.class = 0;
-        let epoch = config.epoch;
-        if work.answer.chain != 0 {
-            let expiry = learn::expiry(self.now, work.answer.ttl as u32, config.min_ttl, config.grace);
-            work.learning.expiry = u64::from(learn::earlier(expiry, work.matching.until));
-            let flags = work.matching.flags & NameValue::PRIVATE;
-            let turns = (CHAIN_MAX * NAME_CLASSES) as u32 + 8;
-            repeat(turns, &mut Aliases { work: &mut *work, epoch, flags, now: self.now });
-        }
-        if index == 0 {
-            work.event.classes = work.matching.classes;
-            egress_tell(work.index as u32, self.now);
-        }
-        true
+/// Learns an answer into a generation: the live one (`live` is 1), of which the daemon is told, or the one that is being staged.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_learn_into(index: u32, config: *const Config, now: Ticks, live: u32) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure; the buffer is the caller's.
+    let (Some(config), Some(work)) = (unsafe { config.as_ref() }, scratch::claimed(index)) else { return 0 };
+    // SAFETY: as above.
+    let work = unsafe { &mut *work };
+    if config.generation == work.pending.generation {
+        work.matching.classes = work.pending.classes;
+        work.matching.flags = work.pending.flags;
+        work.matching.until = work.pending.until;
+    } else {
+        // The policy was changed since the query left, or is being changed now.
+        find(index, Wanted::Answered, config, now);
     }
+    addresses(work, config, now);
+    work.learning.address = 0;
+    work.learning.class = 0;
+    if work.answer.chain != 0 {
+        let expiry = learn::expiry(now, work.answer.ttl as u32, config.min_ttl, config.grace);
+        work.learning.expiry = u64::from(learn::earlier(expiry, work.matching.until));
+        let flags = work.matching.flags & NameValue::PRIVATE;
+        let turns = (CHAIN_MAX * NAME_CLASSES) as u32 + 8;
+        repeat(turns, &mut Aliases { work: &mut *work, epoch: config.epoch, flags, now });
+    }
+    if live != 0 {
+        work.event.classes = work.matching.classes;
+        egress_tell(index, now);
+    }
+    0
 }
 
 /// Writes the targets of an answer's CNAMEs down.

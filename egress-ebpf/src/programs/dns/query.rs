@@ -9,7 +9,7 @@ use egress_ebpf::{
     atomic,
     dns::{
         self, QUERY_MAX, Work,
-        bytes::{copy_words, opaque},
+        bytes::{again, copy_words, opaque},
     },
     packet::{Fragment, Headers, Packet, TCP_URG},
     reason::Reason,
@@ -56,7 +56,7 @@ const BAD_QUERY: Refused = Refused::plain(Reason::BadQuery);
 /// It goes by global functions one after the other, not one within the other: each gives its frame back before the next.
 #[inline(always)]
 pub fn query(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Asked) -> Result<(), Refused> {
-    let found = each(skb, config, packet, asked);
+    let found = egress_queries(skb, config, packet, asked);
     match found & 0xff {
         GOOD => Ok(()),
         NOT_ALLOWED => Err(Refused { reason: Reason::NameNotAllowed, name: (found >> 8) as u32 + 1 }),
@@ -64,9 +64,14 @@ pub fn query(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Aske
     }
 }
 
-// Not inlined, for the stack's sake.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn each(skb: *mut __sk_buff, config: &Config, packet: &Packet, asked: &Asked) -> u64 {
+extern "C" fn egress_queries(
+    skb: *mut __sk_buff,
+    config: *const Config,
+    packet: *const Packet,
+    asked: *const Asked,
+) -> u64 {
     let begun = egress_query_begin(skb, packet, asked);
     if begun & 0xff != READ {
         return begun;
@@ -156,9 +161,10 @@ fn udp_length(skb: *mut __sk_buff, udp: u64) -> Option<u64> {
 extern "C" fn egress_query(skb: *mut __sk_buff, config: *const Config, index: u32) -> u64 {
     // SAFETY: null or valid, as the verifier makes sure; the buffer is the caller's.
     let (Some(config), Some(work)) = (unsafe { config.as_ref() }, scratch::claimed(index)) else { return BAD };
-    let mut result = judge(skb, config, work);
+    judge(skb, config, work);
     // SAFETY: the caller's own buffer.
     let work = unsafe { &mut *work };
+    let mut result = again(&work.result);
     if result == GOOD && work.cursor != work.end {
         work.left = work.left.wrapping_sub(1);
         if work.left != 0 {
@@ -173,30 +179,31 @@ extern "C" fn egress_query(skb: *mut __sk_buff, config: *const Config, index: u3
     result
 }
 
-/// [`GOOD`], [`BAD`] or [`NOT_ALLOWED`].
+/// Leaves [`GOOD`], [`BAD`] or [`NOT_ALLOWED`] in the buffer: a known number that is returned later would part all that is in between.
 // A pointer, not a reference: what this calls writes to the buffer by one of its own.
 #[inline(always)]
-fn judge(skb: *mut __sk_buff, config: &Config, work: *mut Work) -> u64 {
+fn judge(skb: *mut __sk_buff, config: &Config, work: *mut Work) {
     // SAFETY: the caller's own buffer.
     let work = unsafe { &mut *work };
+    work.result = BAD;
     if !read(skb, work) {
-        return BAD;
+        return;
     }
     let now = now();
-    let plain = work.pending.key.plain != 0;
     work.matching = dns::Matching::default();
+    let plain = again(&work.pending.key.plain) != 0;
     if plain {
         find(config, work.index as u32, now);
     }
-    let mut result = GOOD;
+    work.result = GOOD;
     if config.has(Config::QUERIES_ALLOWLISTED) && !work.matching.may_ask() {
-        result = NOT_ALLOWED;
+        work.result = NOT_ALLOWED;
         if !config.has(Config::TELL_ANSWERS) {
-            return result;
+            return;
         }
     }
     if work.trust == 0 || !plain {
-        return result;
+        return;
     }
     work.pending.generation = config.generation;
     if work.matching.count == 0 {
@@ -207,14 +214,13 @@ fn judge(skb: *mut __sk_buff, config: &Config, work: *mut Work) -> u64 {
         }
         if work.matching.count == 0 {
             if !config.has(Config::TELL_ANSWERS) {
-                return result;
+                return;
             }
             // It has no class and opens nothing, so a private address may be told of, too.
             work.matching.flags |= NameValue::PRIVATE;
         }
     }
     remember(skb, work, now);
-    result
 }
 
 /// Reads the next message, and moves the cursor past it.
@@ -223,6 +229,7 @@ fn read(skb: *mut __sk_buff, work: &mut Work) -> bool {
     let mut at = work.cursor;
     let end = work.end;
     let len = if work.key.proto == PROTO_TCP {
+        core::hint::cold_path();
         if at + 2 > end {
             return false;
         }
@@ -288,23 +295,20 @@ fn displace(ring: u32, key: &PendingKey, now: Ticks) -> Option<u64> {
     unsafe {
         let mut turn = atomic::fetch_add(RING_HEADS.get_ptr_mut(ring)?, 1);
         let mut slot = slot(ring, turn)?;
+        // An entry with the same key is replaced anyway.
         if (*slot).ticket != 0 && (*slot).key != *key {
             let free = egress_free_turn(ring);
             if free != 0 {
                 turn = free - 1;
                 slot = self::slot(ring, turn)?;
+            } else if let Some(old) = PENDING.get_ptr(&(*slot).key)
+                && (*old).ticket == (*slot).ticket
+            {
+                if now.wrapping_sub((*old).sent) <= PENDING_LIFE {
+                    count(LearnCount::Displaced);
+                }
+                let _ = PENDING.remove(&(*slot).key);
             }
-        }
-        // An entry with the same key is replaced anyway.
-        if (*slot).ticket != 0
-            && (*slot).key != *key
-            && let Some(old) = PENDING.get_ptr(&(*slot).key)
-            && (*old).ticket == (*slot).ticket
-        {
-            if now.wrapping_sub((*old).sent) <= PENDING_LIFE {
-                count(LearnCount::Displaced);
-            }
-            let _ = PENDING.remove(&(*slot).key);
         }
         let ticket = (turn + 1) * RINGS as u64 + u64::from(ring);
         (*slot).key = *key;
