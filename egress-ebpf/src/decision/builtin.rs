@@ -12,9 +12,9 @@ use crate::{
 /// IGMP's IP protocol number (RFC 3376).
 const PROTO_IGMP: u8 = 2;
 
-/// The longest neighbour solicitation or advertisement that goes to an address beyond the link's own: the message and a few options (RFC
-/// 4861, 4.3 and 4.4).
-const NEIGHBOUR_MAX: u16 = 72;
+/// The longest neighbour solicitation or advertisement that goes to an address beyond the link's own: the IPv6 header, the message and a few
+/// options (RFC 4861, 4.3 and 4.4). Extension headers count: there is room for more than a message in them.
+const NEIGHBOUR_MAX: u16 = 40 + 72;
 
 /// Whether a builtin lets an IP packet pass. Fragments never do: none of these protocols is sent in fragments. `own` says whether
 /// the host itself sends it, not a workload.
@@ -37,14 +37,14 @@ pub fn builtin(config: &Config, packet: &Packet, own: bool) -> bool {
             kind @ 133..=136
                 if packet.hops == 255
                     && (is_link_scoped(&packet.destination)
-                        || (kind >= 135 && packet.end.wrapping_sub(packet.transport) <= NEIGHBOUR_MAX)) =>
+                        || (kind >= 135 && packet.end.wrapping_sub(1) < NEIGHBOUR_MAX)) =>
             {
                 BUILTIN_NEIGHBOUR_DISCOVERY
             }
-            130..=132 | 143 if packet.hops == 1 => BUILTIN_MLD,
+            130..=132 | 143 if packet.hops == 1 && packet.destination.is_group() => BUILTIN_MLD,
             _ => return false,
         }
-    } else if packet.version == 4 && packet.proto == PROTO_IGMP && packet.hops == 1 {
+    } else if packet.version == 4 && packet.proto == PROTO_IGMP && packet.hops == 1 && packet.destination.is_group() {
         BUILTIN_IGMP
     } else {
         return false;
