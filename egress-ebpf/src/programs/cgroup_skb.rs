@@ -27,7 +27,7 @@ use super::{
     skb::{Direct, socket},
     sockets,
     tables::{Kernel, live},
-    uplink::LEFT_TO_UPLINK,
+    uplink::{LEFT_TO_UPLINK, PACKET_LOOPBACK},
 };
 
 /// The loopback interface's index, the same in every network namespace (the kernel's LOOPBACK_IFINDEX).
@@ -131,6 +131,13 @@ fn is_by_loopback(skb: *mut __sk_buff) -> bool {
     unsafe { (*skb).ifindex == LOOPBACK_IFINDEX }
 }
 
+/// Whether it is on this host that a packet was sent: it goes by loopback, or comes back of a group.
+#[inline(always)]
+fn is_from_here(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid.
+    is_by_loopback(skb) || unsafe { (*skb).pkt_type } == PACKET_LOOPBACK
+}
+
 /// Decides, and writes down what the decision asks to be remembered.
 #[inline(always)]
 pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
@@ -183,7 +190,7 @@ fn believes(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16,
         return false;
     }
     // By loopback only a resolver of this node answers; anyone with a raw socket can write what arrives there.
-    if is_by_loopback(skb) && trust & LEARN_BY_LOOPBACK == 0 {
+    if is_from_here(skb) && trust & LEARN_BY_LOOPBACK == 0 {
         return false;
     }
     // A namespace of a workload's own making has a resolver of its own making.
@@ -253,8 +260,7 @@ fn arrive(skb: *mut __sk_buff, config: &Config, packet: &Packet) {
     let Some(sk) = socket(skb) else { return };
     let cookie = cookie(skb, packet);
     let state = sockets::state(sk);
-    let origin =
-        decision::arrives_at_socket(&Kernel, config, packet, cookie, is_by_loopback(skb), state.as_deref(), now);
+    let origin = decision::arrives_at_socket(&Kernel, config, packet, cookie, is_from_here(skb), state.as_deref(), now);
     if origin != ORIGIN_IN {
         return;
     }

@@ -31,6 +31,10 @@ pub const SHOT: i32 = 2;
 /// generation of the policy says by now. Where a packet of somebody else has this mark, it is dropped in vain.
 pub const LEFT_TO_UPLINK: u32 = 0xe6e5_0053;
 
+/// PACKET_LOOPBACK, `include/uapi/linux/if_packet.h`: the kernel gives back by an interface what left by it for a group, or for everybody
+/// (`dev_loopback_xmit` in net/core/dev.c).
+pub const PACKET_LOOPBACK: u32 = 5;
+
 pub const AF_INET: u32 = 2;
 pub const AF_INET6: u32 = 10;
 
@@ -283,6 +287,11 @@ pub fn refused(skb: *mut __sk_buff, config: &Config, packet: &Packet, what: u32)
 
 #[inline(always)]
 fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
+    // What a socket of this host sends to a group comes back without a link header, and its sender could have it look like one.
+    // SAFETY: the context is valid.
+    if unsafe { (*skb).pkt_type } == PACKET_LOOPBACK {
+        return NEXT;
+    }
     if let Some(config) = live() {
         let headers = Direct(skb);
         let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };
