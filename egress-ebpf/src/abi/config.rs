@@ -146,5 +146,8 @@ pub const LEARN_AT_UPLINK: ResolverTrust = 1 << 1;
 /// The resolver runs on this node (a stub such as 127.0.0.53), so that its answers arrive by loopback.
 pub const LEARN_BY_LOOPBACK: ResolverTrust = 1 << 2;
 
+/// In a key of map `WORKLOADS`, beside a veth's index, of which none is as large: its bridge leads out, and is the value.
+pub const LEADS_OUT: u32 = 1 << 31;
+
 /// Interfaces of workloads that map `WORKLOADS` can hold: veths and their bridges.
 pub const WORKLOADS_MAX: u32 = 8192;

@@ -3,8 +3,8 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use egress_ebpf::{
-    abi::{Config, Ticks},
-    decision::{self, Destination, Verdict},
+    abi::{Address, Config, Ticks},
+    decision::{self, Destination, Route, Verdict},
     packet::{Packet, Parsed, ipv4, ipv6, parse_into},
     reason::Reason,
 };
@@ -13,7 +13,7 @@ use super::{
     cgroup_skb,
     skb::{Copied, Direct},
     tables::Kernel,
-    uplink,
+    uplink, workload,
 };
 
 /// Parses the IP packet whose network header is at `offset` into `packet`, which was [`Packet::UNKNOWN`]: given back by value it would
@@ -194,4 +194,13 @@ pub extern "C" fn egress_refuse_uplink(
     };
     uplink::refused(skb, config, packet, what);
     0
+}
+
+/// [`workload::route`], as its number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn egress_route(skb: *mut __sk_buff, ways: u64, version: u32, address: *const Address) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure; what is not known leads outside.
+    let Some(address) = (unsafe { address.as_ref() }) else { return Route::Unjudged as u32 };
+    workload::route(skb, ways, version, address) as u32
 }
