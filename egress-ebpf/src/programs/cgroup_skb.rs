@@ -151,7 +151,8 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Verdict {
     let sender = Sender { kind, cookie, loopback };
     let state = sockets::state(sk);
     let now = now();
-    let about_arrival = |error: &Packet| is_kernels(skb, config) || global::is_about_arrival(skb, 0, error);
+    let about_arrival =
+        |error: &Packet| is_kernels(skb, config) || global::quoted_origin(skb, config, 0, error) == ORIGIN_IN;
     let verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
     if verdict.reason.passes() && rehearsed == 0 {
         maps::remember_fragment(packet, &verdict, ZONE_SOCKET, now);
@@ -264,16 +265,21 @@ fn arrive(skb: *mut __sk_buff, config: &Config, packet: &Packet) {
     if origin != ORIGIN_IN {
         return;
     }
+    // SAFETY: `sk` is a full socket.
+    let (tcp_state, far_port) = unsafe { ((*sk).state, (*sk).dst_port) };
     if packet.proto == PROTO_TCP {
         // A socket that connects is called by the far end only in a simultaneous open (RFC 9293, 3.5), which a workload can forge.
-        // SAFETY: `sk` is a full socket.
-        if unsafe { (*sk).state } == TCP_SYN_SENT {
+        if tcp_state == TCP_SYN_SENT {
             return;
         }
-        let flow = decision::accepted_flow(config, state.as_deref(), now());
-        let _ = maps::FLOWS.insert(&decision::accepted_key(packet), &flow, 0);
     } else {
         let flow = Flow { seen: now(), generation: config.generation, grant: 0, origin };
         sockets::remember_peer(cookie, &packet.source, packet.source_port, &flow);
+        // A connected socket answers by itself; a server's others may be bound to the same port for one peer each.
+        if far_port != 0 {
+            return;
+        }
     }
+    let flow = decision::accepted_flow(config, state.as_deref(), now());
+    let _ = maps::FLOWS.insert(&decision::accepted_key(packet), &flow, 0);
 }

@@ -192,10 +192,10 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32)
     let verdict = if has_headers && judged_by_cgroup(skb, config, packet) {
         Verdict::plain(Reason::Judged)
     } else {
-        let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
+        let about = |error: &Packet| global::quoted_origin(skb, config, offset, error);
         // SAFETY: the context is valid.
         let own = unsafe { (*skb).ingress_ifindex } == 0;
-        decision::leaves_uplink(&Kernel, config, about_arrival, packet, own, now)
+        decision::leaves_uplink(&Kernel, config, about, packet, own, now)
     };
     if verdict.reason.passes() && !rehearsal::is_on(skb, config) {
         maps::remember_fragment(packet, &verdict, ZONE_UPLINK, now);
