@@ -52,10 +52,18 @@ pub fn builtin(config: &Config, packet: &Packet, own: bool) -> bool {
     config.builtins & bit != 0
 }
 
-/// The verdict for a frame that is not IP.
+/// IEEE 802.3, 57A: of what goes by it the kernel speaks LACP, which keeps a bond's links.
+const SLOW_PROTOCOLS: u16 = 0x8809;
+/// Below that the number is a length, and IEEE 802.2 follows: of that the kernel speaks a bridge's spanning tree (IEEE 802.1D).
+const ETHERTYPES: u16 = 0x600;
+
+/// The verdict for a frame that is not IP. `kernels` says whether the kernel of this node made it for itself: no process can.
 #[inline(always)]
-pub fn ethertype(config: &Config, ethertype: EtherType) -> Reason {
+pub fn ethertype(config: &Config, ethertype: EtherType, kernels: bool) -> Reason {
     let bit = match ethertype {
+        EtherType::Other(number) if kernels && number != 0 && (number < ETHERTYPES || number == SLOW_PROTOCOLS) => {
+            return Reason::Builtin;
+        }
         EtherType::Arp => BUILTIN_ARP,
         EtherType::Eapol => BUILTIN_EAPOL,
         EtherType::Lldp => BUILTIN_LLDP,

@@ -170,7 +170,10 @@ const fn bare(ethernet: bool) -> usize {
 
 #[inline(never)]
 fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
-    let verdict = Verdict::plain(decision::ethertype(config, ethertype));
+    // What a process sends has its socket, a packet socket's too; what is forwarded came in by an interface.
+    // SAFETY: the context is valid.
+    let kernels = unsafe { (*skb).__bindgen_anon_2.sk.is_null() && (*skb).ingress_ifindex == 0 };
+    let verdict = Verdict::plain(decision::ethertype(config, ethertype, kernels));
     if verdict.reason.passes() {
         // SAFETY: the context is valid.
         report::count(&verdict, unsafe { (*skb).len });

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::abi::Slot;
+use crate::{abi::Slot, packet::EtherType};
 
 use super::{tables::*, *};
 
@@ -147,5 +147,15 @@ fn refusals_tell_the_nearest_cause() {
     ] {
         assert_eq!(fake.uplink(&packet), reason, "{packet:?}");
         assert_eq!(fake.socket(SocketKind::STREAM, None, &packet), reason, "{packet:?}");
+    }
+}
+
+/// P1, P8: a frame by which the kernel keeps a link passes, the same of a process does not.
+#[test]
+fn the_kernels_own_frames_keep_their_links() {
+    for (number, passes) in [(0x8809, true), (38, true), (0, false), (0x88e5, false), (0x8847, false)] {
+        let frame = EtherType::Other(number);
+        assert_eq!(ethertype(&CONFIG, frame, true).passes(), passes, "{number:#x}");
+        assert_eq!(ethertype(&CONFIG, frame, false), Reason::EtherType, "{number:#x}");
     }
 }
