@@ -101,8 +101,8 @@ pub fn enters_from_workload<T: Tables>(
     if answers && !matches!(from, Route::Back) {
         return Entry::ForgedResolver;
     }
-    // Nearly all are bound to an address of their own.
-    if !looked_at || (matches!(author, Author::Socket) && (!from.is_outside() || matches!(from, Route::Link))) {
+    // Nearly all are bound to an address of their own, whose route may lead by an interface of the network's (Cilium, OVN).
+    if !looked_at || (matches!(author, Author::Socket) && !matches!(from, Route::Uplink)) {
         return Entry::Pass;
     }
     let to = route(packet, &packet.destination);

@@ -123,6 +123,8 @@ fn who_writes_headers_of_its_own_comes_from_where_it_is() {
     // A socket may be bound to any address.
     let datagram = packet(FAR, 4000, OTHER_POD);
     assert_eq!(entry(&datagram, Author::Socket, &[POD]), Entry::ForgedSource);
+    let networks = packet(TUNNELED, 4000, OTHER_POD);
+    assert_eq!(entry(&networks, Author::Socket, &[POD]), Entry::Pass, "a route by an interface of the network's");
     let segment = |tcp_flags| Packet { proto: PROTO_TCP, tcp_flags, ..datagram };
     assert_eq!(entry(&segment(TCP_SYN), Author::Socket, &[POD]), Entry::ForgedSource);
     assert_eq!(entry(&segment(TCP_ACK), Author::Socket, &[POD]), Entry::Pass, "its first segment was refused");
