@@ -3,13 +3,14 @@
 //! Everything here is for [`Place::fork`](crate::Place::fork): it changes the process that calls it.
 
 use std::io;
-use std::net::SocketAddrV4;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::socket::{SockaddrIn, SockaddrIn6, bind};
 
-use crate::probe::{self, V4, datagram, ipv4};
+use crate::probe::{self, V4, datagram, ipv4, ipv6};
 
 /// Docker's default capabilities, by their numbers in `include/uapi/linux/capability.h`; CAP_NET_RAW (13) is one of them,
 /// CAP_NET_ADMIN (12) and CAP_SYS_ADMIN (21) are not.
@@ -27,14 +28,21 @@ pub fn as_container() -> Result<()> {
     Ok(())
 }
 
-/// Becomes an unprivileged user of the host, and then root of a user and network namespace of its own (`unshare -Urn`).
-pub fn into_own_namespaces() -> Result<()> {
-    use nix::sched::{CloneFlags, unshare};
+const NOBODY: u32 = 65_534;
+
+/// Becomes an unprivileged user of the host.
+pub fn as_nobody() -> Result<()> {
     use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-    const NOBODY: u32 = 65_534;
     setgroups(&[]).context("drop the groups")?;
     setresgid(Gid::from_raw(NOBODY), Gid::from_raw(NOBODY), Gid::from_raw(NOBODY))?;
     setresuid(Uid::from_raw(NOBODY), Uid::from_raw(NOBODY), Uid::from_raw(NOBODY))?;
+    Ok(())
+}
+
+/// Becomes an unprivileged user of the host, and then root of a user and network namespace of its own (`unshare -Urn`).
+pub fn into_own_namespaces() -> Result<()> {
+    use nix::sched::{CloneFlags, unshare};
+    as_nobody()?;
     // A process that changed its user is not dumpable, and its files in /proc are root's.
     nix::sys::prctl::set_dumpable(true)?;
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).context("unshare -Urn")?;
@@ -48,6 +56,15 @@ pub fn into_own_namespaces() -> Result<()> {
 pub fn send_bypassing(interface: &str, frame: &[u8]) -> io::Result<()> {
     let socket = probe::open(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
     set(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1_i32)?;
+    send_frame_by(&socket, interface, frame)
+}
+
+/// Sends a frame, link header and all, by a packet socket.
+pub fn send_raw(interface: &str, frame: &[u8]) -> io::Result<()> {
+    send_frame_by(&probe::open(libc::AF_PACKET, libc::SOCK_RAW, 0)?, interface, frame)
+}
+
+fn send_frame_by(socket: &OwnedFd, interface: &str, frame: &[u8]) -> io::Result<()> {
     // SAFETY: an all-zero sockaddr_ll is a valid value; the length given is its size.
     let sent = unsafe {
         let mut to: libc::sockaddr_ll = std::mem::zeroed();
@@ -146,11 +163,71 @@ fn set<T>(socket: &OwnedFd, level: i32, option: i32, value: &T) -> io::Result<()
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A UDP socket that is bound to an address of somebody else: of IPv4 that takes CAP_NET_RAW (IP_TRANSPARENT), of IPv6 nothing.
+pub fn bound_to_anothers(address: SocketAddr) -> io::Result<UdpSocket> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let socket = probe::open(family, libc::SOCK_DGRAM, 0)?;
+    let (level, option) =
+        if address.is_ipv4() { (libc::SOL_IP, libc::IP_TRANSPARENT) } else { (libc::SOL_IPV6, IPV6_FREEBIND) };
+    set(&socket, level, option, &1_i32)?;
+    match address {
+        SocketAddr::V4(address) => bind(socket.as_raw_fd(), &SockaddrIn::from(address))?,
+        SocketAddr::V6(address) => bind(socket.as_raw_fd(), &SockaddrIn6::from(address))?,
+    }
+    Ok(socket.into())
+}
+
+/// `include/uapi/linux/in6.h`.
+const IPV6_FREEBIND: i32 = 78;
+
+/// Has a socket send to groups by the interface of this index.
+pub fn sends_to_groups_by(socket: &UdpSocket, index: u32) -> io::Result<()> {
+    let socket = socket.as_fd().try_clone_to_owned()?;
+    let four = libc::ip_mreqn {
+        imr_multiaddr: libc::in_addr { s_addr: 0 },
+        imr_address: libc::in_addr { s_addr: 0 },
+        imr_ifindex: index.cast_signed(),
+    };
+    set(&socket, libc::SOL_IPV6, libc::IPV6_MULTICAST_IF, &index)
+        .or_else(|_| set(&socket, libc::SOL_IP, libc::IP_MULTICAST_IF, &four))
+}
+
+/// Sends to a group that it joins itself, on the interface of this index, so that the kernel gives the packet back by that interface, without a
+/// link header. Who takes the IPv6 header for one finds an IPv4 datagram behind it, `from` whoever one likes: the addresses of
+/// the packet and of the group are its header, with options as long as may be, and the payload is the rest.
+pub fn send_looped(index: u32, from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+    let datagram = datagram(from.port(), to.port(), payload);
+    let [high, low] = (60 + datagram.len() as u16).to_be_bytes();
+    let own = [0x20, 1, 0x0d, 0xb8, 8, 0, 0x4f, 0, high, low, 0, 0, 0, 0, 64, 17];
+    let mut group = [0; 16];
+    group[..2].copy_from_slice(&[0xff, 2]);
+    group[2..6].copy_from_slice(&from.ip().octets());
+    group[6..10].copy_from_slice(&to.ip().octets());
+    let group = Ipv6Addr::from(group);
+    let socket = bound_to_anothers(SocketAddr::new(Ipv6Addr::from(own).into(), 0))?;
+    socket.join_multicast_v6(&group, index)?;
+    sends_to_groups_by(&socket, index)?;
+    socket.send_to(&[&[0; 26], &datagram[..]].concat(), (group, 9))?;
+    Ok(())
+}
+
 /// A UDP packet with whatever source one likes.
 #[must_use]
 pub fn forged(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     let header = V4 { protocol: libc::IPPROTO_UDP as u8, ..V4::default() };
     ipv4(*from.ip(), *to.ip(), &header, &datagram(from.port(), to.port(), payload))
+}
+
+/// The same by IPv6, with its checksum.
+#[must_use]
+pub fn forged_6(from: SocketAddrV6, to: SocketAddrV6, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = datagram(from.port(), to.port(), payload);
+    let pseudo = [&from.ip().octets()[..], &to.ip().octets(), &[0, 0, bytes[4], bytes[5], 0, 0, 0, 17]].concat();
+    let even = [&pseudo[..], &bytes, &[0][..bytes.len() % 2]].concat();
+    let sum: u32 = even.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    bytes[6..8].copy_from_slice(&(!((folded + (folded >> 16)) as u16)).to_be_bytes());
+    ipv6(*from.ip(), *to.ip(), libc::IPPROTO_UDP as u8, &bytes)
 }
 
 /// An Ethernet frame round an IPv4 packet.

@@ -6,13 +6,13 @@ use std::os::fd::AsFd as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use egress_tests::attacker::{as_container, forged};
+use egress_tests::attacker::{as_container, forged, send_raw};
 use egress_tests::bench::raw;
 use egress_tests::daemon::patient;
 use egress_tests::held::{FLOOD, python};
 use egress_tests::probe::{send_frame, tcp, udp};
 use egress_tests::skip::{has_tcx, kernel};
-use egress_tests::{Cgroup, Daemon, Governed, NetNs, Place, Service, World};
+use egress_tests::{Cgroup, Daemon, EchoServer, Governed, NetNs, Place, Service, World};
 use egress_user::datapath::sys::{self, AttachType};
 
 const POLICY: &str = "version: 1
@@ -201,6 +201,70 @@ fn a_container_on_the_bridge_cannot_call_in_anothers_name() {
     };
     place.fork(patient(Duration::from_secs(5)), attack).unwrap();
     test.world.sniffer.assert_none("the answer", |frame| frame.payload == b"answer");
+}
+
+/// P8: a container on the bridge that is the uplink and the node itself are neighbours: by either family they reach one another, and the
+/// kernel's answers (echo replies, resets, neighbour discovery) are no calls.
+#[test]
+fn a_container_on_the_bridge_and_the_node_reach_one_another() {
+    let policy = "version: 1\nrules:\n  - {name: link, to: [198.18.3.0/24, '3fff:0:1:3::/64'], ports: [any]}\n";
+    let mut test = Governed::over(world(), policy).unwrap();
+    test.daemon.stop().unwrap();
+    test.restart_with(|builder| builder.default_routes()).unwrap();
+    test.world.add_uplink(3).unwrap();
+    let (node, container) = (&test.world.node_ns, NetNs::new("bridged").unwrap());
+    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        node.sysctl(key, "1").unwrap();
+    }
+    node.ip("link add link up3 name port0 type macvlan mode passthru\nlink set port0 up\naddr flush dev up3").unwrap();
+    node.ip("link add br0 type bridge\nlink set br0 up\nlink set port0 master br0").unwrap();
+    node.ip("addr add 198.18.3.10/24 dev br0\naddr add 3fff:0:1:3::10/64 dev br0 nodad").unwrap();
+    node.ip("route replace default via 198.18.3.1 dev br0").unwrap();
+    node.veth("vbr0", &[], &container, "eth0", &["198.18.3.20/24", "3fff:0:1:3::20/64"]).unwrap();
+    node.ip("link set vbr0 master br0").unwrap();
+    for name in ["br0", "port0", "up3"] {
+        wait_governed(&test, name);
+    }
+    wait_for(&test, "vbr0", "workload_ingress");
+    let place = Place::new(&container);
+    let _server = EchoServer::start(&test.beside, 7000).unwrap();
+    for (own, other) in [("198.18.3.10", "198.18.3.20"), ("3fff:0:1:3::10", "3fff:0:1:3::20")] {
+        let at = |address: &str, port: u16| SocketAddr::new(address.parse().unwrap(), port).to_string();
+        for (from, to) in [(&test.beside, other), (&place, own)] {
+            let ping = from.run("ping", &["-c1", "-W2", "-n", to], patient(Duration::from_secs(5))).unwrap();
+            assert!(ping.ok(), "{to}: {ping:?}");
+        }
+        assert!(udp(&place, &at(own, 7000), 5).unwrap().echoed, "{own}");
+        assert!(tcp(&place, &at(own, 7000)).unwrap().echoed, "{own}");
+        assert_eq!(tcp(&test.beside, &at(other, 9)).unwrap().errno, Some(libc::ECONNREFUSED), "{other}: a reset");
+    }
+}
+
+/// P1, P8: what the kernel says itself to keep a link, here a bridge's spanning tree, goes on; who writes the same by a packet socket does not.
+#[test]
+fn the_kernels_own_link_frames_pass() {
+    let test = governed(None);
+    test.world.add_uplink(3).unwrap();
+    let node = &test.world.node_ns;
+    node.ip("link add link up3 name port0 type macvlan mode passthru\nlink set port0 up\naddr flush dev up3").unwrap();
+    node.ip("link add br0 type bridge forward_delay 200 hello_time 100 stp_state 1\nlink set br0 up").unwrap();
+    node.ip("link set port0 master br0\naddr add 198.18.3.10/24 dev br0\nroute replace default via 198.18.3.1 dev br0")
+        .unwrap();
+    for name in ["br0", "port0", "up3"] {
+        wait_governed(&test, name);
+    }
+    // A frame of IEEE 802.2: its length where others have their type.
+    let is_ours = |frame: &[u8]| frame.ends_with(b"not the kernel's");
+    test.world.sniffer.clear();
+    let frame = [&[1, 0x80, 0xc2, 0, 0, 0, 2, 0, 0, 0, 0, 9, 0, 19, 0x42, 0x42, 3][..], b"not the kernel's"].concat();
+    let slow = [&[1, 0x80, 0xc2, 0, 0, 2, 2, 0, 0, 0, 0, 9, 0x88, 9, 1][..], b"not the kernel's"].concat();
+    for frame in [&frame, &slow] {
+        let sent = test.beside.fork(patient(Duration::from_secs(5)), || Ok(send_raw("up3", frame).is_ok()));
+        assert!(!sent.unwrap(), "a packet that a program drops there is an error of the sender's");
+    }
+    let tree = test.world.sniffer.wait_for(patient(Duration::from_secs(8)), |frame| frame.ether_type < 0x600);
+    assert!(tree.is_some_and(|frame| !is_ours(&frame.bytes)), "the bridge's own");
+    test.world.sniffer.assert_none("a frame of a packet socket", |frame| is_ours(&frame.bytes));
 }
 
 /// P2: an interface without a link header (TUN, as WireGuard's) is judged by the programs for such.

@@ -60,6 +60,12 @@ impl Address {
         self.high == 0 && (self.low == 0 || self.low == MAPPED)
     }
 
+    /// Whether it is a multicast group's: 224.0.0.0/4, ff00::/8.
+    #[inline(always)]
+    pub const fn is_group(&self) -> bool {
+        (self.is_v4() && self.v4_bytes()[0] & 0xf0 == 0xe0) || self.high.to_ne_bytes()[0] == 0xff
+    }
+
     /// The bytes of an IPv4 address, in network order; of an IPv6 address its last four.
     #[inline(always)]
     pub const fn v4_bytes(self) -> [u8; 4] {

@@ -113,9 +113,9 @@ pub const BUILTIN_EAPOL: u32 = 1 << 2;
 pub const BUILTIN_LLDP: u32 = 1 << 3;
 /// IPv6 neighbour discovery (RFC 4861: ICMPv6 133 to 136, hop limit 255).
 pub const BUILTIN_NEIGHBOUR_DISCOVERY: u32 = 1 << 4;
-/// IPv6 multicast listener discovery (RFC 3810: ICMPv6 130 to 132 and 143, hop limit 1).
+/// IPv6 multicast listener discovery (RFC 3810: ICMPv6 130 to 132 and 143, hop limit 1, to multicast groups).
 pub const BUILTIN_MLD: u32 = 1 << 5;
-/// IGMP (IP protocol 2, RFC 3376, to multicast groups).
+/// IGMP (IP protocol 2, RFC 3376, TTL 1, to multicast groups).
 pub const BUILTIN_IGMP: u32 = 1 << 6;
 /// The DHCPv4 client (RFC 2131: UDP 68 to 67).
 pub const BUILTIN_DHCPV4: u32 = 1 << 7;
@@ -145,6 +145,9 @@ pub const LEARN_AT_CGROUP: ResolverTrust = 1 << 0;
 pub const LEARN_AT_UPLINK: ResolverTrust = 1 << 1;
 /// The resolver runs on this node (a stub such as 127.0.0.53), so that its answers arrive by loopback.
 pub const LEARN_BY_LOOPBACK: ResolverTrust = 1 << 2;
+
+/// In a key of map `WORKLOADS`, beside a veth's index, of which none is as large: its bridge leads out, and is the value.
+pub const LEADS_OUT: u32 = 1 << 31;
 
 /// Interfaces of workloads that map `WORKLOADS` can hold: veths and their bridges.
 pub const WORKLOADS_MAX: u32 = 8192;

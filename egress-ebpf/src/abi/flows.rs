@@ -37,7 +37,7 @@ pub struct Flow {
     pub seen: Ticks,
     /// The generation that judged it last.
     pub generation: u32,
-    /// The grant that it passes by, for [`ORIGIN_OUT`]. Of a connection that a governed socket accepted ([`ZONE_SOCKET`]) the lower half
+    /// The grant that it passes by, for [`ORIGIN_OUT`]. Of what a governed socket accepted ([`ZONE_SOCKET`]) the lower half
     /// of its network namespace's cookie, or 0 where that is unknown.
     pub grant: u32,
     /// [`ORIGIN_IN`] or [`ORIGIN_OUT`].

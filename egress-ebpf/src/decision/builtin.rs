@@ -12,9 +12,9 @@ use crate::{
 /// IGMP's IP protocol number (RFC 3376).
 const PROTO_IGMP: u8 = 2;
 
-/// The longest neighbour solicitation or advertisement that goes to an address beyond the link's own: the message and a few options (RFC
-/// 4861, 4.3 and 4.4).
-const NEIGHBOUR_MAX: u16 = 72;
+/// The longest neighbour solicitation or advertisement that goes to an address beyond the link's own: the IPv6 header, the message and a few
+/// options (RFC 4861, 4.3 and 4.4). Extension headers count: there is room for more than a message in them.
+const NEIGHBOUR_MAX: u16 = 40 + 72;
 
 /// Whether a builtin lets an IP packet pass. Fragments never do: none of these protocols is sent in fragments. `own` says whether
 /// the host itself sends it, not a workload.
@@ -37,14 +37,14 @@ pub fn builtin(config: &Config, packet: &Packet, own: bool) -> bool {
             kind @ 133..=136
                 if packet.hops == 255
                     && (is_link_scoped(&packet.destination)
-                        || (kind >= 135 && packet.end.wrapping_sub(packet.transport) <= NEIGHBOUR_MAX)) =>
+                        || (kind >= 135 && packet.end.wrapping_sub(1) < NEIGHBOUR_MAX)) =>
             {
                 BUILTIN_NEIGHBOUR_DISCOVERY
             }
-            130..=132 | 143 if packet.hops == 1 => BUILTIN_MLD,
+            130..=132 | 143 if packet.hops == 1 && packet.destination.is_group() => BUILTIN_MLD,
             _ => return false,
         }
-    } else if packet.version == 4 && packet.proto == PROTO_IGMP && packet.hops == 1 {
+    } else if packet.version == 4 && packet.proto == PROTO_IGMP && packet.hops == 1 && packet.destination.is_group() {
         BUILTIN_IGMP
     } else {
         return false;
@@ -52,10 +52,18 @@ pub fn builtin(config: &Config, packet: &Packet, own: bool) -> bool {
     config.builtins & bit != 0
 }
 
-/// The verdict for a frame that is not IP.
+/// IEEE 802.3, 57A: of what goes by it the kernel speaks LACP, which keeps a bond's links.
+const SLOW_PROTOCOLS: u16 = 0x8809;
+/// Below that the number is a length, and IEEE 802.2 follows: of that the kernel speaks a bridge's spanning tree (IEEE 802.1D).
+const ETHERTYPES: u16 = 0x600;
+
+/// The verdict for a frame that is not IP. `kernels` says whether the kernel of this node made it for itself: no process can.
 #[inline(always)]
-pub fn ethertype(config: &Config, ethertype: EtherType) -> Reason {
+pub fn ethertype(config: &Config, ethertype: EtherType, kernels: bool) -> Reason {
     let bit = match ethertype {
+        EtherType::Other(number) if kernels && number != 0 && (number < ETHERTYPES || number == SLOW_PROTOCOLS) => {
+            return Reason::Builtin;
+        }
         EtherType::Arp => BUILTIN_ARP,
         EtherType::Eapol => BUILTIN_EAPOL,
         EtherType::Lldp => BUILTIN_LLDP,

@@ -296,12 +296,24 @@ pub fn inward_key(packet: &Packet, zone: u8) -> FlowKey {
     }
 }
 
-/// Whether `error`, an ICMP error that leaves, is about a packet that came in on an uplink and goes back to its sender.
+/// Whose flow it is that `error`, an ICMP error that leaves, is about, where it goes back to the sender of a packet that came in on an uplink:
+/// [`ORIGIN_IN`], or [`ORIGIN_OUT`] where the grant of the flow stands; else [`ORIGIN_NONE`].
 ///
 /// `offset` is that of the error's network header in `headers`.
 #[inline(always)]
-pub fn is_about_arrival<T: Tables, H: Headers>(tables: &T, headers: H, offset: usize, error: &Packet) -> bool {
-    let Some(quoted) = quoted(headers, offset, error) else { return false };
-    quoted.source == error.destination
-        && tables.flow(&inward_key(&quoted, ZONE_UPLINK)).is_some_and(|flow| flow.origin == ORIGIN_IN)
+pub fn quoted_origin<T: Tables, H: Headers>(
+    tables: &T,
+    config: &Config,
+    headers: H,
+    offset: usize,
+    error: &Packet,
+    now: Ticks,
+) -> u32 {
+    let Some(quoted) = quoted(headers, offset, error) else { return ORIGIN_NONE };
+    if quoted.source != error.destination {
+        return ORIGIN_NONE;
+    }
+    let known = fresh(tables.flow(&inward_key(&quoted, ZONE_UPLINK)), quoted.proto, now);
+    let stands = |grant: GrantEntry| grant.stands(known.generation, config.generation);
+    if known.origin != ORIGIN_OUT || tables.grant(known.grant).is_some_and(stands) { known.origin } else { ORIGIN_NONE }
 }

@@ -80,7 +80,7 @@ pub struct Sender<K = SocketKind> {
 }
 
 /// The verdict for a packet that leaves a governed socket. `state` is what is remembered of the socket, and
-/// `about_arrival` answers for an ICMP error whether it is about a packet that came in ([`super::is_about_arrival`]).
+/// `about_arrival` answers for an ICMP error whether it is about a packet that came in ([`super::quoted_origin`]).
 #[inline(always)]
 pub fn leaves_socket<T: Tables, K: Kind>(
     tables: &T,
@@ -126,7 +126,7 @@ pub fn leaves_socket<T: Tables, K: Kind>(
         return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
     // What the socket opened itself is no reply, whatever arrived since with the same addresses and ports.
-    if known.origin != ORIGIN_OUT && replies_without_state(tables, about_arrival, packet, sender, state) {
+    if known.origin != ORIGIN_OUT && replies_without_state(tables, about_arrival, packet, sender, state, now) {
         // A raw socket writes its own headers: what one packet answers says nothing of the next.
         let remember = if sender.kind.get().is_raw() { ORIGIN_NONE } else { ORIGIN_IN };
         return Verdict::by(Reason::Reply, 0, remember);
@@ -200,16 +200,18 @@ fn replies_without_state<T: Tables, K: Kind>(
     packet: &Packet,
     sender: &Sender<K>,
     state: Option<&SocketState>,
+    now: Ticks,
 ) -> bool {
+    let netns = state.map_or(0, |state| state.netns as u32);
     if sender.kind.get().is_datagram() {
-        return false;
+        // Another socket of the same port was called.
+        return netns != 0 && packet.has_ports() && accepted(tables, packet, netns, now);
     }
     let segment = packet.proto_again() == PROTO_TCP && !packet.opens_tcp();
     if sender.kind.get().is_stream() {
         // A connection that was accepted: its SYN was seen, or it was there before Egress was. Where its addresses are translated, what
         // leaves has those that the uplink saw come in.
-        let netns = state.map_or(0, |state| state.netns as u32);
-        return segment && (accepted(tables, packet, netns) || arrived(tables, packet, ZONE_UPLINK));
+        return segment && (accepted(tables, packet, netns, now) || arrived(tables, packet, ZONE_UPLINK));
     }
     // The kernel's own answers (RST, echo replies, errors) leave by raw control sockets. A workload's raw socket
     // looks the same, so only what an uplink saw come in counts, which no workload can forge.
@@ -219,15 +221,14 @@ fn replies_without_state<T: Tables, K: Kind>(
     (segment || packet.is_echo_reply()) && arrived(tables, packet, ZONE_UPLINK)
 }
 
-/// Whether the packet's connection was opened from outside, to a socket of the network namespace `netns` ([`accepted_flow`]). An
+/// Whether the packet's connection, or exchange of datagrams, was opened from outside, to a socket of the network namespace `netns` ([`accepted_flow`]). An
 /// accepted socket is of no known one, and has opened no connection; a socket that was made by a process of the cgroup is, and what
 /// arrives in another namespace says nothing of it: whoever makes one chooses the addresses there.
 // Not inlined, for the stack's sake.
 #[inline(never)]
-fn accepted<T: Tables>(tables: &T, packet: &Packet, netns: u32) -> bool {
-    tables
-        .flow(&outward_key(packet, ZONE_SOCKET))
-        .is_some_and(|flow| flow.origin == ORIGIN_IN && (netns == 0 || flow.grant == netns))
+fn accepted<T: Tables>(tables: &T, packet: &Packet, netns: u32, now: Ticks) -> bool {
+    let known = fresh(tables.flow(&outward_key(packet, ZONE_SOCKET)), packet.proto, now);
+    known.origin == ORIGIN_IN && (netns == 0 || known.grant == netns)
 }
 
 /// Whether the packet's flow was opened from outside.
@@ -283,7 +284,7 @@ fn is_hosts(config: &Config, state: Option<&SocketState>) -> bool {
     config.teaching_netns == 0 || netns == 0 || netns == config.teaching_netns
 }
 
-/// What is written down of a connection whose SYN arrives at a governed socket. By no grant does it pass; there stands the network namespace
+/// What is written down of a connection whose SYN arrives at a governed socket, and of datagrams that do. By no grant does it pass; there stands the network namespace
 /// of the socket that listens, the lower half of its cookie, or 0 where that is unknown.
 #[inline(always)]
 pub fn accepted_flow(config: &Config, state: Option<&SocketState>, now: Ticks) -> Flow {
@@ -291,7 +292,7 @@ pub fn accepted_flow(config: &Config, state: Option<&SocketState>, now: Ticks) -
     Flow { seen: now, generation: config.generation, grant, origin: ORIGIN_IN }
 }
 
-/// The flow key of a connection whose SYN arrives at a governed socket.
+/// The flow key of that.
 #[inline(always)]
 pub fn accepted_key(packet: &Packet) -> crate::abi::FlowKey {
     inward_key(packet, ZONE_SOCKET)

@@ -109,7 +109,7 @@ fn no_resolvers_answer_leaves_by_an_uplink() {
     let fake = Fake::new();
     let forged = Packet { source: RESOLVER, source_port: 53, ..udp(ALLOWED, 123) };
     assert_eq!(fake.uplink(&forged), Reason::ForgedResolver);
-    let forwarded = leaves_uplink(&fake, &CONFIG, |_| false, &forged, false, NOW);
+    let forwarded = leaves_uplink(&fake, &CONFIG, |_| ORIGIN_NONE, &forged, false, NOW);
     assert_eq!(forwarded.reason, Reason::Rule, "this node may be its router");
     assert_eq!(fake.uplink(&Packet { source_port: 54, ..forged }), Reason::Rule);
 }
@@ -131,7 +131,7 @@ fn dhcp_and_neighbour_discovery_are_no_way_out() {
         (STRANGER, false, false),
     ] {
         assert_eq!(builtin(&config, &dhcp(to), own), passes, "{to:?} {own}");
-        let uplink = leaves_uplink(&fake, &config, |_| false, &dhcp(to), own, NOW).reason;
+        let uplink = leaves_uplink(&fake, &config, |_| ORIGIN_NONE, &dhcp(to), own, NOW).reason;
         assert_eq!(uplink == Reason::Builtin, passes, "{to:?} {own}");
         let sender = Sender { kind: SocketKind::DATAGRAM, cookie: COOKIE, loopback: false };
         let state = SocketState { netns: if own { 7 } else { 8 }, ..SocketState::default() };
@@ -209,16 +209,46 @@ fn an_echo_reply_answers_and_a_request_does_not() {
 fn icmp_errors_pass_if_they_are_about_what_came_in() {
     let fake = Fake::new();
     let error = packet(PROTO_ICMP, STRANGER, 3 << 8);
-    for about in [true, false] {
-        let reason = if about { Reason::Reply } else { Reason::NoRule };
+    let denied = packet(PROTO_ICMP, DENIED, 3 << 8);
+    for about in [ORIGIN_IN, ORIGIN_OUT, ORIGIN_NONE] {
+        let reason = if about == ORIGIN_NONE { Reason::NoRule } else { Reason::Reply };
         assert_eq!(leaves_uplink(&fake, &CONFIG, |_| about, &error, true, NOW).reason, reason);
         let raw = Sender { kind: SocketKind::RAW, cookie: COOKIE, loopback: false };
-        let verdict = leaves_socket(&fake, &CONFIG, |_| about, &error, &raw, None, NOW);
+        let to_denied = leaves_uplink(&fake, &CONFIG, |_| about, &denied, true, NOW).reason;
+        assert_eq!(to_denied == Reason::Reply, about == ORIGIN_IN, "what the node opened a deny rule closes");
+        let reason = if about == ORIGIN_IN { Reason::Reply } else { Reason::NoRule };
+        let verdict = leaves_socket(&fake, &CONFIG, |_| about == ORIGIN_IN, &error, &raw, None, NOW);
         assert_eq!((verdict.reason, verdict.remember), (reason, ORIGIN_NONE));
     }
     // Redirects reroute: they are no errors.
     let redirect = packet(PROTO_ICMP, STRANGER, 5 << 8);
-    assert_eq!(leaves_uplink(&fake, &CONFIG, |_| true, &redirect, true, NOW).reason, Reason::NoRule);
+    assert_eq!(leaves_uplink(&fake, &CONFIG, |_| ORIGIN_IN, &redirect, true, NOW).reason, Reason::NoRule);
+}
+
+/// Who sends more than a link takes is told, for as long as the rule stands by which it was called.
+#[test]
+fn an_error_goes_back_along_a_flow_that_stands() {
+    let mut fake = Fake::new();
+    let quoted =
+        [&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, PROTO_UDP, 0, 0][..], &STRANGER.v4_bytes(), &HERE.v4_bytes()].concat();
+    let bytes = [&[0; 28][..], &quoted, &[0, 123, 0x9c, 0x40, 0, 8, 0, 0]].concat();
+    let error = Packet { transport: 20, ..packet(PROTO_ICMP, STRANGER, 3 << 8 | 4) };
+    let of = |fake: &Fake, now| quoted_origin(fake, &CONFIG, &bytes[..], 0, &error, now);
+    assert_eq!(of(&fake, NOW), ORIGIN_NONE);
+    let key = inward_key(&crate::packet::parse(&bytes[..], 28).unwrap(), ZONE_UPLINK);
+    for (origin, grant, found) in
+        [(ORIGIN_IN, 0, ORIGIN_IN), (ORIGIN_OUT, GRANT, ORIGIN_OUT), (ORIGIN_OUT, 9, ORIGIN_NONE)]
+    {
+        fake.flows.insert(key, Flow { seen: NOW, generation: GENERATION, grant, origin });
+        assert_eq!(of(&fake, NOW), found);
+        assert_eq!(of(&fake, NOW + IDLE + 1), ORIGIN_NONE, "nothing was said for too long");
+    }
+    let elsewhere = Packet { destination: ALLOWED, ..error };
+    assert_eq!(
+        quoted_origin(&fake, &CONFIG, &bytes[..], 0, &elsewhere, NOW),
+        ORIGIN_NONE,
+        "to another than who sent it"
+    );
 }
 
 #[test]
@@ -447,7 +477,7 @@ fn the_short_way_agrees_with_the_whole_decision() {
                     }
                     fake.flows.insert(outward_key(&packet, ZONE_UPLINK), flow);
                     if let Some(verdict) = established_at_uplink(&CONFIG, &packet, &flow, || NOW) {
-                        assert_eq!(verdict, leaves_uplink(&fake, &CONFIG, |_| false, &packet, true, NOW));
+                        assert_eq!(verdict, leaves_uplink(&fake, &CONFIG, |_| ORIGIN_NONE, &packet, true, NOW));
                     }
                 }
             }

@@ -10,13 +10,13 @@ use crate::{
     reason::Reason,
 };
 
-/// The verdict for an IP packet that leaves by an uplink. `own` says whether this node made it, and does not forward it; `about_arrival` answers for an ICMP error whether it is about a
-/// packet that came in ([`super::is_about_arrival`]).
+/// The verdict for an IP packet that leaves by an uplink. `own` says whether this node made it, and does not forward it; `about` answers for an ICMP error whose
+/// flow it is about ([`super::quoted_origin`]).
 #[inline(always)]
 pub fn leaves_uplink<T: Tables>(
     tables: &T,
     config: &Config,
-    about_arrival: impl FnOnce(&Packet) -> bool,
+    about: impl FnOnce(&Packet) -> u32,
     packet: &Packet,
     own: bool,
     now: Ticks,
@@ -51,8 +51,12 @@ pub fn leaves_uplink<T: Tables>(
     if goes_on(tables, config, &known, &verdict) {
         return Verdict::by(Reason::Established, known.grant, ORIGIN_OUT);
     }
-    if packet.is_icmp_error() && about_arrival(packet) {
-        return Verdict::plain(Reason::Reply);
+    if packet.is_icmp_error() {
+        // Who answers the node, and sends more than a link takes, is to hear of it.
+        let origin = about(packet);
+        if origin == ORIGIN_IN || (origin == ORIGIN_OUT && !matches!(verdict.reason, Reason::Denied)) {
+            return Verdict::plain(Reason::Reply);
+        }
     }
     verdict
 }

@@ -26,7 +26,7 @@ use super::{
     skb::{Direct, socket},
     sockets,
     tables::{Kernel, live},
-    uplink::LEFT_TO_UPLINK,
+    uplink::{LEFT_TO_UPLINK, PACKET_LOOPBACK},
 };
 
 /// The loopback interface's index, the same in every network namespace (the kernel's LOOPBACK_IFINDEX).
@@ -131,6 +131,13 @@ fn is_by_loopback(skb: *mut __sk_buff) -> bool {
     unsafe { (*skb).ifindex == LOOPBACK_IFINDEX }
 }
 
+/// Whether it is on this host that a packet was sent: it goes by loopback, or comes back of a group.
+#[inline(always)]
+fn is_from_here(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid.
+    is_by_loopback(skb) || unsafe { (*skb).pkt_type } == PACKET_LOOPBACK
+}
+
 /// Decides, and writes down what the decision asks to be remembered.
 #[inline(always)]
 pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, rehearsed: u32) -> Verdict {
@@ -142,7 +149,8 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, rehearsed: u
     let sender = Sender { kind, cookie, loopback };
     let state = sockets::state(sk);
     let now = now();
-    let about_arrival = |error: &Packet| is_kernels(skb, config) || global::is_about_arrival(skb, 0, error);
+    let about_arrival =
+        |error: &Packet| is_kernels(skb, config) || global::quoted_origin(skb, config, 0, error) == ORIGIN_IN;
     let verdict = decision::leaves_socket(&Kernel, config, about_arrival, packet, &sender, state.as_deref(), now);
     if verdict.reason.passes() && rehearsed == 0 {
         maps::remember_fragment(packet, &verdict, ZONE_SOCKET, now);
@@ -197,7 +205,7 @@ fn believes(skb: *mut __sk_buff, config: &Config, resolver: &Address, port: u16,
         return false;
     }
     // By loopback only a resolver of this node answers; anyone with a raw socket can write what arrives there.
-    if is_by_loopback(skb) && trust & LEARN_BY_LOOPBACK == 0 {
+    if is_from_here(skb) && trust & LEARN_BY_LOOPBACK == 0 {
         return false;
     }
     // A namespace of a workload's own making has a resolver of its own making.
@@ -267,21 +275,25 @@ fn arrive(skb: *mut __sk_buff, config: &Config, packet: &Packet) {
     let Some(sk) = socket(skb) else { return };
     let cookie = cookie(skb, packet);
     let state = sockets::state(sk);
-    let origin =
-        decision::arrives_at_socket(&Kernel, config, packet, cookie, is_by_loopback(skb), state.as_deref(), now);
+    let origin = decision::arrives_at_socket(&Kernel, config, packet, cookie, is_from_here(skb), state.as_deref(), now);
     if origin != ORIGIN_IN {
         return;
     }
+    // SAFETY: `sk` is a full socket.
+    let (tcp_state, far_port) = unsafe { ((*sk).state, (*sk).dst_port) };
     if packet.proto == PROTO_TCP {
         // A socket that connects is called by the far end only in a simultaneous open (RFC 9293, 3.5), which a workload can forge.
-        // SAFETY: `sk` is a full socket.
-        if unsafe { (*sk).state } == TCP_SYN_SENT {
+        if tcp_state == TCP_SYN_SENT {
             return;
         }
-        let flow = decision::accepted_flow(config, state.as_deref(), now());
-        let _ = maps::FLOWS.insert(&decision::accepted_key(packet), &flow, 0);
     } else {
         let flow = Flow { seen: now(), generation: config.generation, grant: 0, origin };
         sockets::remember_peer(cookie, &packet.source, packet.source_port, &flow);
+        // A connected socket answers by itself; a server's others may be bound to the same port for one peer each.
+        if far_port != 0 {
+            return;
+        }
     }
+    let flow = decision::accepted_flow(config, state.as_deref(), now());
+    let _ = maps::FLOWS.insert(&decision::accepted_key(packet), &flow, 0);
 }

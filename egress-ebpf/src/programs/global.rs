@@ -3,17 +3,18 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use egress_ebpf::{
-    abi::{Config, Ticks},
-    decision::{self, Destination, Verdict},
+    abi::{Address, Config, ORIGIN_NONE, Ticks},
+    decision::{self, Destination, Route, Verdict},
     packet::{Packet, Parsed, ipv4, ipv6, parse_into},
     reason::Reason,
 };
 
 use super::{
     cgroup_skb,
+    clock::now,
     skb::{Copied, Direct},
     tables::Kernel,
-    uplink,
+    uplink, workload,
 };
 
 /// Parses the IP packet whose network header is at `offset` into `packet`, which was [`Packet::UNKNOWN`]: given back by value it would
@@ -94,18 +95,25 @@ pub fn parse_quoted(skb: *mut __sk_buff, offset: u32, packet: &mut Packet) -> Pa
     ended(egress_parse_copied(skb, offset, packet, 1))
 }
 
-/// [`decision::is_about_arrival`].
+/// [`decision::quoted_origin`].
 #[inline(always)]
-pub fn is_about_arrival(skb: *mut __sk_buff, offset: u32, error: &Packet) -> bool {
-    egress_about_arrival(skb, offset, error) != 0
+pub fn quoted_origin(skb: *mut __sk_buff, config: &Config, offset: u32, error: &Packet) -> u32 {
+    egress_quoted_origin(skb, config, offset, error)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn egress_about_arrival(skb: *mut __sk_buff, offset: u32, error: *const Packet) -> u32 {
+extern "C" fn egress_quoted_origin(
+    skb: *mut __sk_buff,
+    config: *const Config,
+    offset: u32,
+    error: *const Packet,
+) -> u32 {
     // SAFETY: null or valid, as the verifier makes sure.
-    let Some(error) = (unsafe { error.as_ref() }) else { return 0 };
-    u32::from(decision::is_about_arrival(&Kernel, Copied { skb, quoted: false }, offset as usize, error))
+    let (Some(config), Some(error)) = (unsafe { config.as_ref() }, unsafe { error.as_ref() }) else {
+        return ORIGIN_NONE;
+    };
+    decision::quoted_origin(&Kernel, config, Copied { skb, quoted: false }, offset as usize, error, now())
 }
 
 /// [`decision::opens`].
@@ -199,4 +207,13 @@ pub extern "C" fn egress_refuse_uplink(
     };
     uplink::refused(skb, config, packet, what);
     0
+}
+
+/// [`workload::route`], as its number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn egress_route(skb: *mut __sk_buff, ways: u64, version: u32, address: *const Address) -> u32 {
+    // SAFETY: null or valid, as the verifier makes sure; what is not known leads outside.
+    let Some(address) = (unsafe { address.as_ref() }) else { return Route::Unjudged as u32 };
+    workload::route(skb, ways, version, address) as u32
 }

@@ -31,6 +31,10 @@ pub const SHOT: i32 = 2;
 /// generation of the policy says by now. Where a packet of somebody else has this mark, it is dropped in vain.
 pub const LEFT_TO_UPLINK: u32 = 0xe6e5_0053;
 
+/// PACKET_LOOPBACK, `include/uapi/linux/if_packet.h`: the kernel gives back by an interface what left by it for a group, or for everybody
+/// (`dev_loopback_xmit` in net/core/dev.c).
+pub const PACKET_LOOPBACK: u32 = 5;
+
 pub const AF_INET: u32 = 2;
 pub const AF_INET6: u32 = 10;
 
@@ -166,7 +170,10 @@ const fn bare(ethernet: bool) -> usize {
 
 #[inline(never)]
 fn not_ip(skb: *mut __sk_buff, config: &Config, ethertype: EtherType) -> i32 {
-    let verdict = Verdict::plain(decision::ethertype(config, ethertype));
+    // What a process sends has its socket, a packet socket's too; what is forwarded came in by an interface.
+    // SAFETY: the context is valid.
+    let kernels = unsafe { (*skb).__bindgen_anon_2.sk.is_null() && (*skb).ingress_ifindex == 0 };
+    let verdict = Verdict::plain(decision::ethertype(config, ethertype, kernels));
     if verdict.reason.passes() {
         // SAFETY: the context is valid.
         report::count(&verdict, unsafe { (*skb).len });
@@ -188,10 +195,10 @@ pub fn judge(skb: *mut __sk_buff, config: &Config, packet: &Packet, offset: u32)
     let verdict = if has_headers && judged_by_cgroup(skb, config, packet) {
         Verdict::plain(Reason::Judged)
     } else {
-        let about_arrival = |error: &Packet| global::is_about_arrival(skb, offset, error);
+        let about = |error: &Packet| global::quoted_origin(skb, config, offset, error);
         // SAFETY: the context is valid.
         let own = unsafe { (*skb).ingress_ifindex } == 0;
-        decision::leaves_uplink(&Kernel, config, about_arrival, packet, own, now)
+        decision::leaves_uplink(&Kernel, config, about, packet, own, now)
     };
     if verdict.reason.passes() && !rehearsal::is_on(skb, config) {
         maps::remember_fragment(packet, &verdict, ZONE_UPLINK, now);
@@ -283,6 +290,11 @@ pub fn refused(skb: *mut __sk_buff, config: &Config, packet: &Packet, what: u32)
 
 #[inline(always)]
 fn ingress(skb: *mut __sk_buff, ethernet: bool) -> i32 {
+    // What a socket of this host sends to a group comes back without a link header, and its sender could have it look like one.
+    // SAFETY: the context is valid.
+    if unsafe { (*skb).pkt_type } == PACKET_LOOPBACK {
+        return NEXT;
+    }
     if let Some(config) = live() {
         let headers = Direct(skb);
         let ethertype = if ethernet { link(headers) } else { EtherType::Ip(0) };

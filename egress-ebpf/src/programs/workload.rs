@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use egress_ebpf::{
-    abi::{Address, Config, HOOK_WORKLOAD_INGRESS, PROTO_UDP, Process, ResolverKey, WORKLOADS_MAX},
+    abi::{Address, Config, HOOK_WORKLOAD_INGRESS, LEADS_OUT, PROTO_UDP, Process, ResolverKey, WORKLOADS_MAX},
     decision::{Author, Destination, Entry, Route, Tables as _, Verdict, enters_from_workload},
     packet::{EtherType, Packet, link},
     reason::Reason,
@@ -20,7 +20,7 @@ use egress_ebpf::{
 use super::{
     clock::now,
     dns::{self, denial::Back},
-    global,
+    global, maps,
     paths::{self, Judged},
     report::{self, Refused},
     skb::{Direct, socket},
@@ -29,7 +29,8 @@ use super::{
 };
 
 /// The interfaces of this node's workloads, by index: the host sides of their veths and the bridges that these are ports
-/// of. The value is the interface that routes to the workload name: the bridge, or the veth itself.
+/// of. The value is the interface that routes to the workload name: the bridge, or the veth itself. A veth that is a port of a bridge that
+/// leads out has a second element, with [`LEADS_OUT`]: the bridge.
 #[btf_map]
 pub static WORKLOADS: HashMap<u32, u32, { WORKLOADS_MAX as usize }, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
@@ -41,16 +42,19 @@ const SOCK_RAW: u32 = 3;
 pub fn workload_ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(config) = live() else { return NEXT };
-    // What is not IP is not routed, and what does not parse is dropped where it would leave.
+    // What is not IP is not routed.
     let EtherType::Ip(offset) = link(Direct(skb)) else { return NEXT };
     let offset = offset as u32;
     let mut packet = Packet::UNKNOWN;
-    if global::parse(skb, offset, &mut packet).is_err() {
-        return NEXT;
+    let author = author(skb);
+    if let Err(reason) = global::parse(skb, offset, &mut packet) {
+        // It is dropped where its socket is judged, or it leaves by an uplink; a tunnel would take it.
+        let below = matches!(author, Author::BelowSockets);
+        return if below { refuse(skb, config, &report::unknown(), &Refused::plain(reason)) } else { NEXT };
     }
     let mut refused = Refused::plain(Reason::ForgedResolver);
     let mut judged = Judged::Elsewhere;
-    match enter(skb, config, &packet) {
+    match enter(skb, config, &packet, author) {
         Entry::Pass => {
             judged = whose(skb, config, &packet);
             match judged {
@@ -115,23 +119,32 @@ fn is_query(config: &Config, packet: &Packet) -> bool {
     (port == 53 || config.has(Config::RESOLVER_PORTS)) && Kernel.resolver(&key).is_some()
 }
 
-#[inline(never)]
-fn enter(skb: *mut __sk_buff, config: &Config, packet: &Packet) -> Entry {
-    // SAFETY: the context is valid.
-    let index = unsafe { (*skb).ifindex };
-    // SAFETY: the value is a plain word, copied at once.
-    let own = unsafe { WORKLOADS.get(&index) }.copied().unwrap_or(index);
+#[inline(always)]
+fn author(skb: *mut __sk_buff) -> Author {
     // SAFETY: a full socket's fields may be read.
-    let author = socket(skb).map_or(Author::Kernel, |sk| unsafe {
+    socket(skb).map_or(Author::Unknown, |sk| unsafe {
         if (*sk).family != AF_INET && (*sk).family != AF_INET6 {
             Author::BelowSockets
         } else if (*sk).type_ == SOCK_RAW {
             Author::RawSocket
         } else {
-            Author::Kernel
+            Author::Socket
         }
-    });
-    enters_from_workload(&Kernel, config, packet, author, |packet, address| route(skb, own, packet.version, address))
+    })
+}
+
+#[inline(never)]
+fn enter(skb: *mut __sk_buff, config: &Config, packet: &Packet, author: Author) -> Entry {
+    // SAFETY: the context is valid.
+    let index = unsafe { (*skb).ifindex };
+    // SAFETY: the value is a plain word, copied at once.
+    let own = unsafe { WORKLOADS.get(&index) }.copied().unwrap_or(index);
+    // SAFETY: as above.
+    let bridge = unsafe { WORKLOADS.get(&(index | LEADS_OUT)) }.copied().unwrap_or(0);
+    let ways = u64::from(bridge) << 32 | u64::from(own);
+    enters_from_workload(&Kernel, config, packet, author, |packet, address| {
+        Route::of(global::egress_route(skb, ways, u32::from(packet.version), address))
+    })
 }
 
 /// `struct bpf_fib_lookup`, `include/uapi/linux/bpf.h`: 64 bytes in every kernel, the unions by what is used of them.
@@ -154,10 +167,15 @@ const FIB_SUCCESS: i64 = 0;
 const FIB_NO_NEIGH: i64 = 7;
 /// The same, and the packet is larger than the route takes.
 const FIB_FRAG_NEEDED: i64 = 8;
+/// The interface that the packet entered by does not forward: nothing was looked up.
+const FIB_FWD_DISABLED: i64 = 5;
+/// The route is found, and wraps the packet into another one.
+const FIB_UNSUPP_LWT: i64 = 6;
 
-/// Where a packet that entered by the interface `own` would be routed for `address`.
-#[inline(never)]
-fn route(skb: *mut __sk_buff, own: u32, version: u8, address: &Address) -> Route {
+/// Where a packet that entered by the interface in the lower half of `ways` would be routed for `address`. The upper half is the bridge that leads out, or 0.
+#[inline(always)]
+pub fn route(skb: *mut __sk_buff, ways: u64, version: u32, address: &Address) -> Route {
+    let (own, bridge) = (ways as u32, (ways >> 32) as u32);
     let mut lookup = FibLookup {
         family: if version == 4 { AF_INET as u8 } else { AF_INET6 as u8 },
         l4_protocol: 0,
@@ -181,9 +199,22 @@ fn route(skb: *mut __sk_buff, own: u32, version: u8, address: &Address) -> Route
     match found {
         FIB_SUCCESS | FIB_NO_NEIGH | FIB_FRAG_NEEDED if lookup.ifindex == own => Route::Back,
         FIB_SUCCESS | FIB_NO_NEIGH | FIB_FRAG_NEEDED => {
+            // A gateway's address would have taken its place.
+            let first = if version == 4 { u32::from_ne_bytes(address.v4_bytes()) } else { address.high as u32 };
+            if lookup.ifindex == bridge && lookup.destination[0] == first {
+                return Route::Link;
+            }
             // SAFETY: only whether there is an entry is looked at.
-            if unsafe { WORKLOADS.get(&lookup.ifindex) }.is_some() { Route::Local } else { Route::Outside }
+            if unsafe { WORKLOADS.get(&lookup.ifindex) }.is_some() {
+                Route::Local
+            } else if maps::UPLINKS.get_ifindex(lookup.ifindex).is_some() {
+                Route::Uplink
+            } else {
+                Route::Unjudged
+            }
         }
+        FIB_UNSUPP_LWT => Route::Unjudged,
+        FIB_FWD_DISABLED => Route::Untold,
         // For this host itself, for everybody on the link, or for nobody: it is not forwarded.
         _ => Route::Local,
     }

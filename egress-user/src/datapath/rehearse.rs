@@ -7,7 +7,7 @@ mod packet;
 use std::os::fd::AsFd as _;
 
 use egress_ebpf::{
-    abi::{Config, PROTO_TCP, PROTO_UDP, Rehearsal, ZONE_SOCKET, ZONE_UPLINK},
+    abi::{Config, ORIGIN_IN, PROTO_TCP, PROTO_UDP, Rehearsal, ZONE_SOCKET, ZONE_UPLINK},
     decision::{self, Destination, Sender, SocketKind, Verdict, outward_key},
     packet::{Packet, parse},
     reason::Reason,
@@ -134,12 +134,13 @@ impl Datapath {
         };
         let flows = [outward_key(&packet, ZONE_SOCKET), outward_key(&packet, ZONE_UPLINK)];
         let tables = self.snapshot(config, &Destination::of(&packet), &flows)?;
-        let about_arrival = |error: &Packet| decision::is_about_arrival(&tables, scene.packet, 0, error);
+        let about = |error: &Packet| decision::quoted_origin(&tables, config, scene.packet, 0, error, now);
         let mut verdict = if scene.program == "socket_egress" {
             let sender = Sender { kind: kind(scene.packet), cookie: 0, loopback: scene.ifindex == LOOPBACK };
+            let about_arrival = |error: &Packet| about(error) == ORIGIN_IN;
             decision::leaves_socket(&tables, config, about_arrival, &packet, &sender, None, now)
         } else {
-            decision::leaves_uplink(&tables, config, about_arrival, &packet, true, now)
+            decision::leaves_uplink(&tables, config, about, &packet, true, now)
         };
         verdict.trust();
         if verdict.reason == Reason::Dns {

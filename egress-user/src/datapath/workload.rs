@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use egress_ebpf::abi::LEADS_OUT;
+
 use super::{
     Attached, Datapath, Error, Pins,
     attach::link,
@@ -82,12 +84,14 @@ impl Datapath {
 }
 
 /// The map's elements: each veth, and each bridge that does not lead out. Where one leads out, the routes by it lead outside: not all
-/// that is behind it is behind the veth.
+/// that is behind it is behind the veth; which bridge it is a second element says.
 fn elements(workloads: &[Workload]) -> BTreeMap<u32, u32> {
     let mut elements = BTreeMap::new();
     for workload in workloads {
         let bridge = workload.bridge.filter(|_| !workload.bridge_leads_out);
         elements.insert(workload.index, bridge.unwrap_or(workload.index));
+        let outward = workload.bridge.filter(|_| workload.bridge_leads_out);
+        elements.extend(outward.map(|bridge| (workload.index | LEADS_OUT, bridge)));
         elements.extend(bridge.map(|bridge| (bridge, bridge)));
     }
     elements
@@ -106,6 +110,6 @@ mod tests {
             bridge_leads_out,
         };
         let given = [veth(5, None, false), veth(6, Some(3), false), veth(7, Some(3), false), veth(8, Some(4), true)];
-        assert_eq!(elements(&given), BTreeMap::from([(3, 3), (5, 5), (6, 3), (7, 3), (8, 8)]));
+        assert_eq!(elements(&given), BTreeMap::from([(3, 3), (5, 5), (6, 3), (7, 3), (8, 8), (8 | LEADS_OUT, 4)]));
     }
 }

@@ -56,7 +56,7 @@ pub fn case_of(policy: Policy, aliases: bool) -> impl Strategy<Value = Case> {
         4 => (0..8_usize).prop_map(Aim::LearnedAndPort),
         2 => (0..8_usize).prop_map(Aim::Began),
         2 => any::<bool>().prop_map(|tcp| Aim::Resolver { tcp }),
-        1 => (0..12_usize).prop_map(Aim::Builtin),
+        1 => (0..14_usize).prop_map(Aim::Builtin),
     ];
     let (names, addresses) = (names_near(&policy), edge_addresses(&policy));
     let (facts, packet) = (facts(names, addresses, aliases), packet(&policy));
@@ -109,7 +109,9 @@ impl Case {
             ("ff02::16", Transport::Icmp(143), 2),
             ("224.0.0.22", Transport::Other(2), 1),
             ("224.0.0.22", Transport::Other(2), 2),
-        ][n % 12]
+            ("20.1.2.3", Transport::Other(2), 1),
+            ("fe80::1", Transport::Icmp(143), 1),
+        ][n % 14]
             .clone();
         self.go_to(Some(address(to)));
         self.packet.transport = transport;

@@ -78,9 +78,11 @@ fn builtin(packet: &Packet) -> Option<Builtin> {
             let on_link = to.is_unicast_link_local() || to.segments()[0] == 0xff02;
             (on_link || *kind >= 135).then_some(Builtin::NeighbourDiscovery)
         }
-        // RFC 2710 and RFC 3810.
-        (Transport::Icmp(130..=132 | 143), IpAddr::V6(_)) if packet.hops == 1 => Some(Builtin::MulticastListener),
-        (Transport::Other(2), IpAddr::V4(_)) if packet.hops == 1 => Some(Builtin::Igmp),
+        // RFC 2710 and RFC 3810: groups are told to groups.
+        (Transport::Icmp(130..=132 | 143), IpAddr::V6(to)) if packet.hops == 1 && to.is_multicast() => {
+            Some(Builtin::MulticastListener)
+        }
+        (Transport::Other(2), IpAddr::V4(to)) if packet.hops == 1 && to.is_multicast() => Some(Builtin::Igmp),
         // RFC 2131: to everybody, or to a server inside.
         (Transport::Udp { source: 68, destination: 67 }, IpAddr::V4(to)) => {
             let shared = to.octets()[0] == 100 && to.octets()[1] & 0xc0 == 64;

@@ -3,8 +3,11 @@
 use std::{thread, time::Instant};
 
 use egress_ebpf::{
-    abi::{Config, FlowKey, NameValue, PROTO_TCP, PROTO_UDP, PeerKey, SocketState, Ticks, ZONE_SOCKET},
-    decision::{Sender, SocketKind, is_about_arrival, leaves_socket, leaves_uplink},
+    abi::{
+        Config, FlowKey, NameValue, ORIGIN_IN, ORIGIN_OUT, PROTO_TCP, PROTO_UDP, PeerKey, SocketState, Ticks,
+        ZONE_SOCKET,
+    },
+    decision::{Sender, SocketKind, leaves_socket, leaves_uplink, quoted_origin},
     dns::{self, Work},
     packet::{Packet, parse},
     reason::Reason,
@@ -113,8 +116,9 @@ fn at_uplink(tables: &Memory, dns: &mut Work, bytes: &[u8], parsed: Result<Packe
         Ok(packet) => packet,
         Err(reason) => return reason,
     };
-    let about_arrival = |error: &Packet| is_about_arrival(tables, bytes, 0, error);
-    let verdict = leaves_uplink(tables, &tables.elements.config, about_arrival, &packet, true, NOW);
+    let config = &tables.elements.config;
+    let about = |error: &Packet| quoted_origin(tables, config, bytes, 0, error, NOW);
+    let verdict = leaves_uplink(tables, config, about, &packet, true, NOW);
     judge_query(tables, dns, &packet, bytes, verdict.reason)
 }
 
@@ -141,7 +145,7 @@ fn at_socket(
     if let Some((key, flow)) = given.flow {
         // What a stream socket's storage does not hold the table of accepted connections may, but of those only. DNS is
         // judged before that table is asked.
-        let is_out = flow.origin == egress_ebpf::abi::ORIGIN_OUT;
+        let is_out = flow.origin == ORIGIN_OUT;
         let in_storage = match kind {
             SocketKind::STREAM => in_storage || is_out || packet.destination_port == 53,
             SocketKind::DATAGRAM => in_storage,
@@ -164,8 +168,9 @@ fn at_socket(
     }
     let sender = Sender { kind, cookie: COOKIE, loopback: case.packet.loopback };
     let tables = &*tables;
-    let about_arrival = |error: &Packet| is_about_arrival(tables, bytes, 0, error);
-    let verdict = leaves_socket(tables, &tables.elements.config, about_arrival, &packet, &sender, Some(&state), NOW);
+    let config = &tables.elements.config;
+    let about_arrival = |error: &Packet| quoted_origin(tables, config, bytes, 0, error, NOW) == ORIGIN_IN;
+    let verdict = leaves_socket(tables, config, about_arrival, &packet, &sender, Some(&state), NOW);
     judge_query(tables, dns, &packet, bytes, verdict.reason)
 }
 

@@ -1,14 +1,16 @@
 //! P1: what a container sends below its sockets is judged at the host side of its veth.
 
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use egress_tests::attacker::{as_container, forged, frame, send_by_xdp, send_bypassing};
+use egress_tests::attacker::{as_container, forged, frame, send_by_xdp, send_bypassing, tap, tun_device};
 use egress_tests::model::wire::dns_query;
-use egress_tests::probe::{attempt, send_frame, tcp, udp};
+use egress_tests::probe::{V4, attempt, ipv4, send_frame, tcp, udp};
 use egress_tests::skip::{bpf_lsm, skip};
 use egress_tests::world::{DNS_V4, POD_V4, POD_VETH};
 use egress_tests::{Daemon, Governed, NetNs, Place};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::{POLICY, world};
 
@@ -80,6 +82,57 @@ fn what_goes_round_a_containers_sockets_is_judged_at_its_veth() {
     }
     let uplink = test.event(|event| event["hook"] == "uplink-egress" && event["destination"] == DENIED.to_string());
     assert!(uplink.unwrap().is_none(), "it came as far as the uplink");
+}
+
+/// P1: a tunnel of the node's, here a tap, is no uplink: what leaves by it is judged at the veth or nowhere. Nor does it pass because it
+/// does not parse, or because the pod's kernel wrote it, in answer to a packet in the name of whom it is to reach.
+#[test]
+fn what_a_tunnel_would_take_is_judged_at_the_veth() {
+    let test = Governed::over(world(), POLICY).unwrap();
+    let device = tun_device().unwrap();
+    let mut tunnel = test.world.node_ns.run(|| tap(&device, "out0")).unwrap();
+    fcntl(&tunnel, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let route = format!(
+        "link set out0 up\naddr add 198.18.9.10/24 dev out0\nneigh add 198.18.9.1 lladdr 02:00:00:00:00:09 dev out0\n\
+         route add {DENIED} via 198.18.9.1"
+    );
+    test.world.node_ns.ip(&route).unwrap();
+    let mut arrived = |what: &str| {
+        std::thread::sleep(Duration::from_millis(100));
+        let (mut frame, mut found) = ([0; 2048], false);
+        while let Ok(length) = tunnel.read(&mut frame) {
+            found |= frame[..length].windows(what.len()).any(|bytes| bytes == what.as_bytes());
+        }
+        found
+    };
+    let beside = test.world.pod();
+    assert!(udp(&beside, &format!("{DENIED}:7000"), 5).is_ok());
+    assert!(arrived("ZZZZZ"), "the tunnel takes what a socket that is not governed sends");
+
+    let pod = test.world.pod().in_cgroup(&test.cgroup);
+    let own: Ipv4Addr = POD_V4.parse().unwrap();
+    let mut passed = Vec::new();
+    send(&test, &pod, Way::Packet, &udp_packet(DENIED, 7000, b"denied"));
+    passed.extend(arrived("denied").then_some("a denied packet"));
+    // A TCP header that says it is shorter than any.
+    let segment =
+        [&[0x9c, 0x40, 0x1b, 0x58, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0x10, 0xff, 0xff, 0, 0, 0, 0][..], b"cut"].concat();
+    let header = V4 { protocol: libc::IPPROTO_TCP as u8, ..V4::default() };
+    send(&test, &pod, Way::Packet, &ipv4(own, DENIED, &header, &segment));
+    passed.extend(arrived("cut").then_some("what does not parse"));
+    let asks = forged(SocketAddrV4::new(DENIED, 7000), SocketAddrV4::new(own, 9), b"quoted");
+    let closed = attempt(&pod, || {
+        as_container().map_err(std::io::Error::other)?;
+        send_frame("lo", [0; 6], &asks)?;
+        Ok(true)
+    });
+    assert!(closed.as_ref().is_ok_and(|sent| sent.echoed), "{closed:?}");
+    passed.extend(arrived("quoted").then_some("an error of the pod's kernel"));
+    assert_eq!(passed, [""; 0]);
+    for reason in ["malformed", "no-rule"] {
+        let told = test.event(|event| event["hook"] == "workload-ingress" && event["reason"] == reason).unwrap();
+        assert!(told.is_some(), "no {reason} event: {:?}", test.daemon.events(true));
+    }
 }
 
 fn counter(test: &Governed, reason: &str) -> u64 {

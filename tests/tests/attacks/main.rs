@@ -3,6 +3,7 @@
 
 mod arrivals;
 mod below;
+mod builtins;
 mod forged;
 mod namespaces;
 mod queries;

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::abi::Slot;
+use crate::{abi::Slot, packet::EtherType};
 
 use super::{tables::*, *};
 
@@ -67,8 +67,8 @@ impl Tables for Reclaiming {
 fn a_verdict_says_what_to_remember() {
     let fake = Fake::new();
     let rule = Verdict::by(Reason::Rule, GRANT, ORIGIN_OUT);
-    assert_eq!(leaves_uplink(&fake, &CONFIG, |_| false, &tcp(ALLOWED, 443, TCP_SYN), true, NOW), rule);
-    let dropped = leaves_uplink(&fake, &CONFIG, |_| false, &tcp(STRANGER, 443, TCP_SYN), true, NOW);
+    assert_eq!(leaves_uplink(&fake, &CONFIG, |_| ORIGIN_NONE, &tcp(ALLOWED, 443, TCP_SYN), true, NOW), rule);
+    let dropped = leaves_uplink(&fake, &CONFIG, |_| ORIGIN_NONE, &tcp(STRANGER, 443, TCP_SYN), true, NOW);
     assert_eq!(dropped, Verdict::plain(Reason::NoRule));
     for verdict in [rule, dropped, Verdict::by(Reason::Reply, u32::MAX, ORIGIN_IN)] {
         assert_eq!(Verdict::unpack(verdict.pack()), verdict);
@@ -95,10 +95,10 @@ fn what_passes_in_the_grace_is_told_apart() {
         ] {
             let class = Slot::unpack(fake.addresses[&ALLOWED].slots[0]).class;
             fake.addresses.get_mut(&ALLOWED).unwrap().slots[0] = Slot { class, expiry }.pack();
-            let verdict = leaves_uplink(&fake, &config, |_| false, &tcp(ALLOWED, 443, TCP_SYN), true, NOW);
+            let verdict = leaves_uplink(&fake, &config, |_| ORIGIN_NONE, &tcp(ALLOWED, 443, TCP_SYN), true, NOW);
             assert_eq!(verdict.reason, reason, "{} left", expiry.wrapping_sub(NOW));
             assert_eq!((verdict.grant == GRANT, verdict.remember == ORIGIN_OUT), (reason.passes(), reason.passes()));
-            let strict = leaves_uplink(&fake, &CONFIG, |_| false, &tcp(ALLOWED, 443, TCP_SYN), true, NOW);
+            let strict = leaves_uplink(&fake, &CONFIG, |_| ORIGIN_NONE, &tcp(ALLOWED, 443, TCP_SYN), true, NOW);
             assert_ne!(strict.reason, Reason::Grace, "no grace, nothing in it");
         }
     }
@@ -110,7 +110,7 @@ fn an_entry_that_is_reclaimed_meanwhile_opens_nothing() {
     let mut tables = Reclaiming { fake: Fake::new(), again: Again::Nothing, looks: Cell::new(0), under_way: 0 };
     let passes = |tables: &Reclaiming| {
         tables.looks.set(0);
-        leaves_uplink(tables, &CONFIG, |_| false, &tcp(ALLOWED, 443, TCP_SYN), true, NOW).reason.passes()
+        leaves_uplink(tables, &CONFIG, |_| ORIGIN_NONE, &tcp(ALLOWED, 443, TCP_SYN), true, NOW).reason.passes()
     };
     assert!(!passes(&tables));
     assert!(tables.looks.get() > 1, "it is looked at again");
@@ -147,5 +147,15 @@ fn refusals_tell_the_nearest_cause() {
     ] {
         assert_eq!(fake.uplink(&packet), reason, "{packet:?}");
         assert_eq!(fake.socket(SocketKind::STREAM, None, &packet), reason, "{packet:?}");
+    }
+}
+
+/// P1, P8: a frame by which the kernel keeps a link passes, the same of a process does not.
+#[test]
+fn the_kernels_own_frames_keep_their_links() {
+    for (number, passes) in [(0x8809, true), (38, true), (0, false), (0x88e5, false), (0x8847, false)] {
+        let frame = EtherType::Other(number);
+        assert_eq!(ethertype(&CONFIG, frame, true).passes(), passes, "{number:#x}");
+        assert_eq!(ethertype(&CONFIG, frame, false), Reason::EtherType, "{number:#x}");
     }
 }

@@ -51,7 +51,7 @@ impl Fake {
     }
 
     pub(super) fn uplink(&self, packet: &Packet) -> Reason {
-        leaves_uplink(self, &CONFIG, |_| false, packet, true, NOW).reason
+        leaves_uplink(self, &CONFIG, |_| ORIGIN_NONE, packet, true, NOW).reason
     }
 
     pub(super) fn socket(&self, kind: SocketKind, state: Option<&SocketState>, packet: &Packet) -> Reason {
