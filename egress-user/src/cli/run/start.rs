@@ -158,14 +158,7 @@ fn enforce(
     names: Option<&SystemResolvers>,
     scope: &Scope,
 ) -> anyhow::Result<(Ready, Enforcement, bool)> {
-    let failed = |error: datapath::Error| {
-        let hint = if nix::unistd::geteuid().is_root() {
-            "`cargo xtask doctor`, in egress' source, lists what it needs"
-        } else {
-            "run it as root"
-        };
-        Failure::machine(error.to_string(), hint)
-    };
+    let failed = |error: datapath::Error| Failure::kernel(&error);
     let compile = |texts| {
         base.compile(&texts, names)
             .inspect_err(|error| tracing::error!(%error, "what was on trial cannot be read any more, and ends"))
