@@ -54,7 +54,10 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     let started = start(&args, socket)?;
     // The runtime's threads are made by this one and have no more rights than it has now.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(serve(&args, started))
+    let ended = runtime.block_on(serve(&args, started));
+    // A change under way is waited for, a file system that does not answer is not.
+    runtime.shutdown_timeout(LAST_CHANGE);
+    ended
 }
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
@@ -110,6 +113,8 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
             }
         });
     }
+    let reload = Arc::new(tokio::sync::Notify::new());
+    tokio::spawn(daemon::reload_when_told(Arc::clone(&changer), Arc::clone(&reload)));
     tokio::spawn(files.follow(Arc::clone(&changer)));
     tokio::spawn(Arc::clone(&core).keep_names(NamesFile::new(&args.state)));
     tokio::spawn(Arc::clone(&core).sweep_forever());
@@ -132,11 +137,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                if !tokio::task::block_in_place(|| changer.reload()) {
-                    tracing::error!("the policy was not changed: the old one stays in force");
-                }
-            }
+            _ = hangup.recv() => reload.notify_one(),
             () = due(watchdog.as_mut()) => {
                 // From this loop, so that a loop that hangs is noticed.
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -185,6 +186,8 @@ fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {
     refresher
 }
 
+/// How long a change of the policy may take that is under way when the daemon is to end.
+const LAST_CHANGE: std::time::Duration = std::time::Duration::from_secs(10);
 /// How soon what could not be attached to is tried again.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 
