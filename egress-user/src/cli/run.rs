@@ -53,7 +53,8 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     datapath::prepare(args.log_programs);
     let started = start(&args, socket)?;
     // The runtime's threads are made by this one and have no more rights than it has now.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.context("begin to serve")?;
     let ended = runtime.block_on(serve(&args, started));
     // A change under way is waited for, a file system that does not answer is not.
     runtime.shutdown_timeout(LAST_CHANGE);
@@ -61,7 +62,7 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
-    let Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what } = started;
+    let Started { names, program_log, server, metrics, sinks, core, attempt, pins, change, addresses, what } = started;
     // Before anybody is told that the daemon is there: until then a signal ends it, SIGHUP too.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -81,24 +82,32 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let follows = wanted != Wanted::None;
     let mut follower = follows.then(Follower::start).transpose().context("follow the network's changes")?;
     let links = if follows { daemon::links().await.context("list the network's links")? } else { Vec::new() };
+    if let Some(lines) = program_log {
+        daemon::follow_program_log(lines).context("follow the programs' debug lines")?;
+    }
+    let running = start_sinks(sinks).context("start the threads that write events")?;
+    // What an earlier daemon had at workloads' veths is changed in place: before that this start counts.
+    let mut attempt = Some(attempt);
+    if let Some(taking_over) = attempt.take_if(|attempt| attempt.takes_over()) {
+        core.succeeded(taking_over).map_err(|error| Failure::kernel(&error))?;
+    }
     core.govern_workloads(&links).map_err(|error| {
         Failure::machine(
             error.to_string(),
             "`egress run --interface none` governs sockets alone; see docs/known-issues.md",
         )
     })?;
+    if let Some(first) = attempt {
+        core.succeeded(first).map_err(|error| Failure::kernel(&error))?;
+    }
     if let Some(addresses) = addresses {
         core.know_insides().await;
         tokio::spawn(addresses.follow(Arc::clone(&core)));
-    }
-    if let Some(lines) = program_log {
-        daemon::follow_program_log(lines).context("follow the programs' debug lines")?;
     }
     tokio::spawn(daemon::reclaim(Arc::clone(&core)));
     if follows {
         follow_uplinks(&core, &wanted);
     }
-    let running = start_sinks(sinks).context("start the threads that write events")?;
     // What reads events from standard output finds nothing else there.
     let say = if args.sinks.take_stdout() { output::eprint } else { output::tell };
     say(&format!("{what}\n"));
