@@ -194,7 +194,7 @@ fn a_start_short_of_descriptors_leaves_the_tables_before() {
 fn starts(test: &Governed, policy: &Path, descriptors: u32) -> (bool, String) {
     let limited = limited(&test.world, descriptors);
     let daemon = Daemon::builder(&test.world).binary(&limited).policy(policy).cgroup(&test.cgroup).spawn().unwrap();
-    let until = Instant::now() + patient(LIMIT);
+    let until = Instant::now() + patient(4 * LIMIT);
     let ends = [READY, "error:", "panicked"];
     while !ends.iter().any(|end| daemon.output().contains(end)) {
         assert!(Instant::now() < until, "{descriptors}: {}", daemon.output());
