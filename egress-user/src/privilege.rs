@@ -19,6 +19,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::{
     prctl,
     resource::{Resource, setrlimit},
+    signal::{SigSet, Signal},
 };
 
 /// Why a thread could not be restricted.
@@ -58,6 +59,9 @@ impl Role {
 /// Directories that may be written to; what is not there is left out.
 pub type Writable = [PathBuf];
 
+/// Signals that mean something to the daemon: to end, or to read its policy again.
+const TOLD: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+
 /// Restricts the calling thread, for good. No memory of the process is dumped from here on.
 ///
 /// # Errors
@@ -66,8 +70,12 @@ pub fn restrict(role: Role, writable: &Writable) -> Result<(), PrivilegeError> {
     no_core_dumps()?;
     prctl::set_no_new_privs().map_err(|errno| PrivilegeError::Process("set no_new_privs", errno.into()))?;
     drop_capabilities(&role.capabilities())?;
-    if role == Role::Control {
-        landlock::restrict(writable)?;
+    match role {
+        Role::Control => landlock::restrict(writable)?,
+        // Their handler passes them on by sending, which this thread may not: the kernel is to give them to another.
+        Role::Events => SigSet::from_iter(TOLD)
+            .thread_block()
+            .map_err(|errno| PrivilegeError::Process("block signals", errno.into()))?,
     }
     seccomp::install(role)
 }

@@ -1,5 +1,7 @@
 //! P8: the ways back in that `docs/operations.md` names, with the commands it has.
 
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use egress_tests::daemon::{binary, patient};
@@ -7,6 +9,9 @@ use egress_tests::mntns::BPFFS;
 use egress_tests::probe::tcp;
 use egress_tests::skip::has_tcx;
 use egress_tests::{Governed, Place, Service, World};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 const POLICY: &str = "version: 1
 rules:
@@ -88,4 +93,50 @@ fn detach_leaves_files_that_are_not_its_own() {
     assert!(file.exists(), "another directory: {run:?}");
     assert_eq!(run.code(), Some(3), "{run:?}");
     assert!(run.stderr.contains("in no bpffs"), "{run:?}");
+}
+
+/// `detach` removes a socket that a killed daemon left, and nothing else that `--socket` names.
+#[test]
+fn detach_removes_no_file_that_is_no_socket() {
+    let mut test = governed();
+    let file = test.world.dir().join("policy.yaml");
+    std::fs::write(&file, POLICY).unwrap();
+    let detach = |socket: &Path| {
+        let script = format!("{} detach --socket {}", binary().unwrap().display(), socket.display());
+        test.beside.run("sh", &["-c", &script], patient(Duration::from_secs(5))).unwrap()
+    };
+    let run = detach(&file);
+    assert!(run.ok() && file.exists(), "{run:?}");
+    assert!(!run.stdout.contains("policy.yaml"), "{run:?}");
+    let socket = test.daemon.socket().to_owned();
+    let run = detach(&socket);
+    assert!(run.ok() && socket.exists(), "of a daemon that runs: {run:?}");
+    test.daemon.kill().unwrap();
+    let run = detach(&socket);
+    assert!(run.stdout.contains("socket ") && !socket.exists(), "of one that was killed: {run:?}");
+}
+
+/// P8: a daemon that hangs, and whose socket takes no more connections, keeps nobody from `detach`.
+#[test]
+fn detach_waits_for_no_daemon_that_hangs() {
+    let test = governed();
+    test.daemon.signal(Signal::SIGSTOP).unwrap();
+    let status = format!("/proc/{}/status", test.daemon.pid());
+    while !std::fs::read_to_string(&status).unwrap().contains("State:\tT") {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let address = UnixAddr::new(test.daemon.socket()).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        match connect(client.as_raw_fd(), &address) {
+            Ok(()) => waiting.push(client),
+            Err(errno) => break assert_eq!(errno, Errno::EAGAIN, "after {} connections", waiting.len()),
+        }
+    }
+    let run = test.daemon.detach().unwrap();
+    assert!(run.ok() && run.stdout.contains("nothing is enforced any more"), "{run:?}");
+    assert_open(&test, "after detach");
+    test.daemon.signal(Signal::SIGCONT).unwrap();
 }

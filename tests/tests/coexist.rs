@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use egress_tests::bench::raw;
-use egress_tests::daemon::{binary, patient};
+use egress_tests::daemon::{READY, binary, patient};
 use egress_tests::held::python;
 use egress_tests::mntns::BPFFS;
 use egress_tests::probe::tcp;
 use egress_tests::skip::has_tcx;
-use egress_tests::world::UPLINK;
+use egress_tests::world::{POD_VETH, UPLINK};
 use egress_tests::{Cgroup, Daemon, Governed, Service, World};
 use egress_user::datapath::{
     Pins,
@@ -150,6 +150,15 @@ fn a_start_with_larger_tables_that_fails_half_way_leaves_those_before() {
     assert_eq!(run.stdout, "yes\n", "a name that is learned with the daemon dead: {run:?}");
 }
 
+/// `egress` with so many descriptors.
+fn limited(world: &World, descriptors: u32) -> PathBuf {
+    let limited = world.dir().join("limited.sh");
+    let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec {} \"$@\"\n", binary().unwrap().display());
+    std::fs::write(&limited, script).unwrap();
+    std::fs::set_permissions(&limited, std::fs::Permissions::from_mode(0o755)).unwrap();
+    limited
+}
+
 /// P4, P7: nor does a start that is short of descriptors, wherever that is noticed, give up the tables of the daemon before.
 #[test]
 fn a_start_short_of_descriptors_leaves_the_tables_before() {
@@ -159,11 +168,7 @@ fn a_start_short_of_descriptors_leaves_the_tables_before() {
     let mut ended = 0;
     let larger = ["--max-addresses", "500000"];
     for (descriptors, more) in [(24, &[][..]), (40, &[]), (56, &[]), (84, &larger), (96, &larger)] {
-        let limited = test.world.dir().join("limited.sh");
-        let egress = binary().unwrap();
-        let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec {} \"$@\"\n", egress.display());
-        std::fs::write(&limited, script).unwrap();
-        std::fs::set_permissions(&limited, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let limited = limited(&test.world, descriptors);
         let builder = Daemon::builder(&test.world).binary(&limited);
         let file = builder.policy_file(0);
         let builder = more.iter().fold(builder.policy(file).cgroup(&test.cgroup), |builder, arg| builder.arg(*arg));
@@ -183,4 +188,86 @@ fn a_start_short_of_descriptors_leaves_the_tables_before() {
     test.daemon.kill().unwrap();
     test.restart().unwrap();
     assert_eq!(pinned(&test.world, "NAMES").1, names);
+}
+
+/// Whether a start with so many descriptors succeeds, and what it says.
+fn starts(test: &Governed, policy: &Path, descriptors: u32) -> (bool, String) {
+    let limited = limited(&test.world, descriptors);
+    let daemon = Daemon::builder(&test.world).binary(&limited).policy(policy).cgroup(&test.cgroup).spawn().unwrap();
+    let until = Instant::now() + patient(4 * LIMIT);
+    let ends = [READY, "error:", "panicked"];
+    while !ends.iter().any(|end| daemon.output().contains(end)) {
+        assert!(Instant::now() < until, "{descriptors}: {}", daemon.output());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let output = daemon.output();
+    // A panic is told before what it unwinds is put back.
+    if output.contains("panicked") {
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    daemon.crash().unwrap();
+    (output.contains(READY), output)
+}
+
+/// P7: a start that fails when all is attached, as where descriptors end while it gives up its rights, leaves the policy before in force too.
+#[test]
+fn a_start_that_fails_late_leaves_the_policy_before_in_force() {
+    const OTHER: &str = "version: 1\nrules:\n  - {name: other, to: [198.51.100.77], ports: [7000/tcp]}\n";
+    let world = World::new().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    let mut test = Governed::over(world, POLICY).unwrap();
+    test.daemon.kill().unwrap();
+    let builder = Daemon::builder(&test.world);
+    let (own, other) = (builder.policy_file(0), builder.policy_file(1));
+    std::fs::write(&other, OTHER).unwrap();
+    let (mut few, mut enough) = (60, 300);
+    while few + 1 < enough {
+        let middle = (few + enough) / 2;
+        *(if starts(&test, &own, middle).0 { &mut enough } else { &mut few }) = middle;
+    }
+    let mut late = 0;
+    for descriptors in enough - 9..enough {
+        let (ready, output) = starts(&test, &other, descriptors);
+        println!("{descriptors}: {output}");
+        // The bound is not the same each time.
+        if ready {
+            break;
+        }
+        late += usize::from(output.contains("landlock"));
+        for place in [&test.inside, &test.beside] {
+            assert!(
+                tcp(place, "203.0.113.10:7000").unwrap().echoed,
+                "what the policy before allows, {descriptors}: {output}"
+            );
+            assert!(!tcp(place, "198.51.100.77:7000").unwrap().echoed, "what it does not, {descriptors}: {output}");
+        }
+    }
+    assert!(late > 0, "no start failed while it gave up its rights");
+    assert!(starts(&test, &other, 2 * enough).0);
+    assert!(tcp(&test.inside, "198.51.100.77:7000").unwrap().echoed, "the start with all that it needs");
+}
+
+/// P1: a first start that cannot attach to a workload's veth leaves nothing behind either.
+#[test]
+fn a_start_that_cannot_attach_to_a_veth_leaves_nothing_behind() {
+    if !has_tcx("a_start_that_cannot_attach_to_a_veth_leaves_nothing_behind", "the whole test") {
+        return;
+    }
+    let world = World::with_pod().unwrap();
+    world.serve(Service::TcpEcho, "0.0.0.0:7000").unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let index = world.node_ns.ifindex(POD_VETH).unwrap();
+    let attach = || sys::link_create(raw::empty(raw::CLASSIFIER)?.as_fd(), index, AttachType::TcxIngress);
+    // As many as the kernel lets be there (BPF_MPROG_MAX).
+    let links: Vec<_> = world.node_ns.run(|| std::iter::repeat_with(attach).map_while(Result::ok).collect());
+    assert!(links.len() > 50, "{}", links.len());
+    let run = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).run_to_end(patient(LIMIT)).unwrap();
+    assert_eq!(run.code(), Some(3), "{run:?}");
+    assert!(run.stderr.contains(POD_VETH) && run.stderr.contains("--interface none"), "{run:?}");
+    for place in [world.node().in_cgroup(&cgroup), world.node()] {
+        assert!(tcp(&place, "203.0.113.11:7000").unwrap().echoed, "what no rule allows");
+    }
+    let mut left = Vec::new();
+    world.mounts.run(|| Pins::new(Path::new(BPFFS)).detach_all(&mut left).unwrap());
+    assert!(left.is_empty(), "pinned still: {left:?}");
 }

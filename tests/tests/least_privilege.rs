@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use egress_tests::held::python;
 use egress_tests::probe::tcp;
 use egress_tests::{Cgroup, Daemon, Governed, Service, World, daemon};
+use nix::sys::signal::Signal;
 
 const POLICY: &str = "version: 1
 rules:
@@ -140,4 +141,16 @@ fn a_flood_of_slow_clients_leaves_room_for_root() {
     let mut stream = UnixStream::connect(&socket).unwrap();
     let sent = (0..64).take_while(|_| stream.write_all(&[b'x'; 65_536]).is_ok()).count();
     assert!(sent < 64, "4 MB were taken");
+}
+
+/// P2: no signal is lost: the one thread that may not pass it on, since it may send nothing, is never given any.
+#[test]
+fn signals_go_to_threads_that_pass_them_on() {
+    let test = governed();
+    let taken = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+    let threads = threads(test.daemon.pid(), &["SigBlk"]);
+    // The others block them too, for a moment, while they are made.
+    let (_, values) = threads.iter().find(|(name, _)| name == "events").unwrap();
+    let blocked = u64::from_str_radix(&values[0], 16).unwrap();
+    assert_eq!(taken.map(|signal| blocked >> (signal as u64 - 1) & 1), [1; 3], "{blocked:x}");
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::symlink,
+    os::{fd::AsRawFd as _, unix::fs::symlink},
     path::Path,
     thread::sleep,
     time::{Duration, Instant},
@@ -11,10 +11,13 @@ use std::{
 
 use egress_tests::{
     Cgroup, Daemon, Governed, Held, Service, World,
+    daemon::patient,
     probe::tcp,
+    skip::skip,
     world::{DNS_V4, DNS_V6},
 };
 use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::{signal::Signal, stat::Mode},
     unistd::mkfifo,
 };
@@ -270,4 +273,52 @@ fn resolvers_that_change_during_a_trial_count_afterwards() {
     assert_eq!(daemon.status().unwrap()["generation"], trial);
     assert!(daemon.egress(&["confirm"]).unwrap().ok());
     assert!(daemon.status().unwrap()["generation"].as_u64().unwrap() > trial);
+}
+
+/// P2, P6: a file system that answers nobody, as NFS without its server, holds up neither the daemon nor its end, and is told; what it
+/// says counts when it answers.
+#[test]
+fn a_file_system_that_hangs_holds_up_nobody() {
+    let fuse = match fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(fuse) => fuse,
+        Err(error) => return skip("a_file_system_that_hangs_holds_up_nobody", &format!("/dev/fuse: {error}")),
+    };
+    let world = world();
+    let directory = world.dir().join("policies");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("a.yaml"), OLD).unwrap();
+    let cgroup = Cgroup::new("governed").unwrap();
+    let daemon = Daemon::builder(&world).policy(directory.join("a.yaml")).cgroup(&cgroup).start().unwrap();
+    let (inside, beside) = (world.node().in_cgroup(&cgroup), world.node());
+    let mut test = Governed { daemon, inside, beside, cgroup, world };
+    let hang = |fuse: &fs::File| {
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
+        let flags = MsFlags::empty();
+        test.world.mounts.run(|| mount(Some("hangs"), &directory, Some("fuse"), flags, Some(&*options)).unwrap());
+    };
+    let warned = |status: &Value| status["warnings"].to_string().contains("their file system may not answer");
+    hang(&fuse);
+    test.daemon.signal(Signal::SIGHUP).unwrap();
+    sleep(A_WHILE);
+    let other = test.world.dir().join("other.yaml");
+    fs::write(&other, NEW).unwrap();
+    let run = test.daemon.egress(&["apply", &other.to_string_lossy()]).unwrap();
+    assert!(run.ok(), "{run:?}");
+    assert_eq!(reached(&test), [true, false, true]);
+    let until = Instant::now() + patient(Duration::from_secs(20));
+    while !warned(&test.daemon.status().unwrap()) {
+        assert!(Instant::now() < until, "{}", test.daemon.output());
+        sleep(A_WHILE);
+    }
+    // Its end is an error of every call that waits; then the directory is there again.
+    drop(fuse);
+    test.world.mounts.run(|| umount2(&directory, MntFlags::MNT_DETACH).unwrap());
+    test.daemon.signal(Signal::SIGHUP).unwrap();
+    test.status_until(|status| !warned(status) && status["policy"]["applied"] == false).unwrap();
+    assert_eq!(reached(&test), [true, true, false]);
+    let fuse = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    hang(&fuse);
+    test.daemon.signal(Signal::SIGHUP).unwrap();
+    sleep(A_WHILE);
+    assert!(test.daemon.stop().unwrap().success(), "{}", test.daemon.output());
 }

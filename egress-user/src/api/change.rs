@@ -1,6 +1,6 @@
 //! Changing the policy through the control socket: what is sent and answered, for root alone.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
     Extension, Json, Router,
@@ -132,7 +132,7 @@ async fn apply(
         Err(rejection) => return error(StatusCode::BAD_REQUEST, rejection.body_text(), None),
     };
     if root {
-        return change(&connection, move |change| change.apply(&request)).await;
+        return roots_change(&connection, move |change| change.apply(&request)).await;
     }
     // What would change is no more than `status` and the policy tell.
     if !request.dry_run {
@@ -156,21 +156,29 @@ async fn confirm(State(connection): State<Connection>, Extension(peer): Extensio
     if peer.role != Role::Root {
         return refuse();
     }
-    change(&connection, |change| change.confirm()).await
+    roots_change(&connection, |change| change.confirm()).await
 }
 
 async fn roll_back(State(connection): State<Connection>, Extension(peer): Extension<Peer>) -> Response {
     if peer.role != Role::Root {
         return refuse();
     }
-    change(&connection, |change| change.roll_back()).await
+    roots_change(&connection, |change| change.roll_back()).await
 }
 
 fn refuse() -> Response {
     error(StatusCode::FORBIDDEN, "only root may change the policy", None)
 }
 
-/// A change is waited for however long it takes: its outcome must be known.
+/// Root's change is waited for however long it takes: its outcome must be known.
+async fn roots_change(
+    connection: &Connection,
+    what: impl FnOnce(&dyn Change) -> Result<Changed, ChangeError> + Send + 'static,
+) -> Response {
+    connection.lasts.store(true, Ordering::Relaxed);
+    change(connection, what).await
+}
+
 async fn change(
     connection: &Connection,
     what: impl FnOnce(&dyn Change) -> Result<Changed, ChangeError> + Send + 'static,

@@ -24,6 +24,8 @@ use crate::events::Event;
 
 /// How long the daemon may take to start an answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// The same of a policy to apply: to compile a large one takes long, and whoever gives up does not know what is in force.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a full backlog is waited for, and how long between two tries.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
@@ -75,8 +77,8 @@ pub enum ClientError {
         source: io::Error,
     },
     /// No answer came.
-    #[error("the daemon at {} did not answer within {} s: its log may say why", .0.display(), TIMEOUT.as_secs())]
-    Timeout(PathBuf),
+    #[error("the daemon at {} did not answer within {} s: its log may say why", .0.display(), .1.as_secs())]
+    Timeout(PathBuf, Duration),
     /// What answers speaks something else.
     #[error("what answers at {} is not this version's daemon: {message}", path.display())]
     Protocol {
@@ -156,22 +158,22 @@ impl Client {
     /// Puts a policy in force, or only says what would change.
     pub async fn apply(&self, request: &ApplyRequest) -> Result<Changed, ClientError> {
         let body = serde_json::to_vec(request).map_err(|error| self.protocol(error))?;
-        self.post("/v1/policy", body).await
+        self.post("/v1/policy", body, APPLY_TIMEOUT).await
     }
 
     /// Keeps the policy that is on trial.
     pub async fn confirm(&self) -> Result<Changed, ClientError> {
-        self.post("/v1/confirm", Vec::new()).await
+        self.post("/v1/confirm", Vec::new(), TIMEOUT).await
     }
 
     /// Goes back to the policy before.
     pub async fn roll_back(&self) -> Result<Changed, ClientError> {
-        self.post("/v1/rollback", Vec::new()).await
+        self.post("/v1/rollback", Vec::new(), TIMEOUT).await
     }
 
-    async fn post(&self, path: &str, body: Vec<u8>) -> Result<Changed, ClientError> {
+    async fn post(&self, path: &str, body: Vec<u8>, patience: Duration) -> Result<Changed, ClientError> {
         let request = Request::post(path).header(hyper::header::CONTENT_TYPE, "application/json");
-        let (response, driver) = self.send(request, body).await?;
+        let (response, driver) = self.send(request, body, patience).await?;
         let _driver = Abort(driver);
         if response.status() != StatusCode::OK {
             return Err(self.refused(response).await);
@@ -198,13 +200,14 @@ impl Client {
     }
 
     async fn get(&self, path: &str) -> Result<(Response<Incoming>, JoinHandle<()>), ClientError> {
-        self.send(Request::get(path), Vec::new()).await
+        self.send(Request::get(path), Vec::new(), TIMEOUT).await
     }
 
     async fn send(
         &self,
         request: hyper::http::request::Builder,
         body: Vec<u8>,
+        patience: Duration,
     ) -> Result<(Response<Incoming>, JoinHandle<()>), ClientError> {
         let stream = connect(&self.socket).await?;
         let (mut sender, connection) =
@@ -217,7 +220,7 @@ impl Client {
             .header(hyper::header::HOST, "egress")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| self.protocol(error))?;
-        match tokio::time::timeout(TIMEOUT, sender.send_request(request)).await {
+        match tokio::time::timeout(patience, sender.send_request(request)).await {
             Ok(Ok(response)) => Ok((response, driver)),
             Ok(Err(error)) => {
                 driver.abort();
@@ -225,7 +228,7 @@ impl Client {
             }
             Err(_) => {
                 driver.abort();
-                Err(ClientError::Timeout(self.socket.clone()))
+                Err(ClientError::Timeout(self.socket.clone(), patience))
             }
         }
     }
@@ -235,7 +238,7 @@ impl Client {
         match tokio::time::timeout(TIMEOUT, body).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) => Err(self.protocol(error)),
-            Err(_) => Err(ClientError::Timeout(self.socket.clone())),
+            Err(_) => Err(ClientError::Timeout(self.socket.clone(), TIMEOUT)),
         }
     }
 

@@ -129,14 +129,35 @@ fn lock(path: &Path) -> Result<Flock<File>, ListenError> {
     })
 }
 
-/// Removes the socket of a daemon that is dead: nobody accepts connections there any more.
-fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ListenError> {
-    let fail = |source| ListenError::Failed { step: "cannot take over", path: path.into(), source };
+/// Removes the socket that a daemon left which was killed, and waits for nobody. Gives whether there was one.
+///
+/// # Errors
+/// A daemon is there, be it one that hangs; or something else than a socket is.
+pub fn remove_left(path: &Path) -> Result<bool, ListenError> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let address = UnixAddr::new(path).map_err(|_| ListenError::TooLong(path.into()))?;
+    is_socket(path)?;
+    let _lock = lock(path)?;
+    remove_stale(path, &address)
+}
+
+/// Whether something is there, which must be a socket then.
+fn is_socket(path: &Path) -> Result<bool, ListenError> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => {}
-        Ok(_) => return Err(ListenError::NotASocket(path.into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(fail(error)),
+        Ok(metadata) if metadata.file_type().is_socket() => Ok(true),
+        Ok(_) => Err(ListenError::NotASocket(path.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(ListenError::Failed { step: "cannot take over", path: path.into(), source }),
+    }
+}
+
+/// Removes the socket of a daemon that is dead: nobody accepts connections there any more. Gives whether there was one.
+fn remove_stale(path: &Path, address: &UnixAddr) -> Result<bool, ListenError> {
+    let fail = |source| ListenError::Failed { step: "cannot take over", path: path.into(), source };
+    if !is_socket(path)? {
+        return Ok(false);
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe: OwnedFd =
@@ -144,8 +165,8 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ListenError> {
     match socket::connect(probe.as_raw_fd(), address) {
         // EAGAIN: its backlog is full, so it is hung perhaps, but not dead.
         Ok(()) | Err(Errno::EAGAIN) => Err(ListenError::InUse(path.into())),
-        Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(fail),
-        Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::ECONNREFUSED) => fs::remove_file(path).map(|()| true).map_err(fail),
+        Err(Errno::ENOENT) => Ok(false),
         Err(errno) => Err(fail(errno.into())),
     }
 }

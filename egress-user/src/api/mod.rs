@@ -26,7 +26,7 @@ pub use change::{ApplyRequest, Change, ChangeError, Changed, Texts};
 pub use client::{Client, ClientError, EventStream};
 pub use cut::{CUT_TOLD, Cut, CutDestination};
 pub use explain::{ExplainError, ExplainedAddress, ExplainedRule, Explanation, NearestRule};
-pub use listen::ListenError;
+pub use listen::{ListenError, remove_left};
 pub use packet::{HookVerdict, PacketExplanation, PacketQuestion, PacketSpec, PacketVerdict};
 pub use peer::{Peer, Role};
 pub use server::{Limits, Server};

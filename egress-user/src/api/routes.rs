@@ -135,7 +135,7 @@ async fn events(State(connection): State<Connection>, query: Result<Query<EventF
             let hint = "end one of them".to_owned();
             return error(StatusCode::SERVICE_UNAVAILABLE, "too many clients follow the events already", Some(hint));
         };
-        connection.following.store(true, Ordering::Relaxed);
+        connection.lasts.store(true, Ordering::Relaxed);
         Some(permit)
     } else {
         None

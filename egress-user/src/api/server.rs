@@ -44,7 +44,7 @@ pub struct Limits {
     pub head: Duration,
     /// How long the daemon may think about an answer.
     pub request: Duration,
-    /// How long a connection may last that does not follow the events.
+    /// How long a connection may last that neither follows the events nor waits for root's change.
     pub whole: Duration,
 }
 
@@ -71,7 +71,8 @@ pub(super) struct Connection {
     pub(super) source: Arc<dyn Source>,
     pub(super) limits: Limits,
     pub(super) followers: Arc<Semaphore>,
-    pub(super) following: Arc<AtomicBool>,
+    /// It may last: it follows the events, or waits for root's change.
+    pub(super) lasts: Arc<AtomicBool>,
     /// Those who are not root ask what would change by turns.
     pub(super) dry_runs: Arc<Semaphore>,
 }
@@ -141,7 +142,7 @@ impl Server {
                 source: Arc::clone(&source),
                 limits,
                 followers: Arc::clone(&followers),
-                following: Arc::new(AtomicBool::new(false)),
+                lasts: Arc::new(AtomicBool::new(false)),
                 dry_runs: Arc::clone(&dry_runs),
             };
             let refusal = match Peer::of(&stream, group) {
@@ -196,14 +197,14 @@ fn service(router: Router) -> TowerToHyperService<Router> {
 
 async fn serve_connection(stream: UnixStream, peer: Peer, connection: Connection) {
     let limits = connection.limits;
-    let following = Arc::clone(&connection.following);
+    let lasts = Arc::clone(&connection.lasts);
     let router: Router =
         routes::router(connection).layer(axum::Extension(peer)).layer(axum::extract::DefaultBodyLimit::max(HEAD_MAX));
     let serving = http(limits).serve_connection(TokioIo::new(stream), service(router));
     let mut serving = std::pin::pin!(serving);
     let result = match tokio::time::timeout(limits.whole, &mut serving).await {
         Ok(result) => result,
-        Err(_) if following.load(Ordering::Relaxed) => serving.await,
+        Err(_) if lasts.load(Ordering::Relaxed) => serving.await,
         Err(_) => return tracing::debug!(?peer, "a client took too long"),
     };
     if let Err(error) = result {

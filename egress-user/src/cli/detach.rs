@@ -1,9 +1,12 @@
 //! `egress detach`: break-glass. It needs no daemon, no policy and no sound state: it removes what is pinned.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
 use super::{Failure, args::DetachArgs, exec, output};
-use crate::datapath::{Pins, cgroup_root, remove_clsact};
+use crate::{
+    api,
+    datapath::{Pins, cgroup_root, remove_clsact},
+};
 
 /// Removes every program, pin and cgroup that egress made. A daemon that still runs goes on without enforcing.
 pub fn main(args: DetachArgs, socket: &Path) -> anyhow::Result<ExitCode> {
@@ -22,8 +25,8 @@ pub fn main(args: DetachArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     if let Ok(root) = cgroup_root() {
         removed.extend(exec::remove_leftovers(&root));
     }
-    // A socket without a listener is a leftover of a daemon that was killed.
-    if socket.exists() && std::os::unix::net::UnixStream::connect(socket).is_err() && fs::remove_file(socket).is_ok() {
+    // What else is there, a daemon that hangs or somebody's file, stays and keeps nobody waiting.
+    if api::remove_left(socket).is_ok_and(|left| left) {
         removed.push(format!("socket {}", socket.display()));
     }
     if args.json {

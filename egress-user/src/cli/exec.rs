@@ -85,7 +85,7 @@ impl Waiting {
     /// Begins what needs no policy. To be called before any thread is started.
     pub fn begin(command: &[OsString], user: Option<&str>) -> anyhow::Result<Self> {
         let user = user.map(User::find).transpose()?;
-        let cgroup = ExecCgroup::make().map_err(machine)?;
+        let cgroup = ExecCgroup::make().map_err(|error| Failure::kernel(&error))?;
         let held = Held::fork(command, &cgroup, user.as_ref())?;
         datapath::prepare(false);
         held.enter();
@@ -103,7 +103,7 @@ impl Waiting {
         // In this order: what is bound last is dropped first.
         let Self { cgroup, held } = self;
         let scope = Scope {
-            cgroup: cgroup.open().map_err(machine)?,
+            cgroup: cgroup.open().map_err(|error| Failure::kernel(&error))?,
             uplinks: Vec::new(),
             answered: daemon::answered_for_command(),
             pins: None,
@@ -118,7 +118,8 @@ impl Waiting {
             cgroup_id: scope.cgroup.id,
             teaching_netns: netns_cookie(),
         };
-        let enforcement = Enforcement::start(&policy, settings, &scope, false).map_err(machine)?;
+        let enforcement =
+            Enforcement::start(&policy, settings, &scope, false).map_err(|error| Failure::kernel(&error))?;
         // Before any thread is started: the janitor is a fork of this process and inherits its links.
         let janitor = cgroup.start_janitor().context("start the process that cleans up")?;
         let (core, events) = Core::new(enforcement, policy, Vec::new());
@@ -131,10 +132,6 @@ impl Waiting {
         janitor.finish(&cgroup);
         Ok(code)
     }
-}
-
-fn machine(error: datapath::Error) -> Failure {
-    Failure::machine(error.to_string(), "run it as root")
 }
 
 fn supervise(

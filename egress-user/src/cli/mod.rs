@@ -34,6 +34,7 @@ use clap::{
 
 use crate::{
     api::{ClientError, DEFAULT_SOCKET},
+    datapath,
     policy::PolicyError,
 };
 
@@ -120,6 +121,18 @@ impl Failure {
     /// The machine cannot do it (exit 3).
     pub fn machine(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { code: exit::MACHINE, what: what.into(), hint: Some(hint.into()) }
+    }
+
+    /// Enforcement cannot begin (exit 3).
+    pub fn kernel(error: &datapath::Error) -> Self {
+        use datapath::Error::{Full, NoCgroup, NoInterface, Ports, Privilege, Shape, Taken};
+        let hint = match error {
+            // They say what to do.
+            Full { .. } | NoCgroup | NoInterface(_) | Ports { .. } | Privilege(_) | Shape { .. } | Taken(_) => None,
+            _ if !nix::unistd::geteuid().is_root() => Some("run it as root".to_owned()),
+            _ => Some("`cargo xtask doctor`, in egress' source, lists what it needs".to_owned()),
+        };
+        Self { code: exit::MACHINE, what: error.to_string(), hint }
     }
 }
 

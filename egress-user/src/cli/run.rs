@@ -53,12 +53,16 @@ pub fn main(args: RunArgs, socket: &Path) -> anyhow::Result<ExitCode> {
     datapath::prepare(args.log_programs);
     let started = start(&args, socket)?;
     // The runtime's threads are made by this one and have no more rights than it has now.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(serve(&args, started))
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.context("begin to serve")?;
+    let ended = runtime.block_on(serve(&args, started));
+    // A change under way is waited for, a file system that does not answer is not.
+    runtime.shutdown_timeout(LAST_CHANGE);
+    ended
 }
 
 async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
-    let Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what } = started;
+    let Started { names, program_log, server, metrics, sinks, core, attempt, pins, change, addresses, what } = started;
     // Before anybody is told that the daemon is there: until then a signal ends it, SIGHUP too.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -78,24 +82,32 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
     let follows = wanted != Wanted::None;
     let mut follower = follows.then(Follower::start).transpose().context("follow the network's changes")?;
     let links = if follows { daemon::links().await.context("list the network's links")? } else { Vec::new() };
+    if let Some(lines) = program_log {
+        daemon::follow_program_log(lines).context("follow the programs' debug lines")?;
+    }
+    let running = start_sinks(sinks).context("start the threads that write events")?;
+    // What an earlier daemon had at workloads' veths is changed in place: before that this start counts.
+    let mut attempt = Some(attempt);
+    if let Some(taking_over) = attempt.take_if(|attempt| attempt.takes_over()) {
+        core.succeeded(taking_over).map_err(|error| Failure::kernel(&error))?;
+    }
     core.govern_workloads(&links).map_err(|error| {
         Failure::machine(
             error.to_string(),
             "`egress run --interface none` governs sockets alone; see docs/known-issues.md",
         )
     })?;
+    if let Some(first) = attempt {
+        core.succeeded(first).map_err(|error| Failure::kernel(&error))?;
+    }
     if let Some(addresses) = addresses {
         core.know_insides().await;
         tokio::spawn(addresses.follow(Arc::clone(&core)));
-    }
-    if let Some(lines) = program_log {
-        daemon::follow_program_log(lines).context("follow the programs' debug lines")?;
     }
     tokio::spawn(daemon::reclaim(Arc::clone(&core)));
     if follows {
         follow_uplinks(&core, &wanted);
     }
-    let running = start_sinks(sinks).context("start the threads that write events")?;
     // What reads events from standard output finds nothing else there.
     let say = if args.sinks.take_stdout() { output::eprint } else { output::tell };
     say(&format!("{what}\n"));
@@ -110,6 +122,8 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
             }
         });
     }
+    let reload = Arc::new(tokio::sync::Notify::new());
+    tokio::spawn(daemon::reload_when_told(Arc::clone(&changer), Arc::clone(&reload)));
     tokio::spawn(files.follow(Arc::clone(&changer)));
     tokio::spawn(Arc::clone(&core).keep_names(NamesFile::new(&args.state)));
     tokio::spawn(Arc::clone(&core).sweep_forever());
@@ -132,11 +146,7 @@ async fn serve(args: &RunArgs, started: Started) -> anyhow::Result<ExitCode> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                if !tokio::task::block_in_place(|| changer.reload()) {
-                    tracing::error!("the policy was not changed: the old one stays in force");
-                }
-            }
+            _ = hangup.recv() => reload.notify_one(),
             () = due(watchdog.as_mut()) => {
                 // From this loop, so that a loop that hangs is noticed.
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -185,6 +195,8 @@ fn refresher(core: &Arc<Core>, resolver: &Resolver) -> Refresher {
     refresher
 }
 
+/// How long a change of the policy may take that is under way when the daemon is to end.
+const LAST_CHANGE: std::time::Duration = std::time::Duration::from_secs(10);
 /// How soon what could not be attached to is tried again.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 

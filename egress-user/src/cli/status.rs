@@ -9,7 +9,7 @@ use std::{
 
 use egress_ebpf::reason::Reason;
 
-use super::without_daemon;
+use super::{output::count, without_daemon};
 use crate::{
     api::{Client, MapFill, NameStatus, Status},
     datapath::Pins,
@@ -103,7 +103,7 @@ fn head(status: &Status, style: Style, now: Timestamp, text: &mut String) {
         wrapped("health   ", &style.paint("problem: ", "31"), "problem: ".len(), problem, text);
     }
     let hash: String = status.policy.hash.chars().take(12).collect();
-    let policy = format!("generation {}, {} rules, hash {hash}", status.generation, status.policy.rules);
+    let policy = format!("generation {}, {}, hash {hash}", status.generation, count(status.policy.rules, "rule"));
     let _ = writeln!(text, "policy   {policy}");
     if let Some(left) = status.policy.confirm_seconds_left {
         let left = format!("on trial: the policy before comes back in {}, unless `egress confirm`", duration(left));
@@ -188,12 +188,27 @@ fn warn(message: &str, style: Style, text: &mut String) {
     wrapped("", &style.paint("warning: ", "33"), "warning: ".len(), message, text);
 }
 
-/// `message` broken at spaces, under where it begins.
+/// `message` broken at spaces, under where it begins; lines of its own, which show a place in a policy, stay as they are where they fit.
 fn wrapped(indent: &str, label: &str, label_width: usize, message: &str, text: &mut String) {
     let left = indent.len() + label_width;
     let _ = write!(text, "{indent}{label}");
+    for (number, line) in message.trim_end().lines().enumerate() {
+        if number > 0 {
+            let _ = write!(text, "{:left$}", "");
+        }
+        if number > 0 && left + line.chars().count() <= WIDTH {
+            text.push_str(line);
+        } else {
+            words(left, line, text);
+        }
+        text.push('\n');
+    }
+}
+
+/// The words of a line, broken where the column `left` begins.
+fn words(left: usize, line: &str, text: &mut String) {
     let mut column = left;
-    for word in message.split_whitespace() {
+    for word in line.split_whitespace() {
         let word = cut(word, WIDTH - left);
         let width = word.chars().count();
         if column > left && column + 1 + width > WIDTH {
@@ -206,7 +221,6 @@ fn wrapped(indent: &str, label: &str, label_width: usize, message: &str, text: &
         text.push_str(&word);
         column += width;
     }
-    text.push('\n');
 }
 
 fn more(count: usize, what: &str, text: &mut String) {

@@ -10,7 +10,7 @@ use std::{
 
 use egress_ebpf::abi::{TICK_SHIFT, Ticks};
 
-use super::{Active, Core, state::lock};
+use super::{Active, Attempt, Core, state::lock};
 use crate::{
     api::Change,
     datapath::{Datapath, Error, Settings},
@@ -109,6 +109,12 @@ impl Core {
     /// Asks the maps, or changes them.
     pub fn with_datapath<T>(&self, with: impl FnOnce(&mut Datapath) -> T) -> T {
         with(&mut lock(&self.datapath))
+    }
+
+    /// The start of what this is the state of is over: see [`Attempt`].
+    pub fn succeeded(&self, attempt: Attempt) -> Result<(), Error> {
+        let attached = lock(&self.attached);
+        self.with_datapath(|datapath| attempt.succeed(datapath, &attached))
     }
 
     /// Keeps the policy on trial; gives its generation.

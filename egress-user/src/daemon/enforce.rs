@@ -1,6 +1,6 @@
 //! From nothing to enforcement: load, install, attach, in an order that leaves no gap.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fs::File, time::Duration};
 
 use crate::{
     beside::Beside,
@@ -63,11 +63,22 @@ impl Enforcement {
     /// `on_trial` says that `policy` is that one.
     ///
     /// # Errors
-    /// On an error before all is attached, nothing new stays attached, or pinned; what an earlier daemon pinned goes on, with the policy
-    /// that it had.
+    /// On an error nothing new stays attached, or pinned; what an earlier daemon pinned goes on, with the policy that it had.
     ///
     /// [`Error::NothingPending`] where `on_trial` is said, and `policy` neither waits for its confirmation nor got it.
     pub fn start(policy: &Compiled, settings: Settings, scope: &Scope, on_trial: bool) -> Result<Self, Error> {
+        let (mut enforcement, attempt) = Self::begin(policy, settings, scope, on_trial)?;
+        attempt.succeed(&mut enforcement.datapath, &enforcement.attached)?;
+        Ok(enforcement)
+    }
+
+    /// [`Enforcement::start`], which counts only when the caller says that the rest of its start succeeded too: see [`Attempt`].
+    pub fn begin(
+        policy: &Compiled,
+        settings: Settings,
+        scope: &Scope,
+        on_trial: bool,
+    ) -> Result<(Self, Attempt), Error> {
         let lock = match &scope.pins {
             Some(pins) => {
                 pins.prepare()?;
@@ -81,6 +92,7 @@ impl Enforcement {
         // Where BPF LSM is off its programs would load, attach, and never be called.
         let bpf_lsm = datapath::bpf_lsm();
         let (object, fresh) = load(policy, scope, on_trial)?;
+        attempt.fresh = fresh;
         let loading = object.load_beside(programs(scope));
         // Some milliseconds, for LSM alone: beside everything that comes before.
         let lsm = (bpf_lsm != Some(false)).then(|| {
@@ -125,13 +137,6 @@ impl Enforcement {
         // All that judge, before the first one takes the place of an earlier daemon's.
         judges(scope).try_for_each(|name| object.program(name).map(drop))?;
         let mut attached = attach(&mut datapath, scope, judging, answering)?;
-        if attempt.on_trial.is_some() {
-            datapath.confirm()?;
-        }
-        if let Some(pins) = scope.pins.as_ref().filter(|_| fresh) {
-            pins.count_fresh()?;
-        }
-        attempt.succeeded();
         let mut warnings = super::machine_warnings();
         if scope.cgroup.level.is_none() {
             warnings.push(format!("cgroup {}: {}", scope.cgroup.path.display(), super::NAMESPACED));
@@ -152,24 +157,7 @@ impl Enforcement {
         if scope.has_past {
             datapath.remember_accepted(&datapath::accepted_connections())?;
         }
-        if let Some(pins) = &scope.pins {
-            retire_others(pins, scope)?;
-            retire_filters(&attached);
-            for version in pins.retire_versions()? {
-                if Pins::is_newer(&version) {
-                    tracing::warn!(
-                        version,
-                        "this is a downgrade: a newer version's programs gave way to this one's, which takes nothing over of the names, flows and counters that they had"
-                    );
-                } else {
-                    tracing::warn!(
-                        version,
-                        "another version's programs gave way to this one's, with the names, flows and counters that they had"
-                    );
-                }
-            }
-        }
-        Ok(Self {
+        let enforcement = Self {
             datapath,
             events,
             installed,
@@ -179,7 +167,8 @@ impl Enforcement {
             lock,
             waits: waits && on_trial,
             warnings,
-        })
+        };
+        Ok((enforcement, attempt))
     }
 }
 
@@ -208,29 +197,108 @@ fn attach(
 }
 
 /// A start that may fail. Dropped before it has succeeded, it leaves the node as it was, not half governed.
-struct Attempt<'a> {
-    scope: &'a Scope,
+#[derive(Debug)]
+pub struct Attempt {
+    pins: Option<Pins>,
     before: Option<Before>,
+    /// The names of the interfaces that are attached to.
+    interfaces: Vec<String>,
+    /// What the pins of this start's links to the cgroup begin with, and those of its interfaces.
+    cgroup: String,
+    uplinks: BTreeSet<String>,
     /// What holds the policy that was put in the place of an earlier daemon's, and waits for this start's success.
     on_trial: Option<Object>,
+    /// The pinned maps are new, and do not count yet.
+    fresh: bool,
     succeeded: bool,
+    /// Descriptors for the way back, which a start that fails for want of them could not open.
+    spare: Vec<File>,
 }
 
-impl<'a> Attempt<'a> {
-    fn begin(scope: &'a Scope) -> Result<Self, Error> {
-        let before = scope.pins.as_ref().map(Pins::before).transpose()?;
-        Ok(Self { scope, before, on_trial: None, succeeded: false })
+/// What [`Datapath::new`] opens, and some more.
+const SPARE: usize = 32;
+
+impl Attempt {
+    fn begin(scope: &Scope) -> Result<Self, Error> {
+        let with_programs = || scope.uplinks.iter().chain(&scope.answered);
+        let spare = |_| File::open("/dev/null").map_err(|error| Error::path("open", "/dev/null", error));
+        Ok(Self {
+            spare: (0..if scope.pins.is_some() { SPARE } else { 0 }).map(spare).collect::<Result<_, _>>()?,
+            before: scope.pins.as_ref().map(Pins::before).transpose()?,
+            pins: scope.pins.clone(),
+            interfaces: with_programs().map(|interface| interface.name.clone()).collect(),
+            cgroup: format!("cgroup-{}-", scope.cgroup.id),
+            uplinks: with_programs()
+                .flat_map(|uplink| uplink.hooks().iter().map(|(hook, _)| uplink.pin(hook)))
+                .collect(),
+            on_trial: None,
+            fresh: false,
+            succeeded: false,
+        })
     }
 
-    fn succeeded(&mut self) {
+    /// Whether something of an earlier daemon is in force.
+    pub fn takes_over(&self) -> bool {
+        self.before.as_ref().is_some_and(|before| !before.is_nothing())
+    }
+
+    /// From here on the policy stays, and what an earlier daemon had that this one has not goes.
+    ///
+    /// # Errors
+    /// As [`Enforcement::start`], up to where the earlier daemon's goes.
+    pub fn succeed(mut self, datapath: &mut Datapath, attached: &[Attached]) -> Result<(), Error> {
+        if self.on_trial.is_some() {
+            datapath.confirm()?;
+        }
+        let Some(pins) = self.pins.clone() else {
+            self.succeeded = true;
+            return Ok(());
+        };
+        if self.fresh {
+            pins.count_fresh()?;
+        }
         self.on_trial = None;
         self.succeeded = true;
+        self.spare.clear();
+        self.retire_others(&pins)?;
+        retire_filters(attached);
+        for version in pins.retire_versions()? {
+            if Pins::is_newer(&version) {
+                tracing::warn!(
+                    version,
+                    "this is a downgrade: a newer version's programs gave way to this one's, which takes nothing over of the names, flows and counters that they had"
+                );
+            } else {
+                tracing::warn!(
+                    version,
+                    "another version's programs gave way to this one's, with the names, flows and counters that they had"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches what an earlier daemon pinned to another cgroup or interface: by now this one's are attached.
+    fn retire_others(&self, pins: &Pins) -> Result<(), Error> {
+        for name in pins.link_names()? {
+            let ours = name.starts_with(&self.cgroup)
+                || name.starts_with("lsm-")
+                // Which workloads there are is asked by itself.
+                || name.starts_with(crate::datapath::WORKLOAD_PIN)
+                || self.uplinks.contains(&name);
+            if !ours {
+                tracing::info!(name, "a link of an earlier daemon is not wanted any more");
+                pins.detach(&name)?;
+            }
+        }
+        Ok(())
     }
 }
 
-impl Drop for Attempt<'_> {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        let (Some(pins), Some(before), false) = (&self.scope.pins, &self.before, self.succeeded) else { return };
+        let (Some(pins), Some(before), false) = (&self.pins, &self.before, self.succeeded) else { return };
+        self.spare.clear();
         let back = self.on_trial.take().map(|object| Datapath::new(object).and_then(|mut maps| maps.roll_back()));
         match back {
             // Its time is over: the kernel went back by itself.
@@ -245,31 +313,11 @@ impl Drop for Attempt<'_> {
         }
         // Filters of clsact are pinned nowhere: they are an earlier daemon's where anything is.
         if before.is_nothing() {
-            for interface in self.scope.uplinks.iter().chain(&self.scope.answered) {
-                datapath::remove_clsact(&interface.name);
+            for interface in &self.interfaces {
+                datapath::remove_clsact(interface);
             }
         }
     }
-}
-
-/// Detaches what an earlier daemon pinned to another cgroup or interface: by now this one's are attached.
-fn retire_others(pins: &Pins, scope: &Scope) -> Result<(), Error> {
-    let cgroup = format!("cgroup-{}-", scope.cgroup.id);
-    let uplinks = scope.uplinks.iter().chain(&scope.answered);
-    let uplinks: BTreeSet<_> =
-        uplinks.flat_map(|uplink| uplink.hooks().iter().map(|(hook, _)| uplink.pin(hook))).collect();
-    for name in pins.link_names()? {
-        let ours = name.starts_with(&cgroup)
-            || name.starts_with("lsm-")
-            // Which workloads there are is asked afterwards.
-            || name.starts_with(crate::datapath::WORKLOAD_PIN)
-            || uplinks.contains(&name);
-        if !ours {
-            tracing::info!(name, "a link of an earlier daemon is not wanted any more");
-            pins.detach(&name)?;
-        }
-    }
-    Ok(())
 }
 
 /// Removes the clsact filters of an earlier daemon that are not this one's, where it has such: interfaces hold those, and nothing is pinned
@@ -282,7 +330,7 @@ fn retire_filters(attached: &[Attached]) {
         let name = interface.name().to_string_lossy();
         let hooks: Vec<_> =
             attached.iter().filter(|point| point.interface == interface.index()).map(|point| point.hook).collect();
-        // Which veths are workloads' is asked afterwards; an uplink is none.
+        // Which veths are workloads' is asked by itself; an uplink is none.
         let goes = |hook: &str| !hooks.contains(&hook) && (hook != datapath::WORKLOAD_HOOK || !hooks.is_empty());
         for filter in datapath::remove_clsact_where(&name, goes) {
             tracing::info!(filter, "of an earlier daemon, and not wanted any more");

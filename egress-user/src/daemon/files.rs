@@ -7,9 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::unix::pipe::Receiver, task::spawn_blocking, time::timeout};
+use tokio::{
+    net::unix::pipe::Receiver,
+    sync::Notify,
+    task::{JoinError, spawn_blocking},
+    time::timeout,
+};
 
-use super::Changer;
+use super::{Changer, Core};
 use crate::{
     inotify::{self, AddWatchFlags, drain},
     policy::{NamedTexts, read_texts, render_all},
@@ -21,6 +26,9 @@ const QUIET: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A pause before inotify is asked again for what it refused.
 const AGAIN: Duration = Duration::from_secs(60);
+
+/// A file system that takes longer does not answer, as one over the network may not; it is told.
+const UNANSWERED: Duration = Duration::from_secs(10);
 
 /// A hash of what was read, or why it could not be: to see that something changed.
 type Said = Result<u64, String>;
@@ -51,7 +59,7 @@ impl PolicyFiles {
         loop {
             // Watched before it is read: a change in between is heard of.
             // Apart: a file system that does not answer holds up nobody else.
-            let watched = match spawn_blocking(move || (self.watch(), self)).await {
+            let watched = match apart("policy-files-followed", changer.core(), move || (self.watch(), self)).await {
                 Ok((watched, files)) => {
                     self = files;
                     watched
@@ -73,15 +81,16 @@ impl PolicyFiles {
                     heard.inspect(drain)
                 }
             };
-            let (changed, files) = match spawn_blocking(move || (self.look(), self)).await {
-                Ok(looked) => looked,
-                Err(_) => return,
-            };
+            let (changed, files) =
+                match apart("policy-files-followed", changer.core(), move || (self.look(), self)).await {
+                    Ok(looked) => looked,
+                    Err(_) => return,
+                };
             self = files;
             if changed {
                 tracing::info!("the policy files changed");
-                let changer = Arc::clone(&changer);
-                if spawn_blocking(move || changer.files_changed()).await.is_err() {
+                let changing = Arc::clone(&changer);
+                if apart("policy-files-followed", changer.core(), move || changing.files_changed()).await.is_err() {
                     return;
                 }
             }
@@ -107,6 +116,42 @@ impl PolicyFiles {
         self.said = said;
         changed
     }
+}
+
+/// Reads the policy files whenever it is told to (SIGHUP), until the daemon ends; once more where it is told so meanwhile.
+pub async fn reload_when_told(changer: Arc<Changer>, told: Arc<Notify>) {
+    loop {
+        told.notified().await;
+        let reloading = Arc::clone(&changer);
+        match apart("policy-files-reloaded", changer.core(), move || reloading.reload()).await {
+            Ok(true) => {}
+            Ok(false) => tracing::error!("the policy was not changed: the old one stays in force"),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Reads files on a thread of its own: a file system that does not answer holds up nobody else, and is told.
+async fn apart<T: Send + 'static>(
+    subject: &'static str,
+    core: &Core,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    let mut reading = spawn_blocking(read);
+    if let Ok(read) = timeout(UNANSWERED, &mut reading).await {
+        return read;
+    }
+    let seconds = UNANSWERED.as_secs();
+    core.set_note(
+        subject,
+        Some(format!(
+            "the policy files have been read for more than {seconds} s: their file system may not answer; \
+             what is in force stays"
+        )),
+    );
+    let read = reading.await;
+    core.set_note(subject, None);
+    read
 }
 
 /// Returns some time after the first thing was heard, when nothing more comes.

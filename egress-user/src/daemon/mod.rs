@@ -30,8 +30,8 @@ mod workloads;
 
 pub use book::Book;
 pub use change::Changer;
-pub use enforce::{Enforcement, Scope};
-pub use files::PolicyFiles;
+pub use enforce::{Attempt, Enforcement, Scope};
+pub use files::{PolicyFiles, reload_when_told};
 pub use handle::Handle;
 pub use insides::Addresses;
 pub use names::NamesFile;

@@ -19,7 +19,7 @@ use nix::{
     sys::statfs,
 };
 
-use super::{Error, sys};
+use super::{DENIAL_HOOK, Error, sys};
 
 mod back;
 mod remove;
@@ -191,10 +191,15 @@ impl Pins {
         Ok(())
     }
 
-    /// Whether a link is pinned, of any version: enforcement is on, be there a daemon or not. In doubt, no.
+    /// Whether a link is pinned, of any version, that judges and whose cgroup or interface is still there: enforcement is on, be there a
+    /// daemon or not. In doubt, no.
     pub fn hold(&self) -> bool {
         let versions = fs::read_dir(&self.root).into_iter().flatten().filter_map(Result::ok);
-        versions.flat_map(|version| fs::read_dir(version.path().join("links"))).flatten().any(|link| link.is_ok())
+        let links = versions.flat_map(|version| fs::read_dir(version.path().join("links"))).flatten();
+        links.filter_map(Result::ok).filter(|link| !name_of(link).ends_with(DENIAL_HOOK)).any(|link| {
+            let info = sys::open_pin(&link.path()).and_then(|link| sys::link_info(link.as_fd()));
+            info.map_or(true, |info| info.target != 0)
+        })
     }
 }
 

@@ -208,10 +208,11 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>, pipes: Pipes) -> Result<Vec<Sou
             let names: Vec<_> = embedded::ALL.iter().map(|policy| policy.name).collect();
             let near = policy.to_str().and_then(|name| parse::nearest(name, &names));
             let hint = match near {
+                _ if error.kind() == io::ErrorKind::PermissionDenied => return Err(unreadable(policy, &error)),
                 Some(near) => format!("did you mean the embedded policy `{near}`?"),
                 None => "name a file, a directory, or an embedded policy (see `egress policies`)".to_owned(),
             };
-            return Err(Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(&error))).hint(hint));
+            return Err(unreadable(policy, &error).hint(hint));
         }
     };
     // A pipe is read once: there is nothing to follow.
@@ -221,13 +222,25 @@ fn read(policy: &Path, paths: &mut Vec<PathBuf>, pipes: Pipes) -> Result<Vec<Sou
     if !metadata.is_dir() {
         return read_file(policy, pipes).map(|file| vec![file]);
     }
-    let found = list(policy)
-        .map_err(|error| Diagnostic::error(format!("cannot list the directory `{shown}`: {}", cause(&error))))?;
+    let found = list(policy).map_err(|error| {
+        let listed = Diagnostic::error(format!("cannot list the directory `{shown}`: {}", cause(&error)));
+        if error.kind() == io::ErrorKind::PermissionDenied { listed.hint(NOT_PERMITTED) } else { listed }
+    })?;
     if found.is_empty() {
         return Err(Diagnostic::error(format!("the directory `{shown}` has no policy"))
             .hint("policies in a directory end in `.yaml` or `.yml`"));
     }
     found.iter().map(|path| read_file(path, Pipes::Refuse)).collect()
+}
+
+/// A daemon has no other rights to files than their modes give.
+const NOT_PERMITTED: &str = "let its reader have it: a running daemon is root without root's right to others' files, so make root its owner, \
+                             or let all read it (`chmod o+r`, of directories `o+rx`)";
+
+fn unreadable(policy: &Path, error: &io::Error) -> Diagnostic {
+    let shown = policy.display();
+    let diagnostic = Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(error)));
+    if error.kind() == io::ErrorKind::PermissionDenied { diagnostic.hint(NOT_PERMITTED) } else { diagnostic }
 }
 
 /// The policies of a directory, sorted.
@@ -245,7 +258,7 @@ fn list(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 fn read_file(path: &Path, pipes: Pipes) -> Result<SourceFile, Diagnostic> {
     let shown = path.display();
-    let failed = |error: io::Error| Diagnostic::error(format!("cannot read the policy `{shown}`: {}", cause(&error)));
+    let failed = |error: io::Error| unreadable(path, &error);
     // To open a pipe would wait until somebody writes to it.
     let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = open.map_err(failed)?;

@@ -123,7 +123,7 @@ impl Reader<'_> {
             return;
         }
         let rest = source.text[at..].trim_start();
-        if rest.starts_with('*') && error.unknown_anchor {
+        if rest.starts_with('*') && error.looks == yaml::Looks::Wildcard {
             let end = rest.find([',', ']', '\n', ' ']).unwrap_or(rest.len());
             let word = &rest[..end];
             let start = at + (source.text[at..].len() - rest.len());
@@ -132,8 +132,16 @@ impl Reader<'_> {
                 .hint(format!("write it in quotes: \"{}\"", excerpt(word)));
             return;
         }
-        self.error(&error.span, format!("not YAML: {}", error.message), "here")
-            .hint("look for an open bracket or quote, or another indentation, here or just above");
+        if error.looks == yaml::Looks::SecondDocument {
+            self.error(&error.span, "several policies in one file", "the second one begins here")
+                .hint("write each into a file of its own, or remove this line and the keys that are there already");
+            return;
+        }
+        let hint = match error.looks {
+            yaml::Looks::Colon => "a text with `: ` in it stands in quotes; if this is a key, it is indented too far",
+            _ => "look for an open bracket or quote, or another indentation, here or just above",
+        };
+        self.error(&error.span, format!("not YAML: {}", error.message), "here").hint(hint);
     }
 
     /// The entries of a map by known key. Reports unknown and duplicate keys, with the near one.

@@ -160,8 +160,18 @@ pub fn parse_destination(text: &str) -> Result<(Target, Option<Ports>), ItemErro
     {
         return Ok((Target::parse(text)?, None));
     }
-    if text.contains("://") {
-        return Err(NamePattern::parse(text).err().unwrap_or_else(|| ItemError::new("a URL", "write the host alone")));
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        let port = match scheme {
+            _ if host.contains(':') => "",
+            "http" => ":80",
+            _ => ":443",
+        };
+        return Err(ItemError::new(
+            format!("`{}` is a URL", excerpt(text)),
+            format!("write the host and its port alone: `{host}{port}`"),
+        ));
     }
     if let Some((host, ports)) = text.rsplit_once(':') {
         // `2001:db8::1:443` cannot be told from an address; one that ends in a protocol can, but is asked to be clear.

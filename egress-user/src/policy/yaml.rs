@@ -11,6 +11,7 @@ use serde::{
 };
 use serde_saphyr::{
     Location, Spanned, UserMessageFormatter,
+    budget::BudgetBreach,
     options::{DuplicateKeyPolicy, MergeKeyPolicy},
 };
 
@@ -48,8 +49,20 @@ pub struct Key {
 pub struct SyntaxError {
     pub message: String,
     pub span: Span,
-    /// `*name` where no `&name` is, which is what a wildcard without quotes looks like.
-    pub unknown_anchor: bool,
+    pub looks: Looks,
+}
+
+/// What a mistake looks like that people make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looks {
+    /// `*name` where no `&name` is: a wildcard without quotes.
+    Wildcard,
+    /// A line `---`: several policies in one file.
+    SecondDocument,
+    /// `key: text: more`: a text without quotes, or a key that is indented too far.
+    Colon,
+    /// Any other.
+    Other,
 }
 
 /// Parses one document. An empty text (or only comments) is [`Value::Null`].
@@ -84,7 +97,13 @@ fn syntax_error(error: &serde_saphyr::Error, text: &str) -> SyntaxError {
     let error = error.without_snippet();
     let message = UserMessageFormatter.format_message(error).into_owned();
     let span = error.location().map_or(0..0, |location| span(location, text));
-    SyntaxError { message, span, unknown_anchor: matches!(error, serde_saphyr::Error::UnknownAnchor { .. }) }
+    let looks = match error {
+        serde_saphyr::Error::UnknownAnchor { .. } => Looks::Wildcard,
+        serde_saphyr::Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => Looks::SecondDocument,
+        _ if message.contains("mapping values are not allowed") => Looks::Colon,
+        _ => Looks::Other,
+    };
+    SyntaxError { message, span, looks }
 }
 
 /// What the YAML crate gives: numbers lose their spelling, which [`finish`] takes from the source again.

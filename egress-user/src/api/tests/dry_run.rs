@@ -158,3 +158,16 @@ async fn p9_a_reader_sends_less_than_root() {
     let error = asked.await.unwrap();
     assert!(error.contains("up to 1 MiB"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roots_change_is_waited_for_however_long_it_takes() {
+    let short = Duration::from_millis(200);
+    let (daemon, slow) = daemon(Limits { whole: short, request: short, ..Limits::default() });
+    let socket = daemon.socket();
+    let (root, reader) = (send(&socket, 10), as_reader(|| send(&socket, 10)));
+    slow.wait(|work| work.now == 2);
+    tokio::time::sleep(2 * short).await;
+    slow.open(true);
+    assert_eq!(code(root), 200);
+    assert_eq!(code(reader), 0, "others' connections end");
+}

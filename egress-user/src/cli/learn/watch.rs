@@ -78,8 +78,7 @@ async fn own(args: &LearnArgs, sink: &Arc<Mutex<Sink>>) -> anyhow::Result<String
     let level = (scope.cgroup.level, scope.cgroup.id);
     let settings = settings(&policy, system.as_ref(), believe, level)
         .map_err(|error| Failure::input(error.to_string(), "then start again"))?;
-    let enforcement = Enforcement::start(&policy, settings, &scope, false)
-        .map_err(|error| Failure::machine(error.to_string(), "run it as root"))?;
+    let enforcement = Enforcement::start(&policy, settings, &scope, false).map_err(|error| Failure::kernel(&error))?;
     let root = cgroup_root()?;
     let below = scope.cgroup.path.strip_prefix(&root).unwrap_or(&scope.cgroup.path).display().to_string();
     let about = format!(

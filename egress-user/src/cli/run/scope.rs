@@ -30,7 +30,7 @@ fn no_cgroup(error: datapath::Error) -> Failure {
                 "write its path, like /sys/fs/cgroup/system.slice; `systemd-cgls` lists those there are",
             )
         }
-        _ => Failure::machine(what, "`egress run --help` says what each option takes"),
+        error => Failure::kernel(&error),
     }
 }
 

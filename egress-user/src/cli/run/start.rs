@@ -13,8 +13,8 @@ use crate::{
     api::{Server, SocketOptions, Source as _, Texts},
     cli::{Failure, args::RunArgs},
     daemon::{
-        self, Addresses, Applied, Base, Believe, Core, Enforcement, NamesFile, NotReady, PolicyFiles, ProgramLog,
-        Ready, Scope, Store, Stored, ring,
+        self, Addresses, Applied, Attempt, Base, Believe, Core, Enforcement, NamesFile, NotReady, PolicyFiles,
+        ProgramLog, Ready, Scope, Store, Stored, ring,
     },
     datapath::{self, Pins, Room},
     events::{Opened, SinkSpec, Subscribed},
@@ -31,6 +31,8 @@ pub(super) struct Started {
     pub(super) metrics: Option<Metrics>,
     pub(super) sinks: Vec<Subscribed>,
     pub(super) core: Arc<Core>,
+    /// Before `core` says that it succeeded, every failure puts back what was.
+    pub(super) attempt: Attempt,
     pub(super) pins: Option<Pins>,
     pub(super) change: Changing,
     pub(super) addresses: Option<Addresses>,
@@ -73,7 +75,8 @@ pub(super) fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
     let store = Store::new(&args.state);
     let mut stored = store.read();
     let ready = latest(&base, files, &mut stored, names.as_ref());
-    let (ready, mut enforcement, trial) = enforce(&base, ready, (&store, &mut stored), names.as_ref(), &scope)?;
+    let (ready, (mut enforcement, attempt), trial) =
+        enforce(&base, ready, (&store, &mut stored), names.as_ref(), &scope)?;
     let pins = enforcement.pins.clone();
     let by_apply = by_apply(&ready.texts, trial, &stored);
     let what = format!(
@@ -101,9 +104,9 @@ pub(super) fn start(args: &RunArgs, socket: &Path) -> anyhow::Result<Started> {
             .ok()
     });
     privilege::restrict(privilege::Role::Control, &writable(socket, args, pins.as_ref()))
-        .map_err(|error| Failure::machine(error.to_string(), "enforcement stays on; `egress detach` ends it"))?;
+        .map_err(|error| Failure::machine(error.to_string(), "what was in force before is again"))?;
     let change = Changing { base, store, stored, texts: ready.texts, trial, files: followed };
-    Ok(Started { names, program_log, server, metrics, sinks, core, pins, change, addresses, what })
+    Ok(Started { names, program_log, server, metrics, sinks, core, attempt, pins, change, addresses, what })
 }
 
 fn bind_metrics(address: SocketAddr) -> Result<Metrics, Failure> {
@@ -157,26 +160,19 @@ fn enforce(
     (store, stored): (&Store, &mut Stored),
     names: Option<&SystemResolvers>,
     scope: &Scope,
-) -> anyhow::Result<(Ready, Enforcement, bool)> {
-    let failed = |error: datapath::Error| {
-        let hint = if nix::unistd::geteuid().is_root() {
-            "`cargo xtask doctor`, in egress' source, lists what it needs"
-        } else {
-            "run it as root"
-        };
-        Failure::machine(error.to_string(), hint)
-    };
+) -> anyhow::Result<(Ready, (Enforcement, Attempt), bool)> {
+    let failed = |error: datapath::Error| Failure::kernel(&error);
     let compile = |texts| {
         base.compile(&texts, names)
             .inspect_err(|error| tracing::error!(%error, "what was on trial cannot be read any more, and ends"))
             .ok()
     };
     if let Some(trial) = stored.trial.take().and_then(compile) {
-        match Enforcement::start(&trial.policy, trial.settings.clone(), scope, true) {
-            Ok(enforcement) => {
+        match Enforcement::begin(&trial.policy, trial.settings.clone(), scope, true) {
+            Ok(begun) => {
                 stored.before_applied = stored.applied.is_some();
                 stored.before = Some(ready.texts);
-                let waits = enforcement.waits;
+                let waits = begun.0.waits;
                 if !waits {
                     // In force or confirmed, by a daemon that died before it could write that down.
                     let over = base.read(names).map(|(files, _)| files.texts).unwrap_or_default();
@@ -186,15 +182,15 @@ fn enforce(
                         tracing::warn!(%error, "a restart will not know of the confirmed policy");
                     }
                 }
-                return Ok((trial, enforcement, waits));
+                return Ok((trial, begun, waits));
             }
             // Its time ran out, or it never was in force.
             Err(datapath::Error::NothingPending) => {}
             Err(error) => return Err(failed(error).into()),
         }
     }
-    let enforcement = Enforcement::start(&ready.policy, ready.settings.clone(), scope, false).map_err(failed)?;
-    Ok((ready, enforcement, false))
+    let begun = Enforcement::begin(&ready.policy, ready.settings.clone(), scope, false).map_err(failed)?;
+    Ok((ready, begun, false))
 }
 
 /// Where the running daemon writes: its socket's directory, its state, its pins and its files of events.

@@ -55,3 +55,20 @@ fn units() {
         assert_eq!(bytes(count), text);
     }
 }
+
+#[test]
+fn a_place_in_a_policy_is_shown_as_it_is_written() {
+    let mut status = status();
+    let place = "refused: error: `port` is unknown\n --> p.yaml:5:5\n  |\n5 |     port: [443/tcp]\n  |     ^^^^\n  = help: a hint that is longer than what is left of a line of eighty columns\n";
+    status.health = Health { healthy: false, problems: vec![place.to_owned()] };
+    status.policy.rules = 1;
+    let text = render(&status, Style::default(), NOW);
+    assert!(text.contains("\n                  5 |     port: [443/tcp]\n                    |     ^^^^\n"), "{text}");
+    assert!(
+        text.contains(
+            "\n                  = help: a hint that is longer than what is left of a line of\n                  eighty"
+        ),
+        "{text}"
+    );
+    assert!(text.contains(", 1 rule, hash"), "{text}");
+}

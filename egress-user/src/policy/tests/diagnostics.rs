@@ -16,6 +16,8 @@ snapshots! {
     only_comments: "# nothing\n",
     not_a_map: "- a\n- b\n",
     not_yaml: "rules: [a, b\nmode: x\n",
+    colon_in_a_text: "rules:\n  - name: x\n    why: see: the ticket\n    to: [any]\n    ports: [any]\n",
+    two_documents: "version: 1\n---\nmode: audit\n",
     tab: "version: 1\nrules:\n\t- name: x\n",
     wildcard_without_quotes: "rules:\n  - name: x\n    to: [*.example.com]\n    ports: [443/tcp]\n",
     unknown_keys: "versoin: 1\nmodes: enforce\nrules:\n  - name: x\n    too: [any]\n    to: [any]\n    port: [any]\n    zzz: 1\n    ports: [any]\n",

@@ -138,6 +138,12 @@ fn destinations_of_the_command_line() {
     {
         assert!(parse_destination(wrong).is_err(), "{wrong}");
     }
+    for (url, hint) in
+        [("http://a.com/x", "`a.com:80`"), ("https://u@a.com", "`a.com:443`"), ("x://a.com:22", "`a.com:22`")]
+    {
+        let error = parse_destination(url).unwrap_err();
+        assert!(error.hint.as_ref().is_some_and(|told| told.ends_with(hint)), "{error:?}");
+    }
 }
 
 #[test]
