@@ -82,9 +82,12 @@ impl Datapath {
         let Settled::Pending(_) = self.settle()? else { return Err(Error::NothingPending) };
         let generation = self.live()?.generation;
         self.live.set(&0, &Live { generation, deadline: 0 }.pack(), sys::ANY)?;
-        self.forget_other(generation)?;
-        self.settle_classes(generation)?;
-        self.whole = true;
+        let tidied = self.forget_other(generation).and_then(|()| self.settle_classes(generation));
+        // It is in force for good, whatever is left of the one before; then the next one is written whole, which clears that away.
+        self.whole = tidied.is_ok();
+        if let Err(error) = tidied {
+            tracing::warn!(%error, "the policy is confirmed; a part of the one before could not be taken out of the tables");
+        }
         Ok(generation)
     }
 
