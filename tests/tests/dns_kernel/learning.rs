@@ -146,6 +146,39 @@ fn what_an_alias_teaches_ends_with_it() {
     assert!(kernel.events().pop().unwrap().1[0].expiry > end(80_000));
 }
 
+/// P4: the order of records says nothing (RFC 1034, 3.6; RFC 2181, 5), and some resolvers put the addresses that they had already before the
+/// CNAMEs that lead there. Clients take them so: Go's, musl's and systemd's.
+#[test]
+fn a_chain_counts_in_whatever_order_its_records_come() {
+    let records = || {
+        [
+            ("shop.example", 300, Cname("a.cdn.test")),
+            ("a.cdn.test", 20, Cname("edge.cdn.test")),
+            ("edge.cdn.test", 60, Address("198.51.100.1")),
+            ("edge.cdn.test", 60, Address("198.51.100.2")),
+            ("other.cdn.test", 60, Address("198.51.100.66")),
+        ]
+    };
+    for order in [[2, 3, 4, 0, 1], [2, 4, 3, 1, 0], [4, 3, 1, 0, 2], [1, 2, 0, 4, 3]] {
+        let mut kernel = Kernel::load();
+        kernel.class(7, 70);
+        kernel.name(LIVE, "shop.example", allow(7));
+        assert!(kernel.query(&wire::query(4, "shop.example")));
+        let mut records = records().map(Some);
+        let records: Vec<_> = order.map(|at| records[at].take().unwrap()).into();
+        kernel.answer(&wire::answer(4, "shop.example", &records));
+        for address in ["198.51.100.1", "198.51.100.2"] {
+            assert_eq!(kernel.classes(LIVE, address), [7], "{order:?}");
+        }
+        assert_eq!(kernel.addresses(), 2, "{order:?}");
+        let (event, addresses) = kernel.events().pop().unwrap();
+        assert_eq!((event.count, event.refused, event.aliases), (2, 1, 2), "{order:?}");
+        assert!(addresses.iter().all(|found| found.ttl == 20), "{order:?}: {addresses:?}");
+        assert!(kernel.query(&wire::query(5, "a.cdn.test")) && kernel.query(&wire::query(6, "edge.cdn.test")));
+        assert!(!kernel.query(&wire::query(7, "other.cdn.test")));
+    }
+}
+
 #[test]
 fn uncompressed_owners_are_followed() {
     let mut kernel = Kernel::load();
