@@ -199,6 +199,38 @@ fn uncompressed_owners_are_followed() {
     assert_eq!(kernel.events()[0].1[0].ttl, 0);
 }
 
+/// Section 1: also where the target is a name of the policy's itself, or another alias leads there for longer: each class counts as long as
+/// what lent it.
+#[test]
+fn what_an_alias_lends_to_a_name_of_the_policys_ends_with_it() {
+    let mut kernel = Kernel::load();
+    kernel.config(Config {
+        generation: LIVE + 1,
+        epoch: LIVE + 1,
+        flags: Config::ENFORCE | Config::QUERIES_ALLOWLISTED,
+        ..Config::default()
+    });
+    assert_eq!(kernel.control(CONTROL_FLIP, LIVE + 1, &[]).0, 0);
+    for class in 7..10 {
+        kernel.class(class, 10 * class);
+    }
+    kernel.name(LIVE + 1, "shop.example", allow(7));
+    kernel.name(LIVE + 1, "long.example", allow(8));
+    kernel.name(LIVE + 1, "one.test", allow(9));
+    for (name, ttl) in [("shop.example", 60), ("long.example", 3600)] {
+        assert!(kernel.query(&wire::query(1, name)));
+        kernel.answer(&wire::answer(1, name, &[(name, ttl, Cname("one.test"))]));
+    }
+    assert!(kernel.query(&wire::query(2, "one.test")));
+    kernel.answer(&wire::answer(2, "one.test", &[("one.test", 86_400, Address("198.51.100.1"))]));
+    let end = |ttl: u64| egress_user::datapath::boot_ticks() + ((ttl * 1_000_000_000) >> 30) as u32 + 2;
+    assert_eq!(kernel.classes(LIVE + 1, "198.51.100.1"), [9, 7, 8]);
+    for (class, ttl) in [(7, 60), (8, 3600), (9, 86_400)] {
+        let expiry = kernel.expiry(LIVE + 1, "198.51.100.1", class);
+        assert!(expiry <= end(ttl) && expiry + 5 > end(ttl), "{class}: {expiry}, {}", end(ttl));
+    }
+}
+
 #[test]
 fn classes_with_the_same_ports_share_a_slot_and_the_later_expiry_counts() {
     let mut kernel = Kernel::load();

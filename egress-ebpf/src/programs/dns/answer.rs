@@ -255,7 +255,7 @@ fn take(pending: &Pending, work: &mut Work, now: Ticks) -> bool {
     work.pending.generation = pending.generation;
     work.pending.classes = pending.classes;
     work.pending.flags = pending.flags;
-    work.pending.until = pending.until;
+    work.pending.untils = pending.untils;
     work.pending.wire_len = pending.wire_len;
     copy(&pending.key, &mut work.event.key);
     if self::ticket(pending) != ticket || PENDING.remove(&work.key).is_err() {
@@ -304,7 +304,7 @@ impl Step for Each<'_> {
         if config.generation == self.generation {
             work.matching.classes = work.pending.classes;
             work.matching.flags = work.pending.flags;
-            work.matching.until = work.pending.until;
+            work.matching.untils = work.pending.untils;
         } else {
             // The policy was changed since the query left, or is being changed now.
             find(work.index as u32, Wanted::Answered, config, self.now);
@@ -316,7 +316,7 @@ impl Step for Each<'_> {
         let epoch = config.epoch;
         if work.answer.chain != 0 {
             let expiry = learn::expiry(self.now, work.answer.ttl as u32, config.min_ttl, config.grace);
-            work.learning.expiry = u64::from(learn::earlier(expiry, work.matching.until));
+            work.learning.expiry = u64::from(expiry);
             let flags = work.matching.flags & NameValue::PRIVATE;
             let turns = (CHAIN_MAX * NAME_CLASSES) as u32 + 8;
             repeat(turns, &mut Aliases { work: &mut *work, epoch, flags, now: self.now });
@@ -354,7 +354,8 @@ impl Step for Aliases<'_> {
             return true;
         }
         key.set_epoch(self.epoch);
-        let slot = Slot { class, expiry: self.work.learning.expiry as Ticks };
+        let until = learn::class_at(&self.work.matching.untils, number);
+        let slot = Slot { class, expiry: learn::earlier(self.work.learning.expiry as Ticks, until) };
         let outcome = alias(key, slot, self.flags, self.now, &mut self.work.learning);
         match outcome {
             Outcome::Again => return true,
