@@ -74,8 +74,8 @@ pub fn parse_answer<S: Steps>(steps: S, work: &mut Work, wire_len: u64, flags: u
     work.answer.bad == 0
 }
 
-/// Turns for the longest chain, each of whose CNAMEs comes before the one that leads to it.
-const TURNS: u32 = (ANSWER_MAX as u32 + 1) * (CHAIN_MAX as u32 + 1);
+/// Turns for all walks: four over the longest answer, which nobody is to make cost more; over a short one as many as its chain has links.
+const TURNS: u32 = 4 * (ANSWER_MAX as u32 + 1);
 
 /// What is done with several names of an answer. The kernel's programs put a function of their own round each, which the
 /// verifier looks at once instead of at every call; `()` has them as they are.
