@@ -70,7 +70,7 @@ pub struct Learning {
     pub address: u64,
     /// Which class is next.
     pub class: u64,
-    /// When the targets of an answer's CNAMEs end to be names of its.
+    /// When the targets of an answer's CNAMEs end to be names of its, where its classes do not end before.
     pub expiry: u64,
 }
 
@@ -96,6 +96,12 @@ pub fn earlier(a: Ticks, b: Ticks) -> Ticks {
     // All ones where `a` is the earlier one.
     let first = opaque(a.wrapping_sub(b) >> 63).wrapping_neg();
     (b ^ ((a ^ b) & first)) as Ticks
+}
+
+/// The later of two ticks, which is all but the earlier.
+#[inline(always)]
+pub fn later(a: Ticks, b: Ticks) -> Ticks {
+    a ^ b ^ earlier(a, b)
 }
 
 /// Writes down that `address` has `class` until `expiry`, in `epoch`.
@@ -279,7 +285,7 @@ fn slots(entry: &AddressEntry) -> *const u64 {
     (&raw const entry.slots).cast()
 }
 
-/// The class with this number of those that a name has; 0 past the last one.
+/// What stands at this number of the classes that a name has, or of their ends; 0 past the last one.
 #[inline(always)]
 pub fn class_at(classes: &[u32; NAME_CLASSES], index: u64) -> u32 {
     let index = opaque(index);

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use egress_ebpf::abi::ANSWER_MAX;
+use egress_ebpf::abi::{ANSWER_MAX, CHAIN_MAX};
 use egress_ebpf::dns::{HEADER, MESSAGE_MAX, Work, answer_id, parse_answer, question, same_question};
 use egress_ebpf::packet::{self, Packet};
 use egress_ebpf::reason::Reason;
@@ -118,26 +118,32 @@ pub fn dns_answer(message: &[u8]) -> Option<Taught> {
     Some(Taught { name, addresses })
 }
 
-/// The addresses on the chain, as the other parser has it.
+/// The addresses on the chain, as the other parser has it: walked until it grows no more.
 fn at_the_end(message: &Message, name: &str) -> Vec<(IpAddr, u32)> {
-    let (mut target, mut least, mut found) = (Some(name.to_owned()), u32::MAX, Vec::new());
-    for record in message.answers.iter().take(ANSWER_MAX) {
-        if record.dns_class != DNSClass::IN || plain(&record.name) != target {
-            continue;
-        }
-        // RFC 2181, 8: a TTL with its top bit set is 0.
-        let ttl = if record.ttl > 0x7fff_ffff { 0 } else { record.ttl };
-        match &record.data {
-            RData::CNAME(to) => {
-                target = plain(to);
-                least = least.min(ttl);
+    let (mut target, mut least, mut links) = (Some(name.to_owned()), u32::MAX, 0);
+    loop {
+        let (before, mut found) = (links, Vec::new());
+        for record in message.answers.iter().take(ANSWER_MAX) {
+            if record.dns_class != DNSClass::IN || plain(&record.name) != target {
+                continue;
             }
-            RData::A(address) => found.push((IpAddr::V4(address.0), ttl.min(least))),
-            RData::AAAA(address) => found.push((IpAddr::V6(address.0), ttl.min(least))),
-            _ => {}
+            // RFC 2181, 8: a TTL with its top bit set is 0.
+            let ttl = if record.ttl > 0x7fff_ffff { 0 } else { record.ttl };
+            match &record.data {
+                RData::CNAME(to) => {
+                    target = plain(to);
+                    least = least.min(ttl);
+                    links += 1;
+                }
+                RData::A(address) => found.push((IpAddr::V4(address.0), ttl.min(least))),
+                RData::AAAA(address) => found.push((IpAddr::V6(address.0), ttl.min(least))),
+                _ => {}
+            }
+        }
+        if links == before || links > CHAIN_MAX {
+            return found;
         }
     }
-    found
 }
 
 /// Reads a packet's headers.

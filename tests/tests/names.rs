@@ -62,6 +62,52 @@ print('done')
     assert_eq!(arrived.len(), 500);
 }
 
+/// P4: what was resolved in the moment before a policy changes is known to the next one, though its rule has other ports there.
+#[test]
+fn what_is_resolved_while_the_policy_changes_is_not_lost() {
+    const NAMES: u32 = 2000;
+    let policy = |round: u32| {
+        let filler: String = (0..3000).map(|n| format!("'*.f{n}.example.net', ")).collect();
+        format!(
+            "version: 1
+rules:
+  - {{name: wild, to: ['*.wild.example.com'], ports: [7000/udp, {}/udp]}}
+  - {{name: filler, to: [{filler}'*.f.example.net'], ports: [{}/tcp]}}
+",
+            8000 + round,
+            8000 + round
+        )
+    };
+    let test = Governed::over(world(), &policy(0)).unwrap();
+    for n in 0..NAMES {
+        test.world.dns.set(&format!("n{n}.wild.example.com"), 300, &[Ipv4Addr::from(0x1400_0001 + n).into()]);
+    }
+    let script = "import socket, sys, time
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+known = []
+for n in range(int(sys.argv[1])):
+    known.append(socket.getaddrinfo('n%d.wild.example.com' % n, 7000, socket.AF_INET, socket.SOCK_DGRAM)[0][4])
+    time.sleep(0.001)
+lost = []
+for a in known:
+    try:
+        u.sendto(b'later', a)
+    except PermissionError:
+        lost.append(a[0])
+print(lost)
+";
+    let mut command = test.inside.command(python());
+    command.args(["-c", script, &NAMES.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    for round in 1..=6 {
+        let generation = test.daemon.status().unwrap()["generation"].clone();
+        test.reload(&policy(round), |status| status["generation"] != generation).unwrap();
+    }
+    let run = wait_limited(child, Duration::from_secs(60)).unwrap();
+    assert_eq!(run.stdout, "[]\n", "{run:?}");
+}
+
 /// P4: resolvers as people run them, in front of the name's own servers, with chains of aliases.
 #[test]
 fn unbound_and_dnsmasq_are_believed() {
@@ -182,6 +228,54 @@ rules:
     assert!(!reaches(&test, "t.wild.example", "10.8.0.3"), "app was not asked since");
     assert_eq!(dig(&test.inside, &["app.corp.example"]), "t.wild.example.\n");
     assert!(reaches(&test, "t.wild.example", "10.8.0.3"), "app leads there again");
+}
+
+/// P3: private addresses that a name has by `dns.allowPrivate` end with the policy that says so, what is known of them and what was learned
+/// while it was on trial too.
+#[test]
+fn private_addresses_end_with_the_policy_that_allows_them() {
+    let listed = "version: 1
+dns: {allowPrivate: [db.corp.example, a.sub.corp.example, b.sub.corp.example]}
+rules:
+  - {name: exact, to: [db.corp.example], ports: [7000/tcp]}
+  - {name: wild, to: ['*.sub.corp.example'], ports: [7000/tcp]}
+";
+    let fewer = listed.replace("[db.corp.example, a.sub.corp.example, b.sub.corp.example]", "[b.sub.corp.example]");
+    let world = world();
+    world.world_ns.ip("route add local 10.8.0.0/24 dev lo").unwrap();
+    world.dns.set_text("db.corp.example", 300, &["10.8.0.1"]);
+    world.dns.set_text("a.sub.corp.example", 300, &["10.8.0.2", "203.0.113.82"]);
+    world.dns.set_text("b.sub.corp.example", 300, &["10.8.0.3"]);
+    let test = Governed::over(world, listed).unwrap();
+    let reaches = |address: &str| tcp(&test.inside, &format!("{address}:7000")).unwrap().echoed;
+    let apply = |text: &str, more: &[&str]| {
+        let path = test.world.dir().join("other.yaml");
+        std::fs::write(&path, text).unwrap();
+        let run = test.daemon.egress(&[&["apply", path.to_str().unwrap()], more].concat()).unwrap();
+        assert!(run.ok(), "{run:?}");
+    };
+    for name in ["db.corp.example", "a.sub.corp.example", "b.sub.corp.example"] {
+        assert_ne!(dig(&test.inside, &[name]), "");
+    }
+    assert!(reaches("10.8.0.1") && reaches("10.8.0.2") && reaches("203.0.113.82"));
+    apply(&fewer, &[]);
+    assert!(!reaches("10.8.0.1"), "of an exact name");
+    assert!(!reaches("10.8.0.2"), "below a wildcard");
+    assert!(reaches("203.0.113.82") && reaches("10.8.0.3"), "a public address, and one of a name that is still listed");
+    // Not even though nobody answers any more, which keeps what was known.
+    test.world.dns.fault_everywhere(Fault::ServFail);
+    apply(listed, &["--confirm", "60s"]);
+    test.world.dns.fault_everywhere(None);
+    for name in ["db.corp.example", "a.sub.corp.example"] {
+        assert_ne!(dig(&test.inside, &[name]), "");
+    }
+    test.status_until(|_| reaches("10.8.0.1")).unwrap();
+    assert!(reaches("10.8.0.2"));
+    // The daemon asks for exact names itself, and writes what it hears for either policy.
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(test.daemon.egress(&["rollback"]).unwrap().ok());
+    assert!(!reaches("10.8.0.1"), "an exact name after a rollback");
+    assert!(!reaches("10.8.0.2"), "below a wildcard, after a rollback");
 }
 
 /// P5: a tunnel asks for names that nobody allowed; no such question leaves, over UDP or TCP, nor does one to another

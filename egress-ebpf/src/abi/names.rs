@@ -193,10 +193,8 @@ pub struct Pending {
     pub flags: u32,
     /// Bytes of `question` in use.
     pub wire_len: u32,
-    /// When the name ends to have these classes: what is learned by it ends no later. [`NEVER`] where the policy names it.
-    pub until: Ticks,
-    /// Zero.
-    pub pad: u32,
+    /// When the name ends to have each of these classes: what is learned for it ends no later. [`NEVER`] where the policy says so.
+    pub untils: [Ticks; NAME_CLASSES],
     /// The question section as it was on the wire. The answer must repeat it to the letter, upper and lower case too
     /// (draft-vixie-dnsext-dns0x20).
     pub question: [u8; QUESTION_MAX],

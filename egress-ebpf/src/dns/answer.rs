@@ -22,8 +22,14 @@ const CLASS_IN: u64 = 1;
 pub struct Answer {
     /// The next record.
     pub at: u64,
-    /// Records that the header promises.
+    /// Records that are read: those that the header promises, at most [`ANSWER_MAX`].
     pub records: u64,
+    /// Records read in this walk over them.
+    pub read: u64,
+    /// CNAMEs followed before this walk.
+    pub followed: u64,
+    /// 1 where a record of this walk is off the chain.
+    pub astray: u64,
     /// Where in the message the name stands whose records count: the question's, then each CNAME's target.
     pub target: u64,
     /// CNAMEs followed.
@@ -51,18 +57,25 @@ pub struct Answer {
 /// pointers decides what the records after it are. Only the first [`ANSWER_MAX`] records are read, and judged. A truncated
 /// answer (TC) is learned from like any other: what stands in it is the resolver's word, and some stub resolvers use it.
 /// The authority and additional sections are never read.
+///
+/// Records may come in any order (RFC 2181, 5): where some are off the chain, and the chain has become longer, they are read once more from
+/// the first on, for the name at its end.
 #[inline(always)]
 pub fn parse_answer<S: Steps>(steps: S, work: &mut Work, wire_len: u64, flags: u32) -> bool {
+    let records = be16(&work.message.bytes, 6);
     work.answer = Answer {
         at: HEADER + wire_len,
-        records: be16(&work.message.bytes, 6),
+        records: if records > ANSWER_MAX as u64 { ANSWER_MAX as u64 } else { records },
         target: HEADER,
         ttl: u64::MAX,
         ..Answer::default()
     };
-    repeat(ANSWER_MAX as u32, &mut Records { steps, work: &mut *work, flags });
+    repeat(TURNS, &mut Records { steps, work: &mut *work, start: HEADER + wire_len, flags });
     work.answer.bad == 0
 }
+
+/// Turns for all walks: four over the longest answer, which nobody is to make cost more; over a short one as many as its chain has links.
+const TURNS: u32 = 4 * (ANSWER_MAX as u32 + 1);
 
 /// What is done with several names of an answer. The kernel's programs put a function of their own round each, which the
 /// verifier looks at once instead of at every call; `()` has them as they are.
@@ -109,15 +122,18 @@ pub fn key(work: &mut Work, place: u64) {
 struct Records<'a, S> {
     steps: S,
     work: &'a mut Work,
+    /// Where the first record is.
+    start: u64,
     flags: u32,
 }
 
 impl<S: Steps> Step for Records<'_, S> {
     #[inline(always)]
-    fn step(&mut self, index: u32) -> bool {
-        if u64::from(index) >= self.work.answer.records {
-            return false;
+    fn step(&mut self, _index: u32) -> bool {
+        if self.work.answer.read >= self.work.answer.records {
+            return self.again();
         }
+        self.work.answer.read += 1;
         // Until the record is read to its end, it is malformed.
         self.work.answer.bad = 1;
         let good = self.record();
@@ -127,6 +143,24 @@ impl<S: Steps> Step for Records<'_, S> {
 }
 
 impl<S: Steps> Records<'_, S> {
+    /// Goes back to the first record, if what is off the chain may be on it by now.
+    #[inline(always)]
+    fn again(&mut self) -> bool {
+        let answer = &mut self.work.answer;
+        if answer.astray == 0 || answer.followed == answer.chain {
+            return false;
+        }
+        answer.followed = answer.chain;
+        answer.at = self.start;
+        answer.read = 0;
+        answer.astray = 0;
+        answer.count = 0;
+        answer.sum = 0;
+        answer.refused = 0;
+        answer.private = 0;
+        true
+    }
+
     /// Reads one record (RFC 1035, 4.1.3). Returns whether it is well-formed.
     #[inline(always)]
     fn record(&mut self) -> bool {
@@ -169,6 +203,7 @@ impl<S: Steps> Records<'_, S> {
             }
             self.owner_is_target()
         };
+        self.work.answer.astray |= u64::from(!on_chain);
         // RFC 2181, 8: a TTL with its top bit set is 0.
         let ttl = if ttl > 0x7fff_ffff { 0 } else { ttl };
         if kind == TYPE_CNAME {

@@ -1,9 +1,6 @@
 //! What the name table says of a name.
 
-use super::{
-    bytes::{again, opaque},
-    name,
-};
+use super::{bytes::opaque, name};
 use crate::{
     abi::{Alias, INNER_MAX, InnerWildcard, KeyBuffer, NAME_CLASSES, NEVER, NameValue, SLOTS, Slot, Ticks},
     learn,
@@ -34,11 +31,9 @@ pub struct Matching {
     pub flags: u32,
     /// Classes that did not fit.
     pub lost: u32,
-    /// When the name ends to be one: [`NEVER`] where the table says what it is, else when the last of the aliases that lead to it ends.
-    /// What is learned by it ends no later.
-    pub until: Ticks,
-    /// Zero.
-    pub pad: u32,
+    /// When the name ends to have each of the classes: [`NEVER`] where the table says so, else when the last of the aliases ends that
+    /// lend it. What is learned for it ends no later.
+    pub untils: [Ticks; NAME_CLASSES],
 }
 
 impl Matching {
@@ -49,22 +44,31 @@ impl Matching {
     }
 
     #[inline(always)]
-    fn add(&mut self, class: u32) {
+    fn add(&mut self, class: u32, until: Ticks) {
         if class == 0 {
             return;
         }
-        let [a, b, c, d] = self.classes;
-        if class == a || class == b || class == c || class == d {
-            return;
+        // Where it is, or else the next place. Not by comparisons: the verifier would walk all that follows for each.
+        let (mut place, mut fresh) = (self.count, 1);
+        let mut index = 0;
+        while index < NAME_CLASSES {
+            let same = opaque(u64::from(self.classes[index] ^ class).wrapping_sub(1) >> 63);
+            place ^= (place ^ index as u64) & same.wrapping_neg();
+            fresh ^= same;
+            index += 1;
         }
-        let count = opaque(self.count);
-        if count >= NAME_CLASSES as u64 {
+        let place = opaque(place);
+        if place >= NAME_CLASSES as u64 {
             self.lost += 1;
             return;
         }
+        self.count += fresh;
         // SAFETY: checked right above.
-        unsafe { *self.classes.get_unchecked_mut(count as usize) = class };
-        self.count = count + 1;
+        unsafe {
+            *self.classes.get_unchecked_mut(place as usize) = class;
+            let known = self.untils.get_unchecked_mut(place as usize);
+            *known = learn::later(*known, until);
+        }
     }
 }
 
@@ -83,7 +87,12 @@ pub fn find<T: NameTable>(
     *matching = Matching::default();
     if let Some(value) = table.name(key, generation) {
         matching.flags = value.flags;
-        matching.add(value.class);
+        // The first one has nothing to be compared with.
+        if value.class != 0 {
+            matching.classes[0] = value.class;
+            matching.untils[0] = NEVER;
+            matching.count = 1;
+        }
         // The wildcard's label stands right below the matched suffix: the suffix and the first label are the whole name.
         if value.inner_count != 0 && u64::from(value.len) + key.first == key.len {
             let suffix = u64::from(value.len);
@@ -91,14 +100,10 @@ pub fn find<T: NameTable>(
             repeat(INNER_MAX, &mut Inner { table, key, matching: &mut *matching, differ, suffix, first, count });
         }
     }
-    // Reckoned, not compared: 0 without a class, else `NEVER`.
-    matching.until = (again(&matching.count).wrapping_neg().cast_signed() >> 63) as Ticks;
     if let Some(alias) = table.alias(key) {
         repeat(SLOTS as u32, &mut Aliases { table, alias, matching, generation, now });
     }
 }
-
-const _: () = assert!(NEVER == Ticks::MAX);
 
 struct Inner<'a, T> {
     table: &'a T,
@@ -122,7 +127,7 @@ impl<T: NameTable> Step for Inner<'_, T> {
             && name::starts_with(&self.key.name, self.suffix, &wildcard.suffix, after, 8, self.differ)
             && name::starts_with(&self.key.name, self.key.len - before, &wildcard.prefix, before, 8, self.differ)
         {
-            self.matching.add(wildcard.class);
+            self.matching.add(wildcard.class, NEVER);
             self.matching.flags |= u32::from(wildcard.flags) & NameValue::PRIVATE;
         }
         true
@@ -142,10 +147,7 @@ impl<T: NameTable> Step for Aliases<'_, T> {
     fn step(&mut self, index: u32) -> bool {
         let slot = Slot::unpack(learn::read(&self.alias.entry, u64::from(index)));
         if slot.lives(self.now) && self.table.stands(slot.class, self.generation) {
-            self.matching.add(slot.class);
-            // The later of both, which is all but the earlier.
-            let until = self.matching.until;
-            self.matching.until = until ^ slot.expiry ^ learn::earlier(until, slot.expiry);
+            self.matching.add(slot.class, slot.expiry);
             // What led here once lends nothing any more.
             self.matching.flags |= self.alias.flags & NameValue::PRIVATE;
         }

@@ -179,8 +179,9 @@ impl Step for Each<'_> {
             return true;
         }
         let expiry = learn::expiry(self.now, found.ttl, self.min_ttl, self.grace);
-        found.expiry = learn::earlier(expiry, self.work.matching.until);
-        let slot = Slot { class, expiry: found.expiry };
+        let expiry = learn::earlier(expiry, learn::class_at(&self.work.matching.untils, number));
+        found.expiry = learn::later(found.expiry, expiry);
+        let slot = Slot { class, expiry };
         let outcome = learn_one(&found.address, self.epoch, slot, self.now, self.work.index as u32);
         if let Outcome::Again = outcome {
             return true;

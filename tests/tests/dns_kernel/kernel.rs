@@ -144,6 +144,12 @@ impl Kernel {
         self.slots(epoch, address.parse().unwrap()).into_iter().map(|slot| slot.class).collect()
     }
 
+    /// When an address' class stops counting.
+    pub fn expiry(&self, epoch: u32, address: &str, class: u32) -> Ticks {
+        let slots = self.slots(epoch, address.parse().unwrap());
+        slots.into_iter().find(|slot| slot.class == class).expect("a class that it has").expiry
+    }
+
     /// Every address that any epoch has: what must not grow when an attack fails.
     pub fn addresses(&self) -> usize {
         let four = self.table::<AddressKey4, AddressEntry>("ADDRESSES_4").keys().expect("keys").len();

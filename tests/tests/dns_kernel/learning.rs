@@ -146,6 +146,39 @@ fn what_an_alias_teaches_ends_with_it() {
     assert!(kernel.events().pop().unwrap().1[0].expiry > end(80_000));
 }
 
+/// P4: the order of records says nothing (RFC 1034, 3.6; RFC 2181, 5), and some resolvers put the addresses that they had already before the
+/// CNAMEs that lead there. Clients take them so: Go's, musl's and systemd's.
+#[test]
+fn a_chain_counts_in_whatever_order_its_records_come() {
+    let records = || {
+        [
+            ("shop.example", 300, Cname("a.cdn.test")),
+            ("a.cdn.test", 20, Cname("edge.cdn.test")),
+            ("edge.cdn.test", 60, Address("198.51.100.1")),
+            ("edge.cdn.test", 60, Address("198.51.100.2")),
+            ("other.cdn.test", 60, Address("198.51.100.66")),
+        ]
+    };
+    for order in [[2, 3, 4, 0, 1], [2, 4, 3, 1, 0], [4, 3, 1, 0, 2], [1, 2, 0, 4, 3]] {
+        let mut kernel = Kernel::load();
+        kernel.class(7, 70);
+        kernel.name(LIVE, "shop.example", allow(7));
+        assert!(kernel.query(&wire::query(4, "shop.example")));
+        let mut records = records().map(Some);
+        let records: Vec<_> = order.map(|at| records[at].take().unwrap()).into();
+        kernel.answer(&wire::answer(4, "shop.example", &records));
+        for address in ["198.51.100.1", "198.51.100.2"] {
+            assert_eq!(kernel.classes(LIVE, address), [7], "{order:?}");
+        }
+        assert_eq!(kernel.addresses(), 2, "{order:?}");
+        let (event, addresses) = kernel.events().pop().unwrap();
+        assert_eq!((event.count, event.refused, event.aliases), (2, 1, 2), "{order:?}");
+        assert!(addresses.iter().all(|found| found.ttl == 20), "{order:?}: {addresses:?}");
+        assert!(kernel.query(&wire::query(5, "a.cdn.test")) && kernel.query(&wire::query(6, "edge.cdn.test")));
+        assert!(!kernel.query(&wire::query(7, "other.cdn.test")));
+    }
+}
+
 #[test]
 fn uncompressed_owners_are_followed() {
     let mut kernel = Kernel::load();
@@ -164,6 +197,38 @@ fn uncompressed_owners_are_followed() {
     assert_eq!((kernel.classes(LIVE, "198.51.100.1"), kernel.addresses()), (vec![7], 1));
     // RFC 2181, 8: a TTL with its top bit set is 0.
     assert_eq!(kernel.events()[0].1[0].ttl, 0);
+}
+
+/// Section 1: also where the target is a name of the policy's itself, or another alias leads there for longer: each class counts as long as
+/// what lent it.
+#[test]
+fn what_an_alias_lends_to_a_name_of_the_policys_ends_with_it() {
+    let mut kernel = Kernel::load();
+    kernel.config(Config {
+        generation: LIVE + 1,
+        epoch: LIVE + 1,
+        flags: Config::ENFORCE | Config::QUERIES_ALLOWLISTED,
+        ..Config::default()
+    });
+    assert_eq!(kernel.control(CONTROL_FLIP, LIVE + 1, &[]).0, 0);
+    for class in 7..10 {
+        kernel.class(class, 10 * class);
+    }
+    kernel.name(LIVE + 1, "shop.example", allow(7));
+    kernel.name(LIVE + 1, "long.example", allow(8));
+    kernel.name(LIVE + 1, "one.test", allow(9));
+    for (name, ttl) in [("shop.example", 60), ("long.example", 3600)] {
+        assert!(kernel.query(&wire::query(1, name)));
+        kernel.answer(&wire::answer(1, name, &[(name, ttl, Cname("one.test"))]));
+    }
+    assert!(kernel.query(&wire::query(2, "one.test")));
+    kernel.answer(&wire::answer(2, "one.test", &[("one.test", 86_400, Address("198.51.100.1"))]));
+    let end = |ttl: u64| egress_user::datapath::boot_ticks() + ((ttl * 1_000_000_000) >> 30) as u32 + 2;
+    assert_eq!(kernel.classes(LIVE + 1, "198.51.100.1"), [9, 7, 8]);
+    for (class, ttl) in [(7, 60), (8, 3600), (9, 86_400)] {
+        let expiry = kernel.expiry(LIVE + 1, "198.51.100.1", class);
+        assert!(expiry <= end(ttl) && expiry + 5 > end(ttl), "{class}: {expiry}, {}", end(ttl));
+    }
 }
 
 #[test]

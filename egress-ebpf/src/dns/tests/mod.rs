@@ -92,6 +92,32 @@ proptest! {
     }
 
     #[test]
+    fn records_may_come_in_any_order(
+        order in (1_usize..=9, 1_usize..10).prop_flat_map(|(names, addresses)| {
+            (Just(names), Just((0..names - 1 + addresses).collect::<Vec<_>>()).prop_shuffle())
+        }),
+        ttls in proptest::collection::vec(0_u32..0x8000_0000, 9),
+    ) {
+        let (names, order) = order;
+        let name = |n: usize| Name::from_ascii(format!("n{n}.example.com.")).unwrap();
+        let mut message = Reference::new(7, MessageType::Response, OpCode::Query);
+        message.add_query(Query::query(name(0), RecordType::A));
+        let least = ttls[..names - 1].iter().copied().min().unwrap_or(u32::MAX).min(1000);
+        let mut expected = Vec::new();
+        for at in order {
+            // Records of the chain come first by number, then the addresses at its end.
+            let (owner, ttl, data) = if at < names - 1 {
+                (at, ttls[at], RData::CNAME(CNAME(name(at + 1))))
+            } else {
+                expected.push((Address::v4([198, 51, 100, at as u8]), least));
+                (names - 1, 1000, RData::A(A([198, 51, 100, at as u8].into())))
+            };
+            message.add_answer(Record::from_rdata(name(owner), ttl, data));
+        }
+        prop_assert_eq!(learned(&query(&name(0).to_ascii()), &message.to_bytes().unwrap()), Some(expected));
+    }
+
+    #[test]
     fn any_bytes_are_read_within_bounds(bytes in proptest::collection::vec(any::<u8>(), 0..600), cut in 0_usize..64) {
         let _ = question(&mut work(&bytes));
         let query = query("www.example.com.");

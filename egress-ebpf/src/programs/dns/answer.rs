@@ -258,7 +258,7 @@ fn take(pending: &Pending, work: &mut Work, now: Ticks) -> bool {
     work.pending.generation = pending.generation;
     work.pending.classes = pending.classes;
     work.pending.flags = pending.flags;
-    work.pending.until = pending.until;
+    work.pending.untils = pending.untils;
     work.pending.wire_len = pending.wire_len;
     copy(&pending.key, &mut work.event.key);
     if self::ticket(pending) != ticket || PENDING.remove(&work.key).is_err() {
@@ -297,7 +297,7 @@ extern "C" fn egress_learn_into(index: u32, config: *const Config, now: Ticks, l
     if config.generation == work.pending.generation {
         work.matching.classes = work.pending.classes;
         work.matching.flags = work.pending.flags;
-        work.matching.until = work.pending.until;
+        work.matching.untils = work.pending.untils;
     } else {
         // The policy was changed since the query left, or is being changed now.
         find(index, Wanted::Answered, config, now);
@@ -307,7 +307,7 @@ extern "C" fn egress_learn_into(index: u32, config: *const Config, now: Ticks, l
     work.learning.class = 0;
     if work.answer.chain != 0 {
         let expiry = learn::expiry(now, work.answer.ttl as u32, config.min_ttl, config.grace);
-        work.learning.expiry = u64::from(learn::earlier(expiry, work.matching.until));
+        work.learning.expiry = u64::from(expiry);
         let flags = work.matching.flags & NameValue::PRIVATE;
         let turns = (CHAIN_MAX * NAME_CLASSES) as u32 + 8;
         repeat(turns, &mut Aliases { work: &mut *work, epoch: config.epoch, flags, now });
@@ -344,7 +344,8 @@ impl Step for Aliases<'_> {
             return true;
         }
         key.set_epoch(self.epoch);
-        let slot = Slot { class, expiry: self.work.learning.expiry as Ticks };
+        let until = learn::class_at(&self.work.matching.untils, number);
+        let slot = Slot { class, expiry: learn::earlier(self.work.learning.expiry as Ticks, until) };
         let outcome = alias(key, slot, self.flags, self.now, &mut self.work.learning);
         match outcome {
             Outcome::Again => return true,

@@ -264,7 +264,7 @@ fn remember(skb: *mut __sk_buff, work: &mut Work, now: Ticks) {
     pending.sent = now;
     pending.classes = work.matching.classes;
     pending.flags = work.matching.flags & NameValue::PRIVATE;
-    pending.until = work.matching.until;
+    pending.untils = work.matching.untils;
     count(match PENDING.insert(&work.key, &work.pending, 0) {
         Ok(()) => LearnCount::Asked,
         Err(_) => LearnCount::PendingFull,
