@@ -230,6 +230,54 @@ fn an_expired_address_keeps_its_open_connections_alone() {
     assert!(tcp(&test.inside, "203.0.113.95:7000").unwrap().echoed);
     // A tick is 1.07 s: an expiry is rounded up to one.
     std::thread::sleep(Duration::from_millis(3300));
+/// P3: private addresses that a name has by `dns.allowPrivate` end with the policy that says so, what is known of them and what was learned
+/// while it was on trial too.
+#[test]
+fn private_addresses_end_with_the_policy_that_allows_them() {
+    let listed = "version: 1
+dns: {allowPrivate: [db.corp.example, a.sub.corp.example, b.sub.corp.example]}
+rules:
+  - {name: exact, to: [db.corp.example], ports: [7000/tcp]}
+  - {name: wild, to: ['*.sub.corp.example'], ports: [7000/tcp]}
+";
+    let fewer = listed.replace("[db.corp.example, a.sub.corp.example, b.sub.corp.example]", "[b.sub.corp.example]");
+    let world = world();
+    world.world_ns.ip("route add local 10.8.0.0/24 dev lo").unwrap();
+    world.dns.set_text("db.corp.example", 300, &["10.8.0.1"]);
+    world.dns.set_text("a.sub.corp.example", 300, &["10.8.0.2", "203.0.113.82"]);
+    world.dns.set_text("b.sub.corp.example", 300, &["10.8.0.3"]);
+    let test = Governed::over(world, listed).unwrap();
+    let reaches = |address: &str| tcp(&test.inside, &format!("{address}:7000")).unwrap().echoed;
+    let apply = |text: &str, more: &[&str]| {
+        let path = test.world.dir().join("other.yaml");
+        std::fs::write(&path, text).unwrap();
+        let run = test.daemon.egress(&[&["apply", path.to_str().unwrap()], more].concat()).unwrap();
+        assert!(run.ok(), "{run:?}");
+    };
+    for name in ["db.corp.example", "a.sub.corp.example", "b.sub.corp.example"] {
+        assert_ne!(dig(&test.inside, &[name]), "");
+    }
+    assert!(reaches("10.8.0.1") && reaches("10.8.0.2") && reaches("203.0.113.82"));
+    apply(&fewer, &[]);
+    assert!(!reaches("10.8.0.1"), "of an exact name");
+    assert!(!reaches("10.8.0.2"), "below a wildcard");
+    assert!(reaches("203.0.113.82") && reaches("10.8.0.3"), "a public address, and one of a name that is still listed");
+    // Not even though nobody answers any more, which keeps what was known.
+    test.world.dns.fault_everywhere(Fault::ServFail);
+    apply(listed, &["--confirm", "60s"]);
+    test.world.dns.fault_everywhere(None);
+    for name in ["db.corp.example", "a.sub.corp.example"] {
+        assert_ne!(dig(&test.inside, &[name]), "");
+    }
+    test.status_until(|_| reaches("10.8.0.1")).unwrap();
+    assert!(reaches("10.8.0.2"));
+    // The daemon asks for exact names itself, and writes what it hears for either policy.
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(test.daemon.egress(&["rollback"]).unwrap().ok());
+    assert!(!reaches("10.8.0.1"), "an exact name after a rollback");
+    assert!(!reaches("10.8.0.2"), "below a wildcard, after a rollback");
+}
+
     let got = tcp(&test.inside, "203.0.113.95:7000").unwrap();
     assert!(got.refused(), "{got:?}");
     assert_eq!(held.say("still").unwrap(), "echo");

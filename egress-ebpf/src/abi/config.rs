@@ -26,8 +26,8 @@ pub struct Config {
     pub grace: Ticks,
     /// The depth of the governed cgroup below the cgroup v2 root, which has depth 0; or [`Config::LEVEL_UNKNOWN`].
     pub cgroup_level: u32,
-    /// Zero.
-    pub pad: u32,
+    /// A hash of `dns.allowPrivate`. The programs do not read it.
+    pub allow_private: u32,
     /// The id of the governed cgroup (its directory's inode number), or 0 where no cgroup is governed.
     pub cgroup_id: u64,
     /// The cookie of the network namespace whose sockets may teach names at the cgroup hook, or 0 for any.

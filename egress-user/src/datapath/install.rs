@@ -10,10 +10,13 @@ use std::{
     time::Duration,
 };
 
-use egress_ebpf::abi::{
-    self, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, GrantEntry, Hits, InnerWildcard,
-    NEVER, NameEntry, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, REMOVALS_BEGUN, REMOVALS_ENDED, ResolverKey,
-    ResolverTrust, Ticks, ZONE_SOCKET, ZONE_UPLINK,
+use egress_ebpf::{
+    abi::{
+        self, AddressEntry, AddressKey4, AddressKey6, ClassChunk, Config, Flow, FlowKey, GrantEntry, Hits,
+        InnerWildcard, NEVER, NameEntry, ORIGIN_IN, PROTO_TCP, PrefixKey4, PrefixKey6, REMOVALS_BEGUN, REMOVALS_ENDED,
+        ResolverKey, ResolverTrust, Ticks, ZONE_SOCKET, ZONE_UPLINK,
+    },
+    dns::is_private,
 };
 
 use super::{
@@ -197,8 +200,14 @@ impl Datapath {
         let written: Vec<_> = elements.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
         self.write_addresses(epoch, &written)?;
         let mut missing = self.learn_all(policy, &allotted.index, epoch, learned)?;
-        let private = aliases::private_classes(policy, &allotted.index);
-        missing += lost(self.carry_over(from, epoch, &allotted.kept, &private))?;
+        if from != 0 {
+            let private = aliases::private_classes(policy, &allotted.index);
+            self.carry_aliases(from, epoch, boot_ticks(), &allotted.kept, &private)?;
+            // Which names a private address was learned for nobody knows here, only that other ones may have such.
+            let others =
+                self.configs.get(&(live & 1))?.unwrap_or_default().allow_private != elements.config.allow_private;
+            missing += lost(self.carry_over(from, epoch, &allotted.kept, others))?;
+        }
         tell_missing(missing);
         self.verify(&elements)?;
         self.retire_grants(&grants, live)?;
@@ -284,10 +293,8 @@ impl Datapath {
     }
 
     /// Copies what the kernel learned in the epoch `from` into another one: an address keeps the classes that the new policy has too.
-    fn carry_over(&mut self, from: u32, epoch: u32, kept: &HashSet<u32>, private: &HashSet<u32>) -> Result<(), Error> {
-        if from == 0 {
-            return Ok(());
-        }
+    /// Private addresses are left out where `public` says so.
+    fn carry_over(&mut self, from: u32, epoch: u32, kept: &HashSet<u32>, public: bool) -> Result<(), Error> {
         let mut old: Vec<(IpAddr, AddressEntry)> = Vec::new();
         self.addresses_4.each(|key, entry| {
             old.extend((key.epoch == from).then(|| (IpAddr::from(key.address), *entry)));
@@ -298,9 +305,8 @@ impl Datapath {
             true
         })?;
         let now = boot_ticks();
-        self.carry_aliases(from, epoch, now, kept, private)?;
         let mut carried = Vec::new();
-        for (address, entry) in old {
+        for (address, entry) in old.into_iter().filter(|(address, _)| !public || !is_private(&(*address).into())) {
             let living = entry.slots.into_iter().map(abi::Slot::unpack).filter(|slot| slot.lives(now));
             let same = living.filter(|slot| slot.expiry != NEVER && kept.contains(&slot.class));
             carried.extend(same.map(|slot| (address, slot.class, slot.expiry)));
@@ -396,13 +402,15 @@ pub(super) fn connection_key(local: SocketAddr, remote: SocketAddr, zone: u8) ->
     }
 }
 
-/// Whether any rule wants a name, and its addresses with each class that has it.
+/// Whether any rule wants a name, and its addresses with each class that has it. Private ones only where the policy lets it have such:
+/// it may have been another's that let it.
 fn opened(policy: &Compiled, class_index: &[u32], learned: &Learned) -> (bool, Vec<(IpAddr, u32, Ticks)>) {
     let found = policy.match_name(&learned.name);
+    let may_have = |address: IpAddr| found.private || !is_private(&address.into());
+    let addresses: Vec<_> = learned.addresses.iter().filter(|(address, _)| may_have(*address)).collect();
     let classes = found.classes.iter().filter_map(|class| class_index.get(*class as usize));
-    let addresses = classes
-        .flat_map(|&index| learned.addresses.iter().map(move |&(address, expiry)| (address, index, expiry)))
-        .collect();
+    let addresses =
+        classes.flat_map(|&index| addresses.iter().map(move |&&(address, expiry)| (address, index, expiry))).collect();
     (!found.classes.is_empty(), addresses)
 }
 

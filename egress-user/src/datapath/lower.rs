@@ -191,7 +191,7 @@ pub(super) fn config(policy: &Compiled, settings: &Settings, place: Place<'_>) -
         min_ttl: ticks(policy.dns.min_ttl),
         grace: ticks(policy.dns.grace),
         cgroup_level: settings.cgroup_level.unwrap_or(Config::LEVEL_UNKNOWN),
-        pad: 0,
+        allow_private: policy.dns.allow_private_hash(),
         cgroup_id: settings.cgroup_id,
         teaching_netns: settings.teaching_netns,
         policy: policy.hash,

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
+    compile::{OFFSET, fnv1a},
     name::{DomainName, NamePattern},
     ports::Ports,
 };
@@ -272,6 +273,15 @@ impl Default for Dns {
             max_stale: Duration::from_secs(60 * 60),
             allow_private: Vec::new(),
         }
+    }
+}
+
+impl Dns {
+    /// A hash of [`Dns::allow_private`], by which two policies' lists are told apart.
+    pub fn allow_private_hash(&self) -> u32 {
+        let add = |hash, pattern: &NamePattern| fnv1a(hash, format!("{pattern}\n").as_bytes());
+        let hash = self.allow_private.iter().fold(OFFSET, add);
+        (hash ^ hash >> 32) as u32
     }
 }
 

@@ -30,6 +30,8 @@ pub struct NameMatch {
     pub classes: Vec<u32>,
     /// The name may be asked for: a rule allows it, or it is internal, or `dns.queries` is `any`.
     pub ask: bool,
+    /// Its answers may hold private addresses (`dns.allowPrivate`).
+    pub private: bool,
 }
 
 impl Compiled {
@@ -38,20 +40,22 @@ impl Compiled {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let any = self.dns.queries == Queries::Any;
         let Some(entry) = self.name_entry(&name) else {
-            return NameMatch { classes: Vec::new(), ask: any };
+            return NameMatch { ask: any, ..NameMatch::default() };
         };
-        let mut classes = vec![entry.class];
+        let (mut classes, mut private) = (vec![entry.class], entry.private);
         if let NameKey::Suffix(base) = &entry.key
             && let Some((label, rest)) = name.split_once('.')
             && rest == base.as_str()
         {
-            let fits = entry.inner.iter().filter(|inner| label_matches(label, &inner.prefix, &inner.suffix));
-            classes.extend(fits.map(|inner| inner.class));
+            for inner in entry.inner.iter().filter(|inner| label_matches(label, &inner.prefix, &inner.suffix)) {
+                classes.push(inner.class);
+                private |= inner.private;
+            }
         }
         classes.retain(|class| *class != 0);
         classes.sort_unstable();
         classes.dedup();
-        NameMatch { ask: any || entry.ask || !classes.is_empty(), classes }
+        NameMatch { ask: any || entry.ask || !classes.is_empty(), classes, private }
     }
 
     /// The longest match: the exact key, else the longest suffix that is shorter than the name.
