@@ -62,6 +62,52 @@ print('done')
     assert_eq!(arrived.len(), 500);
 }
 
+/// P4: what was resolved in the moment before a policy changes is known to the next one, though its rule has other ports there.
+#[test]
+fn what_is_resolved_while_the_policy_changes_is_not_lost() {
+    const NAMES: u32 = 2000;
+    let policy = |round: u32| {
+        let filler: String = (0..3000).map(|n| format!("'*.f{n}.example.net', ")).collect();
+        format!(
+            "version: 1
+rules:
+  - {{name: wild, to: ['*.wild.example.com'], ports: [7000/udp, {}/udp]}}
+  - {{name: filler, to: [{filler}'*.f.example.net'], ports: [{}/tcp]}}
+",
+            8000 + round,
+            8000 + round
+        )
+    };
+    let test = Governed::over(world(), &policy(0)).unwrap();
+    for n in 0..NAMES {
+        test.world.dns.set(&format!("n{n}.wild.example.com"), 300, &[Ipv4Addr::from(0x1400_0001 + n).into()]);
+    }
+    let script = "import socket, sys, time
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+known = []
+for n in range(int(sys.argv[1])):
+    known.append(socket.getaddrinfo('n%d.wild.example.com' % n, 7000, socket.AF_INET, socket.SOCK_DGRAM)[0][4])
+    time.sleep(0.001)
+lost = []
+for a in known:
+    try:
+        u.sendto(b'later', a)
+    except PermissionError:
+        lost.append(a[0])
+print(lost)
+";
+    let mut command = test.inside.command(python());
+    command.args(["-c", script, &NAMES.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    for round in 1..=6 {
+        let generation = test.daemon.status().unwrap()["generation"].clone();
+        test.reload(&policy(round), |status| status["generation"] != generation).unwrap();
+    }
+    let run = wait_limited(child, Duration::from_secs(60)).unwrap();
+    assert_eq!(run.stdout, "[]\n", "{run:?}");
+}
+
 /// P4: resolvers as people run them, in front of the name's own servers, with chains of aliases.
 #[test]
 fn unbound_and_dnsmasq_are_believed() {
@@ -184,52 +230,6 @@ rules:
     assert!(reaches(&test, "t.wild.example", "10.8.0.3"), "app leads there again");
 }
 
-/// P5: a tunnel asks for names that nobody allowed; no such question leaves, over UDP or TCP, nor does one to another
-/// resolver for a name that is allowed.
-fn tunnel_fails(test: &Governed, place: &Place) {
-    test.world.dns.set_text("*.tunnel.example", 1, &["203.0.113.66"]);
-    test.world.other_dns("9.9.9.9").unwrap().set_text("*.wild.example.com", 1, &["203.0.113.66"]);
-    test.world.dns.set_text("*.wild.example.com", 1, &["203.0.113.67"]);
-    for (way, option) in [("udp", "+notcp"), ("tcp", "+tcp")] {
-        let name = format!("secret-{way}.tunnel.example");
-        assert_eq!(dig(place, &[option, "TXT", &name]), "", "{name}");
-        let fine = format!("fine-{way}.wild.example.com");
-        assert_eq!(dig(place, &[option, "@9.9.9.9", &fine]), "", "{fine} from another resolver");
-        assert_eq!(dig(place, &[option, &fine]), "203.0.113.67\n", "{fine}");
-    }
-    let leaked = |frame: &Frame| frame.bytes.windows(6).any(|bytes| bytes.eq_ignore_ascii_case(b"tunnel"));
-    test.world.sniffer.assert_none("a tunnel's question", leaked);
-    test.world
-        .sniffer
-        .assert_none("a question to another resolver", |frame| frame.destination == Some("9.9.9.9".parse().unwrap()));
-    let about = |event: &serde_json::Value| event.to_string().contains("secret-udp.tunnel.example");
-    let event = test.event(|event| event["kind"] == "dropped" && about(event)).unwrap();
-    assert!(event.is_some(), "{:#?}", test.daemon.events(false));
-}
-
-#[test]
-fn names_that_no_rule_allows_are_not_asked() {
-    let test = Governed::over(world(), POLICY).unwrap();
-    tunnel_fails(&test, &test.inside);
-}
-
-#[test]
-fn names_that_no_rule_allows_are_not_asked_beside_the_cgroup() {
-    let test = Governed::over(world(), POLICY).unwrap();
-    tunnel_fails(&test, &test.beside);
-}
-
-/// Section 1: an address that expired opens no new connection; one that was open goes on.
-#[test]
-fn an_expired_address_keeps_its_open_connections_alone() {
-    let world = world();
-    world.dns.set_text("brief.wild.example.com", 1, &["203.0.113.95"]);
-    let strict = POLICY.replace("rules:", "dns: {minTtl: 1s, grace: 0s}\nrules:");
-    let test = Governed::over(world, &strict).unwrap();
-    let mut held = Held::connect(&test.inside, "brief.wild.example.com", 7000).unwrap();
-    assert!(tcp(&test.inside, "203.0.113.95:7000").unwrap().echoed);
-    // A tick is 1.07 s: an expiry is rounded up to one.
-    std::thread::sleep(Duration::from_millis(3300));
 /// P3: private addresses that a name has by `dns.allowPrivate` end with the policy that says so, what is known of them and what was learned
 /// while it was on trial too.
 #[test]
@@ -278,6 +278,52 @@ rules:
     assert!(!reaches("10.8.0.2"), "below a wildcard, after a rollback");
 }
 
+/// P5: a tunnel asks for names that nobody allowed; no such question leaves, over UDP or TCP, nor does one to another
+/// resolver for a name that is allowed.
+fn tunnel_fails(test: &Governed, place: &Place) {
+    test.world.dns.set_text("*.tunnel.example", 1, &["203.0.113.66"]);
+    test.world.other_dns("9.9.9.9").unwrap().set_text("*.wild.example.com", 1, &["203.0.113.66"]);
+    test.world.dns.set_text("*.wild.example.com", 1, &["203.0.113.67"]);
+    for (way, option) in [("udp", "+notcp"), ("tcp", "+tcp")] {
+        let name = format!("secret-{way}.tunnel.example");
+        assert_eq!(dig(place, &[option, "TXT", &name]), "", "{name}");
+        let fine = format!("fine-{way}.wild.example.com");
+        assert_eq!(dig(place, &[option, "@9.9.9.9", &fine]), "", "{fine} from another resolver");
+        assert_eq!(dig(place, &[option, &fine]), "203.0.113.67\n", "{fine}");
+    }
+    let leaked = |frame: &Frame| frame.bytes.windows(6).any(|bytes| bytes.eq_ignore_ascii_case(b"tunnel"));
+    test.world.sniffer.assert_none("a tunnel's question", leaked);
+    test.world
+        .sniffer
+        .assert_none("a question to another resolver", |frame| frame.destination == Some("9.9.9.9".parse().unwrap()));
+    let about = |event: &serde_json::Value| event.to_string().contains("secret-udp.tunnel.example");
+    let event = test.event(|event| event["kind"] == "dropped" && about(event)).unwrap();
+    assert!(event.is_some(), "{:#?}", test.daemon.events(false));
+}
+
+#[test]
+fn names_that_no_rule_allows_are_not_asked() {
+    let test = Governed::over(world(), POLICY).unwrap();
+    tunnel_fails(&test, &test.inside);
+}
+
+#[test]
+fn names_that_no_rule_allows_are_not_asked_beside_the_cgroup() {
+    let test = Governed::over(world(), POLICY).unwrap();
+    tunnel_fails(&test, &test.beside);
+}
+
+/// Section 1: an address that expired opens no new connection; one that was open goes on.
+#[test]
+fn an_expired_address_keeps_its_open_connections_alone() {
+    let world = world();
+    world.dns.set_text("brief.wild.example.com", 1, &["203.0.113.95"]);
+    let strict = POLICY.replace("rules:", "dns: {minTtl: 1s, grace: 0s}\nrules:");
+    let test = Governed::over(world, &strict).unwrap();
+    let mut held = Held::connect(&test.inside, "brief.wild.example.com", 7000).unwrap();
+    assert!(tcp(&test.inside, "203.0.113.95:7000").unwrap().echoed);
+    // A tick is 1.07 s: an expiry is rounded up to one.
+    std::thread::sleep(Duration::from_millis(3300));
     let got = tcp(&test.inside, "203.0.113.95:7000").unwrap();
     assert!(got.refused(), "{got:?}");
     assert_eq!(held.say("still").unwrap(), "echo");

@@ -12,6 +12,7 @@ mod explain_packet;
 mod files;
 mod folds;
 mod handle;
+mod heard;
 mod insides;
 mod names;
 mod program_log;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
+use egress_ebpf::abi::{DropEvent, LearnedEvent};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Core;
@@ -29,6 +30,11 @@ const NAP: Duration = Duration::from_secs(60);
 /// How long answers are let come in after the first: refreshed names are answered in bunches, and to wake up for each would cost as
 /// much as reading them. Refusals are told at once.
 const GATHER: Duration = Duration::from_millis(4);
+
+/// More events than the ring buffer (1 MiB) has room for: who has read so many has read all that was there at the beginning, though others
+/// come without end.
+const HELD: usize = (1 << 20) / LearnedEvent::HEAD;
+const _: () = assert!(LearnedEvent::HEAD < size_of::<DropEvent>());
 
 /// Reads events until the process ends, and hands each to `seen` after the hub. The thread gives up all that it does not
 /// need first.
@@ -137,6 +143,7 @@ impl Reader {
         let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.core.heard.bell().map(|bell| PollFd::new(bell, PollFlags::POLLIN)));
         fds.extend(self.enricher.watched().map(|cgroups| PollFd::new(cgroups, PollFlags::POLLIN)));
         let _ = poll(&mut fds, timeout);
     }
@@ -144,8 +151,14 @@ impl Reader {
     /// Takes everything that is there.
     pub fn drain(&mut self, seen: &impl Fn(&Event)) -> Drained {
         self.enricher.hear();
+        let (mut turn, mut read) = (self.core.heard.begin(), 0);
         let mut drained = Drained::Nothing;
         while let Some(item) = self.events.next() {
+            if read == HELD {
+                self.core.heard.done(turn);
+                (turn, read) = (self.core.heard.begin(), 0);
+            }
+            read += 1;
             let raw = match decode(&item) {
                 Ok(raw) => raw,
                 Err(error) => {
@@ -170,6 +183,7 @@ impl Reader {
             }
             self.core.hub().publish_shared(event);
         }
+        self.core.heard.done(turn);
         drained
     }
 }

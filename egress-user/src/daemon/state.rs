@@ -69,6 +69,7 @@ pub struct Core {
     /// Wakes the task that follows workloads' addresses.
     pub(super) veths_changed: tokio::sync::Notify,
     freed: Freed,
+    pub(super) heard: super::heard::Heard,
 }
 
 impl Core {
@@ -104,6 +105,7 @@ impl Core {
             recent: super::recent::Recent::default(),
             veths_changed: tokio::sync::Notify::new(),
             freed: Freed::default(),
+            heard: super::heard::Heard::default(),
         };
         (Arc::new(core), events)
     }
@@ -135,7 +137,10 @@ impl Core {
         if deadline == 0 && self.same(&policy, &files, &settings)? {
             return Ok(());
         }
-        let learned = lock(&self.book).living(boot_ticks());
+        let learned = || {
+            self.heard.wait();
+            lock(&self.book).living(boot_ticks())
+        };
         let active = self.active();
         // Until it is noted what is in force: names are learned by the policy and its places in the tables together.
         let mut datapath = lock(&self.datapath);

@@ -5,10 +5,10 @@ use std::{net::IpAddr, thread};
 use egress_ebpf::abi::{self, ClassChunk, Config, NEVER};
 
 use super::{
-    Datapath, Error, Installed, Learned, boot_ticks,
+    Datapath, Error, Installed, boot_ticks,
     classes::Allotted,
     control,
-    install::{IN_FLIGHT, check, tell_missing},
+    install::{IN_FLIGHT, Lookup, check, look_up, tell_missing},
     lower::{self, Place, Settings},
     patch::{Patch, Side},
     sys,
@@ -34,7 +34,7 @@ impl Datapath {
         (previous, generation): (&Compiled, u32),
         policy: &Compiled,
         settings: &Settings,
-        learned: &[Learned],
+        learned: Lookup<'_>,
     ) -> Result<Installed, Error> {
         let live = self.ready()?;
         if !self.whole || live == 0 || generation != live || previous.classes.len() != self.class_index.len() {
@@ -66,7 +66,7 @@ impl Datapath {
         previous: &Compiled,
         policy: &Compiled,
         settings: &Settings,
-        learned: &[Learned],
+        learned: Lookup<'_>,
     ) -> Result<Option<Prepared>, Error> {
         self.check_size(policy)?;
         // Whatever goes wrong from here on leaves something behind.
@@ -98,7 +98,7 @@ impl Datapath {
         self.configs.set(&(generation & 1), &config, sys::ANY)?;
         let written: Vec<_> = patch.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
         self.write_addresses(epoch, &written)?;
-        tell_missing(self.learn_all(policy, &allotted.index, epoch, learned)?);
+        tell_missing(self.learn_all(policy, &allotted.index, epoch, &look_up(policy, live, learned))?);
         if self.configs.get(&(generation & 1))? != Some(config) {
             return Err(Error::ReadBack("CONFIG"));
         }

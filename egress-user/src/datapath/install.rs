@@ -43,6 +43,9 @@ pub struct Learned {
     pub addresses: Vec<(IpAddr, Ticks)>,
 }
 
+/// Looks up what is known of names. It is asked once the kernel learns for both policies: what was learned before is in there, or it is lost.
+pub type Lookup<'a> = &'a dyn Fn() -> Vec<Learned>;
+
 /// What an installation did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
@@ -130,7 +133,7 @@ impl Datapath {
 
     /// Installs a policy and makes it the live one. On an error the old one stays, untouched.
     pub fn install(&mut self, policy: &Compiled, settings: &Settings, learned: &[Learned]) -> Result<Installed, Error> {
-        self.install_until(policy, settings, learned, 0)
+        self.install_until(policy, settings, &|| learned.to_vec(), 0)
     }
 
     /// [`Datapath::install`], until a tick from which on the kernel takes the old policy again; 0 for good.
@@ -141,7 +144,7 @@ impl Datapath {
         &mut self,
         policy: &Compiled,
         settings: &Settings,
-        learned: &[Learned],
+        learned: Lookup<'_>,
         deadline: Ticks,
     ) -> Result<Installed, Error> {
         let live = self.ready()?;
@@ -174,7 +177,7 @@ impl Datapath {
         live: u32,
         policy: &Compiled,
         settings: &Settings,
-        learned: &[Learned],
+        learned: Lookup<'_>,
         deadline: Ticks,
     ) -> Result<Installed, Error> {
         // Whatever goes wrong from here on leaves something behind.
@@ -199,7 +202,7 @@ impl Datapath {
         self.configs.set(&(generation & 1), &elements.config, sys::ANY)?;
         let written: Vec<_> = elements.addresses.iter().map(|&(address, class)| (address, class, NEVER)).collect();
         self.write_addresses(epoch, &written)?;
-        let mut missing = self.learn_all(policy, &allotted.index, epoch, learned)?;
+        let mut missing = self.learn_all(policy, &allotted.index, epoch, &look_up(policy, live, learned))?;
         if from != 0 {
             let private = aliases::private_classes(policy, &allotted.index);
             self.carry_aliases(from, epoch, boot_ticks(), &allotted.kept, &private)?;
@@ -400,6 +403,18 @@ pub(super) fn connection_key(local: SocketAddr, remote: SocketAddr, zone: u8) ->
         zone,
         pad: 0,
     }
+}
+
+/// What is known by now that a policy may want, beside the live generation `live`.
+pub(super) fn look_up(policy: &Compiled, live: u32, learned: Lookup<'_>) -> Vec<Learned> {
+    if policy.names.is_empty() {
+        return Vec::new();
+    }
+    if live != 0 {
+        // Programs that began before have told what they learned for the live policy alone.
+        thread::sleep(IN_FLIGHT);
+    }
+    learned()
 }
 
 /// Whether any rule wants a name, and its addresses with each class that has it. Private ones only where the policy lets it have such:

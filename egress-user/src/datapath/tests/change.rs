@@ -180,13 +180,13 @@ fn no_packet_sees_half_a_change() {
             fresh.install(new, &settings, &[]).unwrap();
             let wanted = seen(&fresh, new);
             let live = datapath.generation().unwrap();
-            let mut prepared = datapath.prepare(live, old, new, &settings, &[]).unwrap().expect("in place");
+            let mut prepared = datapath.prepare(live, old, new, &settings, &Vec::new).unwrap().expect("in place");
             prop_assert_eq!(&before, &seen(&datapath, old), "before the flip");
             if let Cut::BeforeTheFlip = cut {
                 restart(&mut datapath, old, &settings);
                 prop_assert_eq!(&before, &seen(&datapath, old), "after a restart before the flip");
                 let live = datapath.generation().unwrap();
-                prepared = datapath.prepare(live, old, new, &settings, &[]).unwrap().expect("in place");
+                prepared = datapath.prepare(live, old, new, &settings, &Vec::new).unwrap().expect("in place");
                 prop_assert_eq!(&before, &seen(&datapath, old), "before the second one's flip");
             }
             datapath.flip(&prepared).unwrap();
@@ -210,7 +210,7 @@ fn no_packet_sees_half_a_change() {
 /// Changes in place, as the daemon asks for them.
 fn change(datapath: &mut Datapath, old: &Compiled, new: &Compiled, learned: &[Learned]) -> Installed {
     let (live, epoch) = (datapath.generation().unwrap(), datapath.epoch(datapath.generation().unwrap()).unwrap());
-    let installed = datapath.change((old, live), new, &Settings::default(), learned).unwrap();
+    let installed = datapath.change((old, live), new, &Settings::default(), &|| learned.to_vec()).unwrap();
     assert_eq!(installed.epoch, epoch, "in place");
     installed
 }
@@ -256,7 +256,7 @@ fn what_is_learned_ahead_leaves_the_live_policy_what_it_has() {
     let mut later = known("b.example.com", shared);
     later.addresses[0].1 += 1000;
     let new = policy(&["a.example.com:80", "b.example.com:80"]);
-    let prepared = datapath.prepare(live, &old, &new, &Settings::default(), &[later]).unwrap().unwrap();
+    let prepared = datapath.prepare(live, &old, &new, &Settings::default(), &|| vec![later.clone()]).unwrap().unwrap();
     assert!(opens(&datapath, shared), "by its first name");
     datapath.flip(&prepared).unwrap();
     assert!(opens(&datapath, shared));
@@ -315,7 +315,7 @@ fn a_small_change_writes_little() {
     items[4] = "203.0.113.1:80";
     items[5] = "203.0.113.128/25:80";
     let new = policy(&items);
-    let prepared = datapath.prepare(first.generation, &old, &new, &Settings::default(), &[]).unwrap().unwrap();
+    let prepared = datapath.prepare(first.generation, &old, &new, &Settings::default(), &Vec::new).unwrap().unwrap();
     assert_eq!(prepared.patch.len(), 8, "two names and one out, the same of prefixes, two addresses");
     assert_eq!((prepared.allotted.fresh.len(), prepared.allotted.ended.len()), (3, 3));
     datapath.flip(&prepared).unwrap();
@@ -331,10 +331,10 @@ fn what_a_cut_short_change_began_does_not_come_back() {
     let old = policy(&["192.0.2.1:80"]);
     let live = datapath.install(&old, &Settings::default(), &[]).unwrap().generation;
     let more = policy(&["192.0.2.1:80", "192.0.2.2:80"]);
-    drop(datapath.prepare(live, &old, &more, &Settings::default(), &[]).unwrap().unwrap());
+    drop(datapath.prepare(live, &old, &more, &Settings::default(), &Vec::new).unwrap().unwrap());
     let live = restart(&mut datapath, &old, &Settings::default()).generation;
     let other = policy(&["192.0.2.1:80", "192.0.2.3:80"]);
-    datapath.change((&old, live), &other, &Settings::default(), &[]).unwrap();
+    datapath.change((&old, live), &other, &Settings::default(), &Vec::new).unwrap();
     assert!(opens(&datapath, [192, 0, 2, 3]) && !opens(&datapath, [192, 0, 2, 2]));
 }
 
@@ -346,7 +346,7 @@ fn other_wildcards_inside_a_label_begin_an_epoch() {
     let first = datapath.install(&old, &Settings::default(), &[]).unwrap();
     datapath.learn(&old, &[known("a.example.com", [192, 0, 2, 10])]).unwrap();
     let new = policy(&["a.example.com:80", "md-*.example.com:80", "umsa*.example.com:80"]);
-    let next = datapath.change((&old, first.generation), &new, &Settings::default(), &[]).unwrap();
+    let next = datapath.change((&old, first.generation), &new, &Settings::default(), &Vec::new).unwrap();
     assert!(next.epoch != first.epoch && opens(&datapath, [192, 0, 2, 10]));
     assert_eq!(datapath.adopt(&new, &Settings::default()).unwrap(), Some(next));
     // What differs in nothing of them is changed in place again.
@@ -370,15 +370,15 @@ fn other_private_names_begin_an_epoch() {
     datapath.aliases.set(&key, &alias, sys::ANY).unwrap();
     // Where the list stays, so does what is known.
     let more = compiled(&[wild[0].clone(), (false, vec!["y.test"], "80/tcp")], &["a.x.test"]);
-    let same = datapath.change((&old, live.generation), &more, &Settings::default(), &[]).unwrap();
+    let same = datapath.change((&old, live.generation), &more, &Settings::default(), &Vec::new).unwrap();
     assert_eq!((same.epoch, datapath.aliases.get(&key).unwrap()), (live.epoch, Some(alias)));
-    let next = datapath.change((&more, same.generation), &new, &Settings::default(), &[]).unwrap();
+    let next = datapath.change((&more, same.generation), &new, &Settings::default(), &Vec::new).unwrap();
     assert_ne!(next.epoch, live.epoch);
     assert_eq!(datapath.aliases.get(&key).unwrap(), None);
     key.epoch = next.epoch as u16;
     assert_eq!(datapath.aliases.get(&key).unwrap(), Some(Alias { flags: 0, ..alias }));
     // What may have been led to by a name that may have private addresses now: the next answer says it.
-    let next = datapath.change((&new, next.generation), &old, &Settings::default(), &[]).unwrap();
+    let next = datapath.change((&new, next.generation), &old, &Settings::default(), &Vec::new).unwrap();
     key.epoch = next.epoch as u16;
     assert_eq!(datapath.aliases.get(&key).unwrap(), None);
 }
