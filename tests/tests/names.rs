@@ -329,3 +329,31 @@ fn an_expired_address_keeps_its_open_connections_alone() {
     assert_eq!(held.say("still").unwrap(), "echo");
     assert!(Held::connect(&test.inside, "brief.wild.example.com", 7000).is_ok(), "asked again");
 }
+
+/// P4, P6: answers of a resolver behind an interface that is no default route's (a management network, a VPN) teach nothing until it is named,
+/// and that is told.
+#[test]
+fn a_resolver_beside_the_uplinks_is_told_and_believed_once_its_interface_is_named() {
+    const RESOLVER: &str = "192.168.77.53";
+    let world = world();
+    // A macvlan of the world's: no veth, which would be taken for a workload's.
+    let far = "link add d0 type veth peer name d1\nlink set d0 up\nlink set d1 up
+link add mva link d0 type macvlan mode bridge\nlink add mgmt0 link d0 type macvlan mode bridge\nlink set mva up";
+    let node = world.node_ns.path().display().to_string();
+    world.world_ns.ip(&format!("{far}\nlink set mgmt0 netns {node}\naddr add {RESOLVER}/24 dev mva")).unwrap();
+    world.node_ns.ip("addr add 192.168.77.10/24 dev mgmt0\nlink set mgmt0 up").unwrap();
+    world.other_dns(RESOLVER).unwrap().set_text("a.wild.example.com", 30, &["203.0.113.82"]);
+    let cgroup = Cgroup::new("governed").unwrap();
+    let inside = world.node().in_cgroup(&cgroup);
+    for named in [false, true] {
+        let builder = Daemon::builder(&world).policy_text(POLICY).cgroup(&cgroup).resolvers(&[RESOLVER]);
+        let builder = if named { builder.interfaces(&["up0", "mgmt0"]) } else { builder.default_routes() };
+        let mut daemon = builder.start().unwrap();
+        assert_eq!(dig(&inside, &[&format!("@{RESOLVER}"), "a.wild.example.com"]), "203.0.113.82\n");
+        assert_eq!(tcp(&inside, "203.0.113.82:7000").unwrap().echoed, named);
+        let warnings = daemon.status().unwrap()["warnings"].to_string();
+        assert_eq!(warnings.contains(RESOLVER) && warnings.contains("mgmt0"), !named, "{warnings}");
+        daemon.stop().unwrap();
+        assert!(daemon.detach().unwrap().ok());
+    }
+}

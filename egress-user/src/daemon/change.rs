@@ -296,6 +296,7 @@ impl Changer {
 
     fn in_force(&self) {
         self.ask();
+        self.core.note_resolvers();
         tracing::info!(generation = self.core.active().installed.generation, "a policy was put in force");
     }
 

@@ -1,11 +1,15 @@
 //! Which resolvers are trusted, and where their answers are believed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+};
 
 use egress_ebpf::abi::{LEARN_AT_CGROUP, LEARN_AT_UPLINK, LEARN_BY_LOOPBACK, ResolverTrust};
 
+use super::{Core, state::lock};
 use crate::{
-    datapath::Resolver,
+    datapath::{Resolver, WORKLOAD_HOOK},
     policy::{Compiled, Resolvers},
     resolve::system::SystemResolvers,
 };
@@ -50,17 +54,58 @@ fn trust(address: IpAddr, local: &[IpAddr], believe: Believe) -> ResolverTrust {
 }
 
 fn local_addresses() -> Vec<IpAddr> {
-    nix::ifaddrs::getifaddrs()
-        .into_iter()
-        .flatten()
-        .filter_map(|interface| {
-            let address = interface.address?;
-            address
-                .as_sockaddr_in()
-                .map(|address| IpAddr::from(address.ip()))
-                .or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
-        })
-        .collect()
+    addresses().map(|(_, address)| address).collect()
+}
+
+/// The addresses of this network namespace, each with its interface.
+fn addresses() -> impl Iterator<Item = (String, IpAddr)> {
+    nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
+        let address = interface.address?;
+        let address = address
+            .as_sockaddr_in()
+            .map(|address| IpAddr::from(address.ip()))
+            .or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))?;
+        Some((interface.interface_name, address))
+    })
+}
+
+/// The interfaces that have the address which packets to this one come from; none where there is no way to it, or loopback has that address,
+/// which tells nothing. Nothing is sent.
+fn interfaces_to(to: SocketAddr) -> Vec<String> {
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
+    let from = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(to)?;
+        socket.local_addr()
+    });
+    let Ok(from) = from else { return Vec::new() };
+    addresses().filter(|(name, address)| *address == from.ip() && name != "lo").map(|(name, _)| name).collect()
+}
+
+impl Core {
+    /// Tells of resolvers whose answers are believed at uplinks and come by an interface that is none.
+    pub(super) fn note_resolvers(&self) {
+        let active = self.active();
+        let believed = active.settings.resolvers.iter().filter(|resolver| resolver.trust & LEARN_AT_UPLINK != 0);
+        let ways: Vec<_> = believed.map(|resolver| (resolver.address, interfaces_to(resolver.address))).collect();
+        let attached = lock(&self.attached);
+        let judges = |hook: &str| hook.starts_with("uplink_") || hook == WORKLOAD_HOOK;
+        let governed: BTreeSet<_> =
+            attached.iter().filter(|point| judges(point.hook)).map(|point| point.target.clone()).collect();
+        drop(attached);
+        // What a bridge gets comes by its ports.
+        let hears = |name: &String| {
+            governed.contains(name) || std::path::Path::new(&format!("/sys/class/net/{name}/bridge")).exists()
+        };
+        let deaf = ways.into_iter().find(|(_, names)| !names.is_empty() && !names.iter().any(hears));
+        let note = deaf.map(|(resolver, names)| {
+            format!(
+                "nothing is learned from what resolver {resolver} answers: it comes by {}, which is not governed; name it beside the \
+                 others, `--interface`",
+                names.join(", ")
+            )
+        });
+        self.set_note("ways to resolvers", note);
+    }
 }
 
 #[cfg(test)]

@@ -126,6 +126,7 @@ impl Core {
         let result = self.try_uplinks(wanted);
         lock(&self.ungoverned).uplinks =
             result.as_ref().err().map(|error| format!("an uplink is not governed as it should be: {error}"));
+        self.note_resolvers();
         result
     }
 

@@ -111,7 +111,7 @@ pub(super) const CONFIG: Config = Config {
     min_ttl: 0,
     grace: 0,
     cgroup_level: 0,
-    pad: 0,
+    allow_private: 0,
     cgroup_id: 0,
     teaching_netns: 0,
     policy: 0,
