@@ -6,20 +6,20 @@ use egress_user::datapath::{Object, Sizes};
 /// The program, the instructions that the verifier may walk, and bytes of stack, added up over
 /// every chain of calls that stands in the code.
 const BOUNDS: [(&str, u32, u32); 14] = [
-    ("denial_egress", 4_300, 208),
-    ("socket_egress", 31_000, 512),
-    ("socket_ingress", 17_600, 448),
-    ("uplink_egress", 18_700, 512),
-    ("uplink_egress_l3", 18_200, 512),
-    ("uplink_ingress", 17_800, 448),
-    ("uplink_ingress_l3", 17_600, 448),
-    ("workload_ingress", 21_200, 480),
-    ("connect4", 5_150, 384),
-    ("connect6", 5_150, 384),
-    ("sendmsg4", 5_250, 384),
-    ("sendmsg6", 5_300, 384),
+    ("denial_egress", 3_900, 208),
+    ("socket_egress", 17_600, 512),
+    ("socket_ingress", 15_200, 480),
+    ("uplink_egress", 17_000, 512),
+    ("uplink_egress_l3", 16_100, 512),
+    ("uplink_ingress", 14_600, 464),
+    ("uplink_ingress_l3", 14_300, 464),
+    ("workload_ingress", 19_900, 480),
+    ("connect4", 4_250, 384),
+    ("connect6", 4_350, 384),
+    ("sendmsg4", 4_400, 384),
+    ("sendmsg6", 4_450, 384),
     ("socket_create", 250, 96),
-    ("control", 3_950, 336),
+    ("control", 2_950, 352),
 ];
 
 #[test]
