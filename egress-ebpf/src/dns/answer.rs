@@ -2,7 +2,7 @@
 
 use super::{
     HEADER, MESSAGE_MAX, Message, Work,
-    bytes::{be16, byte, opaque, word},
+    bytes::{be16, be16_at, opaque, word},
     is_private,
     name::{self, TEXT_AT},
 };
@@ -62,7 +62,7 @@ pub struct Answer {
 /// the first on, for the name at its end.
 #[inline(always)]
 pub fn parse_answer<S: Steps>(steps: S, work: &mut Work, wire_len: u64, flags: u32) -> bool {
-    let records = be16(&work.message.bytes, 6);
+    let records = be16_at::<6, _>(&work.message.bytes);
     work.answer = Answer {
         at: HEADER + wire_len,
         records: if records > ANSWER_MAX as u64 { ANSWER_MAX as u64 } else { records },
@@ -290,8 +290,8 @@ impl<S: Steps> Records<'_, S> {
 #[inline(always)]
 pub fn answer_id(message: &Message) -> Option<u16> {
     let bytes = &message.bytes;
-    if message.len < HEADER + 5 || byte(bytes, 2) & 0xf8 != 0x80 || be16(bytes, 4) != 1 {
+    if message.len < HEADER + 5 || bytes[2] & 0xf8 != 0x80 || be16_at::<4, _>(bytes) != 1 {
         return None;
     }
-    Some(be16(bytes, 0) as u16)
+    Some(be16_at::<0, _>(bytes) as u16)
 }

@@ -96,6 +96,35 @@ pub fn set_word<const N: usize>(bytes: &mut [u8; N], at: u64, value: u64) {
     }
 }
 
+/// The 8 bytes from `at` on, little-endian, which is one of the places that `mask` has: so the verifier knows without a comparison, which it
+/// would walk both ways.
+///
+/// # Safety
+/// `mask + 8` is at most `N`.
+#[inline(always)]
+pub unsafe fn word_within<const N: usize>(bytes: &[u8; N], at: u64, mask: usize) -> u64 {
+    let at = opaque(at) as usize & mask;
+    // SAFETY: `at + 8 <= N`.
+    unsafe { unaligned(bytes.as_ptr().add(at)) }
+}
+
+/// Writes the 8 bytes from `at` on, little-endian, as [`word_within`] reads them.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub unsafe fn set_word_within<const N: usize>(bytes: &mut [u8; N], at: u64, value: u64, mask: usize) {
+    let at = opaque(at) as usize & mask;
+    // SAFETY: `at + 8 <= N`.
+    unsafe {
+        let to = bytes.as_mut_ptr().add(at);
+        #[cfg(target_arch = "bpf")]
+        core::arch::asm!("*(u64 *)({0} + 0) = {1}", in(reg) to, in(reg) value, options(nostack, preserves_flags));
+        #[cfg(not(target_arch = "bpf"))]
+        core::ptr::write_unaligned(to.cast(), value.to_le_bytes());
+    }
+}
+
 /// Reads a word anew. What the verifier learns of a number by a comparison parts all that follows in two as long as the number is in use; of
 /// another reading it knows nothing.
 #[inline(always)]
@@ -165,10 +194,32 @@ pub unsafe fn copy_words(from: *const u8, to: *mut u8, words: usize) {
     }
 }
 
-/// The big-endian number of 16 bits at `at`.
+/// The big-endian number of 16 bits at `at`; 0 where it does not end within the bytes.
 #[inline(always)]
 pub fn be16<const N: usize>(bytes: &[u8; N], at: u64) -> u64 {
-    u64::from(byte(bytes, at)) << 8 | u64::from(byte(bytes, at + 1))
+    let at = opaque(at);
+    if at > (N - 2) as u64 {
+        return 0;
+    }
+    // SAFETY: `at + 2 <= N`.
+    unsafe {
+        let from = bytes.as_ptr().add(at as usize);
+        #[cfg(target_arch = "bpf")]
+        {
+            let value: u64;
+            core::arch::asm!("{0} = *(u16 *)({1} + 0)", out(reg) value, in(reg) from, options(readonly, nostack, preserves_flags));
+            u64::from((value as u16).swap_bytes())
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        u64::from(u16::from_be_bytes(core::ptr::read_unaligned(from.cast())))
+    }
+}
+
+/// The big-endian number of 16 bits at a place that is always the same, as a header's fields are: no check is left of it.
+#[inline(always)]
+pub const fn be16_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u64 {
+    const { assert!(AT + 2 <= N) };
+    (bytes[AT] as u64) << 8 | bytes[AT + 1] as u64
 }
 
 /// The low `count` bytes of a word, at least one, and all of it from 8 on. Not by a comparison, which the verifier would walk both ways in

@@ -1,8 +1,8 @@
 //! Domain names: from the wire to the canonical key (RFC 1035, 3.1 and 4.1.4).
 
-use super::bytes::{again, byte, low_bytes, opaque, set_byte, set_word, splat, word};
+use super::bytes::{again, byte, low_bytes, opaque, set_byte, set_word, set_word_within, splat, word, word_within};
 use crate::{
-    abi::{KeyBuffer, NAME_MAX},
+    abi::{KeyBuffer, NAME_KEY, NAME_MAX},
     repeat::{Step, repeat},
 };
 
@@ -271,13 +271,28 @@ impl<const N: usize> Step for Reverse<'_, N> {
     }
 }
 
+/// The places in a key where a word of a name starts: multiples of 8.
+const KEY_WORDS: usize = {
+    assert!(0xf8 + 8 <= NAME_KEY + 4 && 8 * (WORDS as usize - 1) <= 0xf8);
+    0xf8
+};
+
 impl<const N: usize> Reverse<'_, N> {
+    /// The places in the source where a word of a name may start: all of a text (`TEXT_AT` and the longest name), and of a question.
+    const PLACES: usize = {
+        let places = if N > 4096 { 0xfff } else { 0xff };
+        assert!(places + 8 <= N && TEXT_AT as usize + NAME_MAX - 8 <= 0xff);
+        places
+    };
+
     /// Reverses the word from `done` on, which comes before the text's end.
     #[inline(always)]
     fn word(&mut self, done: u64) {
         let mask = low_bytes(self.len - done);
         // Eight bytes that end where the last turn's began; what stands before the text is masked away.
-        let bytes = word(self.source, self.start + self.len - done - 8).swap_bytes() & mask;
+        let at = self.start + self.len - done - 8;
+        // SAFETY: the words of `PLACES` are in the source.
+        let bytes = unsafe { word_within(self.source, at, Self::PLACES) }.swap_bytes() & mask;
         let ascii = bytes & !HIGH;
         let upper = at_least(ascii, b'A') & !at_least(ascii, b'Z' + 1) & HIGH;
         let lower = ascii | upper >> 2;
@@ -288,7 +303,8 @@ impl<const N: usize> Reverse<'_, N> {
         self.state.bad |= (!good | bytes) & HIGH & mask;
         self.state.dots += (dot >> 7).wrapping_mul(splat(1)) >> 56;
         self.state.hash = (self.state.hash ^ lower).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        set_word(&mut self.key.name, done, lower);
+        // SAFETY: those of `KEY_WORDS` are in the key.
+        unsafe { set_word_within(&mut self.key.name, done, lower, KEY_WORDS) };
     }
 }
 

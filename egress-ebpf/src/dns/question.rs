@@ -2,7 +2,7 @@
 
 use super::{
     HEADER, Message, Work,
-    bytes::{again, be16, byte, set_word, word},
+    bytes::{again, be16, be16_at, byte, set_word, word},
     name,
 };
 use crate::{
@@ -31,11 +31,11 @@ pub fn question(work: &mut Work) -> bool {
     if len < HEADER + 5 || len > QUERY_MAX {
         return false;
     }
-    let additional = be16(&message.bytes, 10);
-    if byte(&message.bytes, 2) & 0xf8 != 0
-        || be16(&message.bytes, 4) != 1
-        || be16(&message.bytes, 6) != 0
-        || be16(&message.bytes, 8) != 0
+    let additional = be16_at::<10, _>(&message.bytes);
+    if message.bytes[2] & 0xf8 != 0
+        || be16_at::<4, _>(&message.bytes) != 1
+        || be16_at::<6, _>(&message.bytes) != 0
+        || be16_at::<8, _>(&message.bytes) != 0
         || additional > 1
     {
         return false;

@@ -16,7 +16,7 @@ use egress_ebpf::{
     },
     dns::{
         self, MESSAGE_MAX, Work,
-        bytes::{self, copy_words, opaque, same_words},
+        bytes::{copy_words, opaque, same_words},
     },
     learn::{self, Outcome},
     packet::{Fragment, Packet, TCP_SYN},
@@ -213,7 +213,7 @@ fn learn(config: &Config, work: &mut Work) {
         count(LearnCount::Malformed);
         return;
     }
-    let rcode = bytes::byte(&work.message.bytes, 3) & 0xf;
+    let rcode = work.message.bytes[3] & 0xf;
     if rcode != 0 {
         work.answer.count = 0;
         work.answer.chain = 0;

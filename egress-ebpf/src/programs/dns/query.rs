@@ -9,7 +9,7 @@ use egress_ebpf::{
     atomic,
     dns::{
         self, QUERY_MAX, Work,
-        bytes::{again, copy_words, opaque},
+        bytes::{again, be16_at, copy_words, opaque},
     },
     packet::{Fragment, Headers, Packet, TCP_URG},
     reason::Reason,
@@ -256,7 +256,7 @@ fn find(config: &Config, index: u32, now: Ticks) {
 /// Writes a query down, until its answer comes.
 #[inline(always)]
 fn remember(skb: *mut __sk_buff, work: &mut Work, now: Ticks) {
-    work.key.id = dns::bytes::be16(&work.message.bytes, 0) as u16;
+    work.key.id = be16_at::<0, _>(&work.message.bytes) as u16;
     let ring = dns::ring_of(asker(skb, &work.key));
     let Some(ticket) = displace(ring, &work.key, now) else { return };
     let pending = &mut work.pending;
