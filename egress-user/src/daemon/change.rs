@@ -238,20 +238,20 @@ impl Changer {
         state: &mut State,
         ready: Ready,
         applied: bool,
-        deadline: Option<Ticks>,
+        wait: Option<Duration>,
     ) -> Result<Vec<String>, Error> {
         let Ready { texts, policy, settings } = ready;
         // Kept first: a daemon that is killed right after the flip must find the text of what the kernel judges by then.
         let mut stored = Stored { trial: Some(texts.clone()), ..self.stored(state) };
         let mut unkept = self.keep(state, stored.clone());
-        if let Err(error) = self.core.install_until(policy, texts.names(), settings, deadline.unwrap_or(0)) {
+        if let Err(error) = self.core.install_for(policy, texts.names(), settings, wait) {
             stored.trial = None;
             // Where this fails too the next start sees that the kernel has it not.
             self.keep(state, stored);
             return Err(error);
         }
         state.compiled = true;
-        let unchanged = texts == state.now && deadline.is_none();
+        let unchanged = texts == state.now && wait.is_none();
         let old = std::mem::replace(&mut state.now, texts);
         let was_applied = std::mem::replace(&mut state.applied, applied);
         if !was_applied && state.over.is_none() {
@@ -262,8 +262,8 @@ impl Changer {
             state.before = Some((old, was_applied));
         }
         self.core.set_applied(applied);
-        state.trial = deadline.is_some();
-        if deadline.is_none() {
+        state.trial = wait.is_some();
+        if wait.is_none() {
             stored = self.stored(state);
             unkept = self.keep(state, stored);
         }

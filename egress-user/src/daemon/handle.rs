@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Active, Changer, Ready};
 use crate::{
     api::{ApplyRequest, Change, ChangeError, Changed},
-    datapath::{Error, deadline_after},
+    datapath::Error,
     policy::Diff,
     resolve::system::SystemResolvers,
 };
@@ -82,8 +82,7 @@ impl Change for Handle {
         }
         let Plan { ready, diff, .. } = plan;
         let mut warnings = changer.cuts(&diff, &ready.policy);
-        let deadline = wait.map(deadline_after);
-        warnings.extend(changer.put(&mut state, ready, true, deadline).map_err(failed)?);
+        warnings.extend(changer.put(&mut state, ready, true, wait).map_err(failed)?);
         let generation = changer.core.active().installed.generation;
         Ok(Changed { applied: true, generation, diff, warnings, confirm_seconds: request.confirm_seconds, cut: None })
     }

@@ -122,19 +122,19 @@ impl Core {
 
     /// Puts another policy in force, or the same with other settings. On an error the old one stays.
     pub fn install(&self, policy: Compiled, files: Vec<String>, settings: Settings) -> Result<(), Error> {
-        self.install_until(policy, files, settings, 0)
+        self.install_for(policy, files, settings, None)
     }
 
-    /// [`Core::install`], until a tick from which on the kernel takes the old policy again; 0 for good.
-    pub fn install_until(
+    /// [`Core::install`], for so long from the flip on: then the kernel takes the old policy again. `None` is for good.
+    pub fn install_for(
         &self,
         policy: Compiled,
         files: Vec<String>,
         settings: Settings,
-        deadline: Ticks,
+        wait: Option<Duration>,
     ) -> Result<(), Error> {
         let policy = Arc::new(policy);
-        if deadline == 0 && self.same(&policy, &files, &settings)? {
+        if wait.is_none() && self.same(&policy, &files, &settings)? {
             return Ok(());
         }
         let learned = || {
@@ -144,13 +144,13 @@ impl Core {
         let active = self.active();
         // Until it is noted what is in force: names are learned by the policy and its places in the tables together.
         let mut datapath = lock(&self.datapath);
-        let result = if deadline == 0 {
+        let result = if wait.is_none() {
             datapath.change((&active.policy, active.installed.generation), &policy, &settings, &learned)
         } else {
-            datapath.install_until(&policy, &settings, &learned, deadline)
+            datapath.install_for(&policy, &settings, &learned, wait)
         };
-        let outcome = match result {
-            Ok(installed) => {
+        let outcome = match result.and_then(|installed| Ok((installed, datapath.live()?.deadline))) {
+            Ok((installed, deadline)) => {
                 self.changes.begin((deadline != 0).then(|| (deadline, self.active())));
                 let message = format!("policy {:016x} is in force", policy.hash);
                 self.took(Active { policy, files, installed, settings }, message);

@@ -28,7 +28,7 @@ impl Datapath {
     /// written, if that can be done.
     ///
     /// # Errors
-    /// As [`Datapath::install_until`].
+    /// As [`Datapath::install_for`].
     pub fn change(
         &mut self,
         (previous, generation): (&Compiled, u32),
@@ -38,7 +38,7 @@ impl Datapath {
     ) -> Result<Installed, Error> {
         let live = self.ready()?;
         if !self.whole || live == 0 || generation != live || previous.classes.len() != self.class_index.len() {
-            return self.install_until(policy, settings, learned, 0);
+            return self.install_for(policy, settings, learned, None);
         }
         let result = match self.prepare(live, previous, policy, settings, learned) {
             Ok(Some(prepared)) => self.flip(&prepared).and_then(|()| self.finish(prepared).map(Some)),
@@ -52,7 +52,7 @@ impl Datapath {
             Ok(Some(installed)) => Ok(installed),
             // What it lacks is room for both at once, or a way; beside the old one there may be.
             Ok(None) | Err(Error::Full { .. } | Error::Ports { .. }) => {
-                self.install_until(policy, settings, learned, 0)
+                self.install_for(policy, settings, learned, None)
             }
             Err(error) => Err(error),
         }

@@ -22,6 +22,7 @@ use egress_ebpf::{
 use super::{
     Error, Object, Table, aliases, boot_ticks,
     classes::Allotted,
+    confirm::deadline_after,
     control,
     lower::{self, Elements, Place, Settings},
     sys,
@@ -133,22 +134,22 @@ impl Datapath {
 
     /// Installs a policy and makes it the live one. On an error the old one stays, untouched.
     pub fn install(&mut self, policy: &Compiled, settings: &Settings, learned: &[Learned]) -> Result<Installed, Error> {
-        self.install_until(policy, settings, &|| learned.to_vec(), 0)
+        self.install_for(policy, settings, &|| learned.to_vec(), None)
     }
 
-    /// [`Datapath::install`], until a tick from which on the kernel takes the old policy again; 0 for good.
+    /// [`Datapath::install`], for so long from the flip on: then the kernel takes the old policy again. `None` is for good.
     ///
     /// # Errors
     /// [`Error::Unconfirmed`] while another policy waits for its confirmation.
-    pub fn install_until(
+    pub fn install_for(
         &mut self,
         policy: &Compiled,
         settings: &Settings,
         learned: Lookup<'_>,
-        deadline: Ticks,
+        wait: Option<Duration>,
     ) -> Result<Installed, Error> {
         let live = self.ready()?;
-        let result = self.install_beside(live, policy, settings, learned, deadline);
+        let result = self.install_beside(live, policy, settings, learned, wait);
         if result.is_err() && self.generation()? == live {
             self.give_up(live)?;
             self.restore_classes(self.last_generation()?)?;
@@ -178,7 +179,7 @@ impl Datapath {
         policy: &Compiled,
         settings: &Settings,
         learned: Lookup<'_>,
-        deadline: Ticks,
+        wait: Option<Duration>,
     ) -> Result<Installed, Error> {
         // Whatever goes wrong from here on leaves something behind.
         self.whole = false;
@@ -215,7 +216,7 @@ impl Datapath {
         self.verify(&elements)?;
         self.retire_grants(&grants, live)?;
         // The one to go back to is there only where there is one.
-        let deadline = if live == 0 { 0 } else { deadline };
+        let deadline = wait.filter(|_| live != 0).map_or(0, deadline_after);
         self.live.set(&0, &abi::Live { generation, deadline }.pack(), sys::ANY)?;
         self.previous_index = std::mem::replace(&mut self.class_index, allotted.index);
         self.whole = deadline == 0;

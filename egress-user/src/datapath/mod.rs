@@ -39,7 +39,7 @@ pub use attach::{
 };
 pub use classes::{Allotted, Known as KnownClasses};
 pub use clsact::{remove as remove_clsact, remove_one as remove_clsact_of, remove_where as remove_clsact_where};
-pub use confirm::{Settled, deadline_after};
+pub use confirm::Settled;
 pub use error::Error;
 pub use fill::Fill;
 pub use host::{accepted_connections, boot_ticks, bpf_lsm, cgroup_root, netns_cookie, opened_connections};
