@@ -72,6 +72,8 @@ pub struct Learning {
     pub class: u64,
     /// When the targets of an answer's CNAMEs end to be names of its, where its classes do not end before.
     pub expiry: u64,
+    /// Not 0 where an address opens something that it did not, or for longer.
+    pub news: u64,
 }
 
 /// Longer TTLs count as this one, in seconds: a week, as resolvers have it (RFC 8767, 4).

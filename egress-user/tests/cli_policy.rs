@@ -179,7 +179,7 @@ fn allow_needs_no_file() {
     assert_eq!(egress(&["explain", "--allow", "[2001:db8::1]:443", "[2001:db8::1]:443"]).code, 0);
     let run = egress(&["explain", "--allow", "https://github.com/x", "github.com"]);
     assert_eq!(run.code, 2);
-    assert!(run.err.contains("write the host alone, `github.com`"), "{}", run.err);
+    assert!(run.err.contains("write the host and its port alone: `github.com:443`"), "{}", run.err);
 }
 
 #[test]

@@ -196,14 +196,10 @@ pub struct AnswerFold {
     pub key: AnswerKey,
     /// The first bytes of their name, reversed: two names may have one hash.
     pub name: [u64; FOLD_NAME / 8],
-    /// When the addresses that were told stop counting.
-    pub expiry: Ticks,
-    /// Zero.
-    pub pad: u32,
 }
 
 /// A number of an address, such that those of several addresses can be added up in any order, and addresses that differ a
-/// little do not come to the same.
+/// little do not come to the same. Whoever wants to can make up others that do: what opens something is told whatever it comes to.
 #[inline(always)]
 pub const fn address_sum(address: &Address) -> u64 {
     let mixed = address.low.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(address.high);

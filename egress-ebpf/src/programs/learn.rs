@@ -148,6 +148,7 @@ fn tell(outcome: Outcome) {
 pub fn addresses(work: &mut dns::Work, config: &Config, now: Ticks) {
     work.learning.address = 0;
     work.learning.class = 0;
+    work.learning.news = 0;
     let turns = (egress_ebpf::abi::ANSWER_MAX * egress_ebpf::abi::NAME_CLASSES) as u32 + AGAIN;
     let (epoch, min_ttl, grace) = (config.epoch, config.min_ttl, config.grace);
     repeat(turns, &mut Each { work, epoch, min_ttl, grace, now });
@@ -187,6 +188,7 @@ impl Step for Each<'_> {
             return true;
         }
         tell(outcome);
+        self.work.learning.news |= u64::from(matches!(outcome, Outcome::Extended | Outcome::Added));
         if learn::class_at(&self.work.matching.classes, number + 1) == 0 {
             self.work.learning.address = at + 1;
             self.work.learning.class = 0;

@@ -120,8 +120,7 @@ impl Enforcement {
             }
             // On trial until all is attached: by the pinned maps those programs judge too that are attached already.
             None => {
-                let installed =
-                    datapath.install_for(policy, &settings, &Vec::new, Some(ATTACHING))?;
+                let installed = datapath.install_for(policy, &settings, &Vec::new, Some(ATTACHING))?;
                 attempt.on_trial = (datapath.live()?.deadline != 0).then(|| object.clone());
                 installed
             }

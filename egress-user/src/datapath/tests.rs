@@ -56,8 +56,7 @@ fn a_trial_ends_by_rollback_as_if_it_had_not_been() {
     let settings = Settings::default();
     let first = datapath.install(&policy(A), &settings, &[]).unwrap();
     let before: Vec<_> = (0..64).map(|index| datapath.grants.get(&index).unwrap()).collect();
-    let trial =
-        datapath.install_for(&policy(B), &settings, &Vec::new, Some(Duration::from_secs(60))).unwrap();
+    let trial = datapath.install_for(&policy(B), &settings, &Vec::new, Some(Duration::from_secs(60))).unwrap();
     assert!(matches!(datapath.settle().unwrap(), Settled::Pending(_)));
     assert!(matches!(datapath.install(&policy(A), &settings, &[]), Err(Error::Unconfirmed)));
     assert_eq!((addresses(&datapath, first.epoch), addresses(&datapath, trial.epoch)), (2, 3));
@@ -76,8 +75,7 @@ fn a_trial_ends_by_its_deadline_and_stays_when_confirmed() {
     let mut datapath = datapath();
     let settings = Settings::default();
     let first = datapath.install(&policy(A), &settings, &[]).unwrap();
-    let trial =
-        datapath.install_for(&policy(B), &settings, &Vec::new, Some(Duration::from_secs(60))).unwrap();
+    let trial = datapath.install_for(&policy(B), &settings, &Vec::new, Some(Duration::from_secs(60))).unwrap();
     // As if the time had passed: the daemon reads the word as the programs do.
     let word = Live { generation: trial.generation, deadline: boot_ticks() }.pack();
     datapath.live.set(&0, &word, sys::ANY).unwrap();
@@ -85,8 +83,7 @@ fn a_trial_ends_by_its_deadline_and_stays_when_confirmed() {
     assert!(matches!(datapath.confirm(), Err(Error::NothingPending)));
     assert_eq!(datapath.live().unwrap(), Live { generation: first.generation, deadline: 0 });
 
-    let trial =
-        datapath.install_for(&policy(B), &settings, &Vec::new, Some(Duration::from_secs(60))).unwrap();
+    let trial = datapath.install_for(&policy(B), &settings, &Vec::new, Some(Duration::from_secs(60))).unwrap();
     assert_eq!(datapath.confirm().unwrap(), trial.generation);
     assert_eq!(datapath.settle().unwrap(), Settled::Nothing);
     assert_eq!((addresses(&datapath, first.epoch), addresses(&datapath, trial.epoch)), (0, 3));
@@ -157,8 +154,7 @@ fn what_a_cut_short_installation_left_is_swept() {
     let first = datapath.install(&policy(A), &settings, &[]).unwrap();
     // As if the daemon had died before the flip.
     let live = datapath.live.get(&0).unwrap().unwrap();
-    let left =
-        datapath.install_for(&policy(B), &settings, &Vec::new, Some(Duration::from_secs(60))).unwrap();
+    let left = datapath.install_for(&policy(B), &settings, &Vec::new, Some(Duration::from_secs(60))).unwrap();
     datapath.live.set(&0, &live, sys::ANY).unwrap();
     assert_eq!((addresses(&datapath, first.epoch), addresses(&datapath, left.epoch)), (2, 3));
     let next = datapath.install(&policy(A), &settings, &[]).unwrap();

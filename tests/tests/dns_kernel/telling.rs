@@ -1,6 +1,6 @@
 //! What the daemon is told of answers: the first that says something at once, then one a tick.
 
-use egress_ebpf::abi::{AnswerFold, LearnedAddress, LearnedEvent};
+use egress_ebpf::abi::{Address as Words, AnswerFold, LearnedAddress, LearnedEvent};
 
 use crate::{
     kernel::{Kernel, LIVE, allow},
@@ -71,6 +71,26 @@ fn what_says_something_else_is_told_at_once() {
         let longer = look_up(kernel, "a.example.com", &[ONE], 7200);
         assert_eq!(longer[0].0.answers, 2, "it counts for longer now, and one was not told: {longer:?}");
         assert_eq!(look_up(kernel, "a.example.com", &[ONE], 60).len(), 0, "what was told counts for longer");
+    });
+}
+
+/// Whoever runs a name's servers can make up addresses that come to the same sum: what opens something is told all the same.
+#[test]
+fn what_opens_something_is_told_though_it_sums_up_to_what_was_told() {
+    let one = "2001:db8::1";
+    let Words { high, low } = one.parse::<std::net::Ipv6Addr>().map(|one| Words::v6(one.octets())).unwrap();
+    let same = |low_2: u64| Words {
+        high: high.wrapping_sub(low_2.wrapping_sub(low).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        low: low_2,
+    };
+    let public = |found: &Words| found.high.to_ne_bytes()[0] >> 5 == 1 && !egress_ebpf::dns::is_private(found);
+    let other = (1..).map(same).find(|found| public(found)).unwrap();
+    assert_eq!(egress_ebpf::abi::address_sum(&other), egress_ebpf::abi::address_sum(&Words { high, low }));
+    let other = std::net::IpAddr::from(other).to_string();
+    within_a_tick(|kernel| {
+        assert_eq!(look_up(kernel, "a.example.com", &[one], 60).len(), 1);
+        assert_eq!(look_up(kernel, "a.example.com", &[&other], 60).len(), 1, "{other}");
+        assert_eq!(look_up(kernel, "a.example.com", &[&other], 60).len(), 0);
     });
 }
 

@@ -408,12 +408,11 @@ extern "C" fn egress_tell(index: u32, now: Ticks) -> u32 {
     0
 }
 
-/// How many answers the next event stands for, this one included; `None` where one was told in this tick that says the same
-/// and lets its addresses count for as long.
+/// How many answers the next event stands for, this one included; `None` where one was told in this tick that says the same,
+/// and this one opened nothing, nor for longer.
 #[inline(always)]
 fn fold(work: &Work, now: Ticks) -> Option<u32> {
     let event = &work.event;
-    let expiry = if event.count == 0 { 0 } else { event.addresses[0].expiry };
     if event.key.len >= FOLD_NAME as u64 {
         return Some(1);
     }
@@ -438,13 +437,8 @@ fn fold(work: &Work, now: Ticks) -> Option<u32> {
             fold.cast::<u64>().write_volatile(u64::from(now));
             (*fold).key = key;
             copy_words(name, (&raw mut (*fold).name).cast(), FOLD_NAME / 8);
-            (*fold).expiry = expiry;
             return Some(1);
         }
-        let later = expiry > (*fold).expiry;
-        if later {
-            (*fold).expiry = expiry;
-        }
-        fold_into(fold.cast(), now, later)
+        fold_into(fold.cast(), now, work.learning.news != 0)
     }
 }
