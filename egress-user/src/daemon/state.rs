@@ -7,7 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use egress_ebpf::abi::{self, LearnedEvent, NEVER, TICK_SHIFT, Ticks};
+use egress_ebpf::abi::{self, LearnedEvent, NEVER, TICK_SHIFT};
 
 use super::{Book, Enforcement, sweep::Told, trouble::Troubles, uplinks::Ungoverned};
 use crate::{

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use egress_ebpf::abi::{Flow, FlowKey, Live, ORIGIN_IN};
 
-use super::*;
+use super::{confirm::deadline_after, *};
 use crate::policy::{Compiled, Sources, load};
 
 fn policy(items: &[&str]) -> Compiled {
