@@ -99,7 +99,8 @@ fn a_trials_time_begins_with_the_flip() {
         std::thread::sleep(Duration::from_millis(2500));
         Vec::new()
     };
-    let trial = datapath.install_for(&policy(B), &settings, &slow, Some(Duration::from_secs(1))).unwrap();
+    let named = policy(&["a.example.com:80"]);
+    let trial = datapath.install_for(&named, &settings, &slow, Some(Duration::from_secs(1))).unwrap();
     assert_eq!(datapath.generation().unwrap(), trial.generation);
 }
 
